@@ -1,0 +1,4 @@
+"""The engine: real serving on GPUs, and `engine.core`, the scheduler it shares with the simulator.
+
+Importing this package never imports torch.
+"""

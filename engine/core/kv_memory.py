@@ -1,0 +1,213 @@
+"""The KV memory of one replica: page pool and prefix cache together, as the scheduler uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from engine.core.enums import MemoryOp, RadixOp
+from engine.core.events import EventLog
+from engine.core.page_pool import PagePool, page_runs
+from engine.core.radix_cache import Eviction, PrefixMatch, RadixCache, RadixNode
+from engine.core.request import Request
+
+CACHE_OWNER = -1
+
+
+class _Deferred(NamedTuple):
+    """Pages and a lock that an unfinished plan may still touch."""
+
+    plan_id: int
+    pages: list[int]
+    node: RadixNode | None
+
+
+class KvMemory:
+    """Gives pages to requests, shares prefixes between them and takes everything back.
+
+    When free pages run short it evicts from the prefix cache, a batch at a time (`1/256` of the pool
+    at least), so that a full cache does not cost an eviction per step.
+
+    Attributes:
+        pool, cache: the parts; `cache` is None when prefix caching is off.
+        evicted_pages: evicted since the counter was last taken.
+        held_pages: entries of all running requests' page tables.
+    """
+
+    def __init__(
+        self,
+        num_pages: int,
+        page_size: int,
+        *,
+        prefix_cache: bool,
+        eviction: Eviction,
+        events: EventLog | None = None,
+        replica: int = 0,
+        next_plan_id: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.pool = PagePool(num_pages, page_size)
+        self._write_memory = events.write("memory") if events else None
+        self._write_radix = events.write("radix") if events else None
+        self._replica = replica
+        self._next_plan_id = next_plan_id
+        listener = self._record_radix if self._write_radix else None
+        self.cache = RadixCache(page_size, eviction, listener) if prefix_cache else None
+        self.evicted_pages = 0
+        self.held_pages = 0
+        self._deferred: list[_Deferred] = []
+        self._eviction_batch = num_pages // 256
+
+    @property
+    def available_pages(self) -> int:
+        """Pages that are free or could be at once."""
+        cache = self.cache
+        return self.pool.free_pages + (cache.evictable_pages if cache else 0)
+
+    @property
+    def cached_pages(self) -> int:
+        """Pages that only the prefix cache holds."""
+        return self.cache.evictable_pages if self.cache else 0
+
+    @property
+    def has_deferred(self) -> bool:
+        """Whether pages wait for a plan in flight before they become free."""
+        return bool(self._deferred)
+
+    def deferred(self) -> list[tuple[int, list[int], RadixNode | None]]:
+        """What waits for a plan: (plan id, pages, locked node), for the recount."""
+        return [tuple(entry) for entry in self._deferred]
+
+    def ensure_free(self, count: int) -> bool:
+        """Make `count` pages free, evicting if necessary; False (and no change) if impossible."""
+        missing = count - self.pool.free_pages
+        if missing <= 0:
+            return True
+        if self.cache is None or missing > self.cache.evictable_pages:
+            return False
+        self.evict(max(missing, self._eviction_batch))
+        return True
+
+    def evict(self, count: int) -> None:
+        """Move up to `count` pages from the prefix cache to the free list."""
+        if self.cache is None:
+            return
+        pages = self.cache.evict(count)
+        self.evicted_pages += len(pages)
+        self.pool.free(pages)
+        self._record(MemoryOp.EVICT, CACHE_OWNER, pages)
+
+    def grow(self, request: Request, count: int) -> None:
+        """Append `count` free pages to a request's page table; call `ensure_free` before."""
+        pages = self.pool.alloc(count)
+        request.pages += pages
+        self.held_pages += count
+        if self._write_memory is not None:
+            self._record(MemoryOp.ALLOC, request.request_id, pages)
+
+    def match(self, request: Request) -> PrefixMatch | None:
+        """The cached prefix of a waiting request; at least its last known token is left out."""
+        if self.cache is None or request.tokens is None:
+            return None
+        ids = request.tokens.ids(0, request.known_tokens - 1)
+        return self.cache.match(ids, request.tenant)
+
+    def peek(self, request: Request) -> int:
+        """Tokens that `match` would find, changing nothing; remembered until the cache changes."""
+        if self.cache is None or request.tokens is None:
+            return 0
+        if request.peek[0] != self.cache.version:
+            ids = request.tokens.ids(0, request.known_tokens - 1)
+            request.peek = (self.cache.version, self.cache.peek(ids, request.tenant))
+        return request.peek[1]
+
+    def attach(self, request: Request, match: PrefixMatch) -> None:
+        """Start a request's page table with a cached prefix that its caller has locked."""
+        request.node = match.node
+        request.pages = list(match.pages)
+        request.cached_depth = len(match.pages) * self.pool.page_size
+        request.scheduled_tokens = request.committed_tokens = request.cached_depth
+        self.held_pages += len(match.pages)
+
+    def publish(self, request: Request, committed_tokens: int) -> None:
+        """Let others reuse the KV of a running request's first `committed_tokens` tokens."""
+        cache, size = self.cache, self.pool.page_size
+        stop = committed_tokens // size * size
+        if cache is None or request.tokens is None or stop <= request.cached_depth:
+            return
+        start = request.cached_depth // size
+        old = request.node or cache.root(request.tenant)
+        offered = request.pages[start : stop // size]
+        result = cache.insert(old, request.tokens.ids(request.cached_depth, stop), offered)
+        cache.lock(result.node)
+        if request.node is not None:
+            cache.unlock(request.node)
+        if result.duplicate_pages:
+            request.duplicate_pages.append((start, start + result.duplicate_pages))
+        request.node, request.cached_depth = result.node, stop
+        self._record(MemoryOp.CACHE, CACHE_OWNER, offered[result.duplicate_pages :])
+
+    def release(self, request: Request, committed_tokens: int, until_plan: int | None) -> None:
+        """Take everything back, keeping the committed part cached.
+
+        Args:
+            request: its page table is empty afterwards.
+            committed_tokens: KV entries that are surely written.
+            until_plan: a plan in flight that may still touch the pages; they become free when
+                `plan_done` is called with it or a later one. None: free at once.
+        """
+        self.publish(request, committed_tokens)
+        private = [
+            page for start, stop in request.duplicate_pages for page in request.pages[start:stop]
+        ]
+        private += request.pages[request.cached_depth // self.pool.page_size :]
+        entry = _Deferred(-1 if until_plan is None else until_plan, private, request.node)
+        self.held_pages -= len(request.pages)
+        request.pages, request.duplicate_pages = [], []
+        request.node, request.cached_depth = None, 0
+        request.scheduled_tokens = request.committed_tokens = 0
+        if self._write_memory is not None:
+            self._record(MemoryOp.FREE, request.request_id, private)
+        if until_plan is None:
+            self._finish_release(entry)
+        else:
+            self._deferred.append(entry)
+
+    def shrink(self, request: Request, keep_pages: int) -> None:
+        """Return the pages of rejected slots at the end of a page table."""
+        surplus = request.pages[keep_pages:]
+        if surplus:
+            del request.pages[keep_pages:]
+            self.held_pages -= len(surplus)
+            self.pool.free(surplus)
+            self._record(MemoryOp.FREE, request.request_id, surplus)
+
+    def plan_done(self, plan_id: int) -> None:
+        """Free what waited for plans up to `plan_id`."""
+        if self._deferred:
+            ready = [entry for entry in self._deferred if entry.plan_id <= plan_id]
+            self._deferred = [entry for entry in self._deferred if entry.plan_id > plan_id]
+            for entry in ready:
+                self._finish_release(entry)
+
+    def take_evicted(self) -> int:
+        """Pages evicted since the last call."""
+        evicted, self.evicted_pages = self.evicted_pages, 0
+        return evicted
+
+    def _finish_release(self, entry: _Deferred) -> None:
+        if entry.node is not None and self.cache is not None:
+            self.cache.unlock(entry.node)
+        self.pool.free(entry.pages)
+
+    def _record(self, op: MemoryOp, owner: int, pages: list[int]) -> None:
+        if self._write_memory is not None:
+            step = self._next_plan_id()
+            for start, count in page_runs(pages):
+                self._write_memory((step, self._replica, op, owner, start, count))
+
+    def _record_radix(self, op: RadixOp, node: RadixNode) -> None:
+        if self._write_radix is not None:
+            parent = node.parent.node_id if node.parent else -1
+            tokens = len(node.pages) * self.pool.page_size
+            row = (self._next_plan_id(), self._replica, op, node.node_id, parent, tokens, node.locks)
+            self._write_radix(row)

@@ -1,0 +1,314 @@
+"""Prefix cache: a radix tree over real token ids whose nodes own KV pages.
+
+Keys are whole pages of int32 token ids, kept as bytes, so that comparing a 10,000-token prefix is a
+few memory compares and a hash collision can never pass off one user's text as another's. Each
+namespace (tenant, salt, adapter) has a tree of its own.
+
+A request holds a *lock* on the deepest node of its prefix, which protects the whole path. Nodes
+without locks and children are evictable; they wait in a heap whose entries are refreshed lazily, so
+neither a hit nor an eviction ever scans the tree. Splitting a node keeps the lower half's identity:
+a locked node always stands for the same prefix.
+
+Source of the idea: RadixAttention (Zheng et al., SGLang, 2024). The tree never moves a page under a
+running request: where two requests computed the same prefix, the second keeps its own copy.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from engine.core.enums import RadixOp
+from engine.core.token_ids import Int32
+
+Eviction = Literal["lru", "lfu"]
+RadixListener = Callable[[RadixOp, "RadixNode"], None]
+
+_TOKEN_BYTES = 4
+
+
+class RadixNode:
+    """One edge of the tree: `key` (whole pages of ids) and the pages that hold its KV."""
+
+    __slots__ = (
+        "children", "hits", "key", "last_access", "locks", "node_id", "pages", "parent", "queued",
+    )  # fmt: skip
+
+    def __init__(self, node_id: int, key: bytes, pages: list[int], parent: RadixNode | None):
+        self.node_id = node_id
+        self.key = key
+        self.pages = pages
+        self.parent = parent
+        self.children: dict[bytes, RadixNode] = {}
+        self.locks = 0
+        self.hits = 0
+        self.last_access = 0
+        self.queued = False  # has an entry in the eviction heap
+
+
+class PrefixMatch(NamedTuple):
+    """The longest cached prefix: its deepest node and its pages, root to leaf."""
+
+    node: RadixNode
+    pages: list[int]
+
+
+class InsertResult(NamedTuple):
+    """Where an insertion ended, and how many of the offered pages were there already."""
+
+    node: RadixNode
+    duplicate_pages: int
+
+
+class RadixCache:
+    """A radix tree per namespace with reference-counted locks and LRU or LFU eviction.
+
+    Attributes:
+        evictable_pages: pages of unlocked nodes; all of them can be evicted.
+        protected_pages: pages of locked nodes.
+        version: changes whenever the set of cached prefixes does.
+    """
+
+    def __init__(
+        self, page_size: int, eviction: Eviction = "lru", listener: RadixListener | None = None
+    ) -> None:
+        self.page_size = page_size
+        self.evictable_pages = 0
+        self.protected_pages = 0
+        self.version = 0
+        self._page_bytes = page_size * _TOKEN_BYTES
+        self._lfu = eviction == "lfu"
+        self._listener = listener
+        self._roots: dict[int, RadixNode] = {}
+        self._heap: list[tuple[int, int, int, RadixNode]] = []
+        self._clock = 0
+        self._next_id = 0
+
+    def root(self, namespace: int) -> RadixNode:
+        """The empty prefix of a namespace. It owns no page and is never evicted."""
+        root = self._roots.get(namespace)
+        if root is None:
+            root = self._roots[namespace] = self._new_node(b"", [], None)
+        return root
+
+    def match(self, ids: Int32, namespace: int = 0) -> PrefixMatch:
+        """The longest cached prefix of `ids`, in whole pages; marks it as used.
+
+        Splits a node when the match ends inside it, so that the result can be locked. Lock it before
+        the next call that may evict.
+        """
+        node, pages = self.root(namespace), list[int]()
+        blob, at = ids.tobytes(), 0
+        self._clock += 1
+        while (child := self._child(node, blob, at)) is not None:
+            length = self._common_bytes(child.key, blob, at)
+            if length < len(child.key):
+                child = self._split(child, length // self._page_bytes)
+            child.hits += 1
+            self._touch(child)
+            pages += child.pages
+            at += length
+            node = child
+        return PrefixMatch(node, pages)
+
+    def peek(self, ids: Int32, namespace: int = 0) -> int:
+        """Length in tokens of the longest cached prefix, changing nothing."""
+        node, blob, at = self._roots.get(namespace), ids.tobytes(), 0
+        while node is not None and (child := self._child(node, blob, at)) is not None:
+            length = self._common_bytes(child.key, blob, at)
+            at += length
+            node = child if length == len(child.key) else None
+        return at // _TOKEN_BYTES
+
+    def insert(self, node: RadixNode, ids: Int32, pages: list[int]) -> InsertResult:
+        """Cache what follows the prefix of `node`: whole pages of `ids` and the pages that hold them.
+
+        The tree takes ownership of all `pages` but the first `duplicate_pages`, whose content it
+        already had; those stay the caller's. Trailing ids that fill no page are ignored.
+
+        Raises:
+            ValueError: fewer pages than whole pages of ids.
+        """
+        blob, at = ids.tobytes(), 0
+        end = len(blob) // self._page_bytes
+        if len(pages) < end:
+            raise ValueError(f"{end} full pages of ids but only {len(pages)} pages")
+        blob = blob[: end * self._page_bytes]
+        self._clock += 1
+        while (child := self._child(node, blob, at)) is not None:
+            length = self._common_bytes(child.key, blob, at)
+            if length < len(child.key):
+                child = self._split(child, length // self._page_bytes)
+            self._touch(child)
+            at += length
+            node = child
+        duplicates = at // self._page_bytes
+        if duplicates < end:
+            node = self._add_leaf(node, blob[at:], pages[duplicates:end])
+        return InsertResult(node, duplicates)
+
+    def lock(self, node: RadixNode) -> None:
+        """Protect the path from `node` to the root from eviction; locks nest."""
+        step: RadixNode | None = node
+        while step is not None:
+            if step.locks == 0:
+                self.evictable_pages -= len(step.pages)
+                self.protected_pages += len(step.pages)
+            step.locks += 1
+            step = step.parent
+        self._tell(RadixOp.LOCK, node)
+
+    def unlock(self, node: RadixNode) -> None:
+        """Undo one `lock(node)`.
+
+        Raises:
+            ValueError: the node is not locked.
+        """
+        if node.locks < 1:
+            raise ValueError(f"node {node.node_id} is not locked")
+        step: RadixNode | None = node
+        while step is not None:
+            step.locks -= 1
+            if step.locks == 0:
+                self.evictable_pages += len(step.pages)
+                self.protected_pages -= len(step.pages)
+                self._queue_if_evictable(step)
+            step = step.parent
+        self._tell(RadixOp.UNLOCK, node)
+
+    def evict(self, count: int) -> list[int]:
+        """Give up `count` pages of least value, leaf ends first; fewer if no more are evictable."""
+        freed: list[int] = []
+        heap = self._heap
+        while len(freed) < count and heap:
+            node = heap[0][3]
+            if node.locks or node.children or node.parent is None:
+                heapq.heappop(heap)[3].queued = False
+                continue
+            entry = self._entry(node)
+            if entry[0] != heap[0][0] or entry[1] != heap[0][1]:
+                heapq.heapreplace(heap, entry)
+                continue
+            missing = count - len(freed)
+            if missing < len(node.pages):
+                freed += self._trim(node, missing)
+            else:
+                heapq.heappop(heap)
+                freed += self._remove(node)
+        if freed:
+            self.version += 1
+        return freed
+
+    def clear(self) -> list[int]:
+        """Evict everything that is not locked; returns the freed pages."""
+        return self.evict(self.evictable_pages)
+
+    def depth_tokens(self, node: RadixNode) -> int:
+        """Length of the prefix that a node stands for."""
+        total, step = 0, node
+        while step.parent is not None:
+            total += len(step.pages)
+            step = step.parent
+        return total * self.page_size
+
+    def nodes(self) -> Iterator[tuple[int, RadixNode]]:
+        """All nodes but the roots, as (namespace, node), parents first."""
+        for namespace, root in self._roots.items():
+            stack = list(root.children.values())
+            while stack:
+                node = stack.pop()
+                yield namespace, node
+                stack.extend(node.children.values())
+
+    def roots(self) -> dict[int, RadixNode]:
+        """The root of each namespace (a copy of the mapping)."""
+        return dict(self._roots)
+
+    def queued_nodes(self) -> list[RadixNode]:
+        """Nodes with an entry in the eviction heap, for the recount."""
+        return [entry[3] for entry in self._heap]
+
+    def _child(self, node: RadixNode, blob: bytes, at: int) -> RadixNode | None:
+        return node.children.get(blob[at : at + self._page_bytes])
+
+    def _common_bytes(self, key: bytes, blob: bytes, at: int) -> int:
+        """Bytes of `key`, in whole pages, that `blob` repeats from `at` on; at least one page."""
+        part = blob[at : at + len(key)]
+        if part == key:
+            return len(key)
+        shorter = min(len(part), len(key)) // _TOKEN_BYTES
+        ours = np.frombuffer(key, np.int32, shorter)
+        theirs = np.frombuffer(part, np.int32, shorter)
+        differs = ours != theirs
+        first = int(differs.argmax())
+        same = first if differs[first] else shorter
+        return same // self.page_size * self._page_bytes
+
+    def _split(self, node: RadixNode, pages: int) -> RadixNode:
+        """Cut a node after `pages` pages; the new upper half is returned, the lower keeps its id."""
+        cut = pages * self._page_bytes
+        parent = node.parent
+        if parent is None:
+            raise ValueError("a root cannot be split")
+        upper = self._new_node(node.key[:cut], node.pages[:pages], parent)
+        upper.locks, upper.hits, upper.last_access = node.locks, node.hits, node.last_access
+        node.key, node.pages, node.parent = node.key[cut:], node.pages[pages:], upper
+        upper.children[node.key[: self._page_bytes]] = node
+        parent.children[upper.key[: self._page_bytes]] = upper
+        self._tell(RadixOp.SPLIT, upper)
+        return upper
+
+    def _add_leaf(self, parent: RadixNode, key: bytes, pages: list[int]) -> RadixNode:
+        leaf = self._new_node(key, pages, parent)
+        leaf.last_access = self._clock
+        parent.children[key[: self._page_bytes]] = leaf
+        self.evictable_pages += len(pages)
+        self.version += 1
+        self._queue_if_evictable(leaf)
+        self._tell(RadixOp.INSERT, leaf)
+        return leaf
+
+    def _remove(self, leaf: RadixNode) -> list[int]:
+        parent = leaf.parent
+        if parent is None:
+            raise ValueError("a root cannot be evicted")
+        del parent.children[leaf.key[: self._page_bytes]]
+        leaf.queued = False
+        self.evictable_pages -= len(leaf.pages)
+        self._tell(RadixOp.EVICT, leaf)
+        leaf.parent = None
+        self._queue_if_evictable(parent)
+        return leaf.pages
+
+    def _trim(self, leaf: RadixNode, count: int) -> list[int]:
+        """Evict only the last `count` pages of a leaf."""
+        kept = len(leaf.pages) - count
+        pages = leaf.pages[kept:]
+        leaf.pages = leaf.pages[:kept]
+        leaf.key = leaf.key[: kept * self._page_bytes]
+        self.evictable_pages -= count
+        self._tell(RadixOp.EVICT, leaf)
+        return pages
+
+    def _touch(self, node: RadixNode) -> None:
+        node.last_access = self._clock
+        self._tell(RadixOp.TOUCH, node)
+
+    def _queue_if_evictable(self, node: RadixNode) -> None:
+        if not (node.queued or node.locks or node.children or node.parent is None):
+            node.queued = True
+            heapq.heappush(self._heap, self._entry(node))
+
+    def _entry(self, node: RadixNode) -> tuple[int, int, int, RadixNode]:
+        return (node.hits if self._lfu else 0, node.last_access, node.node_id, node)
+
+    def _new_node(self, key: bytes, pages: list[int], parent: RadixNode | None) -> RadixNode:
+        self._next_id += 1
+        return RadixNode(self._next_id, key, pages, parent)
+
+    def _tell(self, op: RadixOp, node: RadixNode) -> None:
+        if self._listener is not None:
+            self._listener(op, node)

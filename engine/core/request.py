@@ -1,0 +1,158 @@
+"""A request and its life: what the core knows about it, and the legal changes of its status."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+from engine.core.enums import FinishReason, RejectReason, RequestStatus
+from engine.core.radix_cache import RadixNode
+from engine.core.token_ids import TokenSource
+
+_S = RequestStatus
+
+LEGAL_TRANSITIONS: Final[dict[RequestStatus, frozenset[RequestStatus]]] = {
+    _S.WAITING: frozenset({_S.PREFILLING, _S.AWAITING_KV, _S.FINISHED}),
+    _S.PREFILLING: frozenset({_S.DECODING, _S.HOLDING_KV, _S.WAITING, _S.FINISHED}),
+    _S.DECODING: frozenset({_S.WAITING, _S.FINISHED}),
+    _S.HOLDING_KV: frozenset({_S.FINISHED}),
+    _S.AWAITING_KV: frozenset({_S.DECODING, _S.WAITING, _S.FINISHED}),
+    _S.FINISHED: frozenset(),
+}
+
+
+class IllegalTransitionError(RuntimeError):
+    """A request was moved to a status that cannot follow its present one."""
+
+
+class KVHandoff(IntEnum):
+    """Whether a request's KV cache crosses replicas."""
+
+    NONE = 0  # prefill and decode here
+    SEND = 1  # prefill here, then send the KV away
+    RECEIVE = 2  # the KV of the prompt arrives from elsewhere; the first token is known
+
+
+class Request:
+    """One request as the scheduler sees it. The model's true output length is not here.
+
+    Token counts, smallest to largest: *committed* KV (its step came back), *scheduled* KV (a plan
+    computes it), *reserved* slots (`len(pages) * page_size`). `known_tokens` are those whose ids are
+    decided when a prefill (re)starts: the prompt, and after a retraction also the output so far.
+
+    Attributes:
+        request_id: unique in the run.
+        prompt_tokens, max_tokens: lengths in tokens, both at least 1.
+        priority: larger is more urgent.
+        tenant: namespace of the prefix cache.
+        tokens: ids of prompt and output, or None if prompts are taken as unsharable.
+        handoff: whether KV crosses replicas.
+        status, epoch: `epoch` grows whenever results in flight become void.
+        sequence: order of arrival at this scheduler.
+        pages: KV pages by position, shared prefix first.
+        node: the locked node of the prefix cache, whose depth is `cached_depth` tokens.
+        duplicate_pages: index range of own copies inside the cached prefix, as [start, stop) pairs.
+        scheduled_tokens: KV entries computed or being computed; while DECODING the decode batch
+            counts instead (see `DecodeBatch.context_tokens_of`).
+        committed_tokens: KV entries whose step came back; same remark.
+    """
+
+    __slots__ = (
+        "admitted_ns", "arrival_ns", "bypassed", "cached_depth", "cached_tokens", "client_wait_ns",
+        "committed_outputs", "committed_tokens", "duplicate_pages", "epoch", "failures",
+        "finish_ns", "finish_reason", "first_token_ns", "handoff", "known_tokens", "last_plan_id",
+        "max_tokens", "next_crossing", "node", "offset", "pages", "parent", "peek", "priority",
+        "prompt_tokens", "recomputed_tokens", "reject_reason", "request_id", "retractions",
+        "scheduled_tokens", "sequence", "span_first", "span_last", "span_token_ns", "status",
+        "tenant", "tokens",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        request_id: int,
+        prompt_tokens: int,
+        max_tokens: int,
+        *,
+        priority: int = 0,
+        tenant: int = 0,
+        tokens: TokenSource | None = None,
+        handoff: KVHandoff = KVHandoff.NONE,
+        parent: int = -1,
+        client_wait_ns: int = 0,
+    ) -> None:
+        if prompt_tokens < 1 or max_tokens < 1:
+            raise ValueError(
+                f"request {request_id}: prompt_tokens={prompt_tokens} and max_tokens={max_tokens} "
+                "must both be at least 1"
+            )
+        self.request_id = request_id
+        self.prompt_tokens = prompt_tokens
+        self.max_tokens = max_tokens
+        self.priority = priority
+        self.tenant = tenant
+        self.tokens = tokens
+        self.handoff = handoff
+        self.parent = parent
+        self.client_wait_ns = client_wait_ns
+
+        self.status = RequestStatus.WAITING
+        self.epoch = 0
+        self.sequence = -1
+        self.bypassed = 0  # times a later request was admitted while this one was the oldest
+        self.failures = 0  # steps that failed with it
+        self.peek = (-1, 0)  # (cache version, cached prefix tokens), for longest-prefix ordering
+
+        self.pages: list[int] = []
+        self.node: RadixNode | None = None
+        self.cached_depth = 0
+        self.duplicate_pages: list[tuple[int, int]] = []
+        self.known_tokens = prompt_tokens
+        self.scheduled_tokens = 0
+        self.committed_tokens = 0
+        self.committed_outputs = 0
+        self.last_plan_id = -1
+
+        # Set by the decode batch while DECODING.
+        self.offset = 0  # KV tokens after iteration i = offset + i
+        self.next_crossing = 0  # iteration that needs its next page
+        self.span_first = -1  # first iteration of the present stay, -1: none
+        self.span_last = -1  # last iteration planned with it, -1: still in the batch
+        self.span_token_ns = -1
+
+        self.arrival_ns = -1
+        self.admitted_ns = -1
+        self.first_token_ns = -1
+        self.finish_ns = -1
+        self.cached_tokens = 0
+        self.retractions = 0
+        self.recomputed_tokens = 0
+        self.finish_reason = FinishReason.NONE
+        self.reject_reason = RejectReason.NONE
+
+    @property
+    def max_kv_tokens(self) -> int:
+        """KV slots it can ever fill: the last token's KV is never written."""
+        return self.prompt_tokens + self.max_tokens - 1
+
+    @property
+    def prefill_left(self) -> int:
+        """Known tokens whose KV no plan computes yet."""
+        return self.known_tokens - self.scheduled_tokens
+
+    def move_to(self, status: RequestStatus) -> None:
+        """Change status.
+
+        Raises:
+            IllegalTransitionError: `status` may not follow the present one.
+        """
+        if status not in LEGAL_TRANSITIONS[self.status]:
+            raise IllegalTransitionError(
+                f"request {self.request_id}: {self.status.name} -> {status.name}"
+            )
+        self.status = status
+
+    def __repr__(self) -> str:
+        return (
+            f"Request({self.request_id}, {self.status.name}, prompt={self.prompt_tokens}, "
+            f"max_tokens={self.max_tokens}, scheduled={self.scheduled_tokens})"
+        )

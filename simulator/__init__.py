@@ -1,0 +1,1 @@
+"""A discrete-event simulator that drives the engine's own scheduler in virtual time."""
