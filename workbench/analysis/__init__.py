@@ -1,0 +1,1 @@
+"""Arithmetic behind `explain` and `compare`: numpy over the tables of a run, no files."""

@@ -1,0 +1,87 @@
+"""How much of each step's GPU time its decodes alone would have cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine.core.events import Columns
+from workbench.analysis.source import Int64, int64
+
+if TYPE_CHECKING:
+    from simulator.cost_model import CostModel, StepFeatures
+
+BY_TOKENS = "by token share (no cost model)"
+
+
+def decode_share(
+    steps: Columns,
+    cost_models: Mapping[int, CostModel] | None,
+    graph_batch_sizes: Sequence[int] = (),
+) -> tuple[Int64, str]:
+    """Decode part of every step's `gpu_ns`, and the rule that gave it.
+
+    A step without prefill is all decode, one without decode has none. For a mixed step, the cost
+    model is asked twice, for the step as it was and for its decodes alone (prefill features zero,
+    the CUDA Graph that a pure decode batch of this size gets); the recorded GPU time is divided in
+    that proportion. On replicas without a cost model it is divided by tokens.
+
+    Args:
+        steps: the `steps` table, n rows.
+        cost_models: replica -> its cost model.
+        graph_batch_sizes: CUDA Graph batch sizes, which the record of a mixed step does not show.
+
+    Returns:
+        int64[n] ns with 0 <= part <= gpu_ns, and a name for the rule.
+    """
+    gpu = int64(steps, "gpu_ns")
+    prefill, decode = int64(steps, "prefill_tokens"), int64(steps, "decode_tokens")
+    part = np.floor(gpu * (decode / np.maximum(prefill + decode, 1))).astype(np.int64)
+    part = np.where(prefill == 0, np.where(decode > 0, gpu, 0), np.minimum(part, gpu))
+    mixed = (prefill > 0) & (decode > 0)
+    rules = set()
+    for replica in np.unique(steps["replica"][mixed]).tolist():
+        model = (cost_models or {}).get(replica)
+        rules.add(BY_TOKENS if model is None else f"by cost model ({model.name})")
+        if model is not None:
+            rows = np.flatnonzero(mixed & (steps["replica"] == replica))
+            part[rows] = _modelled(steps, rows, gpu[rows], model, graph_batch_sizes)
+    return part, "; ".join(sorted(rules)) or "exact (no step mixed prefill with decode)"
+
+
+def _modelled(
+    steps: Columns, rows: Int64, gpu: Int64, model: CostModel, graph_batch_sizes: Sequence[int]
+) -> Int64:
+    whole = model.step_costs(_features(steps, rows, None)).gpu_ns
+    alone = model.step_costs(_features(steps, rows, graph_batch_sizes)).gpu_ns
+    scaled = np.floor(gpu * (alone / np.maximum(whole, 1))).astype(np.int64)
+    part: Int64 = np.clip(np.where(gpu == whole, alone, scaled), 0, gpu)
+    return part
+
+
+def _features(steps: Columns, rows: Int64, decode_graphs: Sequence[int] | None) -> StepFeatures:
+    """Cost model features of some steps; with `decode_graphs`, of their decodes alone."""
+    from dataclasses import fields
+
+    from simulator.cost_model import StepFeatures
+
+    unknown = np.full(len(rows), -1, np.int64)
+    columns = {
+        field.name: int64(steps, field.name)[rows] if field.name in steps else unknown
+        for field in fields(StepFeatures)
+    }
+    if decode_graphs is not None:
+        for name in columns:
+            if name.startswith("prefill_"):
+                columns[name] = np.zeros(len(rows), np.int64)
+        columns["sampled_tokens"] = np.minimum(columns["sampled_tokens"], columns["decode_tokens"])
+        columns["graph_batch"] = _graph_batch(columns["decode_requests"], decode_graphs)
+    return StepFeatures(**columns)
+
+
+def _graph_batch(decode_requests: Int64, sizes: Sequence[int]) -> Int64:
+    """Smallest captured size that holds each batch, 0 (eager) where none does."""
+    ladder = np.append(np.unique(np.array(sizes, np.int64)), 0)
+    return ladder[np.searchsorted(ladder[:-1], decode_requests)]

@@ -1,0 +1,66 @@
+"""What the analyses need of a run: its header and its tables, from a record or from memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.core.events import Columns, Detail, recorded_tables
+from workbench.run_header import RunHeader
+
+Int64 = NDArray[np.int64]
+Float64 = NDArray[np.float64]
+Bool = NDArray[np.bool_]
+
+
+class RunTables(Protocol):
+    """A finished or interrupted run; `workbench.run_record.RunReader` is one."""
+
+    header: RunHeader
+
+    def table(self, name: str) -> Columns:
+        """One table of `engine.core.events.TABLES`; no rows if it was not recorded."""
+
+
+class MissingDetailError(ValueError):
+    """The run was recorded with too little detail for the question; says which would do."""
+
+    def __init__(self, what: str, table: str, recorded: Detail, needed: Detail) -> None:
+        super().__init__(
+            f"{what} needs the table '{table}', but this run was recorded with "
+            f"--detail {recorded.name.lower()}: record it again with "
+            f"--detail {needed.name.lower()} or higher"
+        )
+        self.table = table
+        self.needed = needed
+
+
+def detail_of(run: RunTables) -> Detail:
+    """The detail level of the record."""
+    return Detail[run.header.detail.upper()]
+
+
+def require_tables(run: RunTables, what: str, tables: Sequence[str]) -> None:
+    """Raise `MissingDetailError` unless `run` records all of `tables`."""
+    recorded = detail_of(run)
+    needed = max(
+        next(level for level in Detail if table in recorded_tables(level)) for table in tables
+    )
+    for table in tables:
+        if table not in recorded_tables(recorded):
+            raise MissingDetailError(what, table, recorded, needed)
+
+
+def int64(columns: Columns, name: str) -> Int64:
+    """Column `name` as int64, so that sums and differences cannot overflow."""
+    return columns[name].astype(np.int64, copy=False)
+
+
+def starts_of_groups(sorted_keys: Int64) -> Int64:
+    """Index of the first row of each run of equal keys. `sorted_keys` int64[n], ascending."""
+    if not len(sorted_keys):
+        return np.empty(0, np.int64)
+    return np.flatnonzero(np.concatenate(([True], sorted_keys[1:] != sorted_keys[:-1])))
