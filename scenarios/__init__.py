@@ -1,0 +1,1 @@
+"""Shipped scenarios: small lessons, one YAML file each."""
