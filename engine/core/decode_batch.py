@@ -51,9 +51,9 @@ class DecodeBatch:
         """Sum over members of the tokens that max_tokens still allows beyond those planned."""
         return self._limit_sum - len(self.members) * self.iteration
 
-    def join(self, request: Request, context_tokens: int) -> None:
-        """Add a request from the next iteration on; its `pages` cover its `context_tokens`."""
-        request.offset = context_tokens - self.iteration
+    def join(self, request: Request) -> None:
+        """Add a request from the next iteration on; its `pages` cover its `scheduled_tokens`."""
+        request.offset = request.scheduled_tokens - self.iteration
         request.span_first = self.iteration + 1
         request.span_last = -1
         self.members[request.request_id] = request

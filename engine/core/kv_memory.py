@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from engine.core.enums import MemoryOp, RadixOp
@@ -10,6 +10,7 @@ from engine.core.events import EventLog
 from engine.core.page_pool import PagePool, page_runs
 from engine.core.radix_cache import Eviction, PrefixMatch, RadixCache, RadixNode
 from engine.core.request import Request
+from engine.core.token_ids import Int32
 
 CACHE_OWNER = -1
 
@@ -75,7 +76,7 @@ class KvMemory:
 
     def deferred(self) -> list[tuple[int, list[int], RadixNode | None]]:
         """What waits for a plan: (plan id, pages, locked node), for the recount."""
-        return [tuple(entry) for entry in self._deferred]
+        return [(entry.plan_id, entry.pages, entry.node) for entry in self._deferred]
 
     def ensure_free(self, count: int) -> bool:
         """Make `count` pages free, evicting if necessary; False (and no change) if impossible."""
@@ -104,6 +105,15 @@ class KvMemory:
         if self._write_memory is not None:
             self._record(MemoryOp.ALLOC, request.request_id, pages)
 
+    def grow_each(self, requests: Collection[Request]) -> None:
+        """Append one free page to each of several page tables, in order."""
+        pages = self.pool.alloc(len(requests))
+        self.held_pages += len(pages)
+        for request, page in zip(requests, pages, strict=True):
+            request.pages.append(page)
+            if self._write_memory is not None:
+                self._record(MemoryOp.ALLOC, request.request_id, [page])
+
     def match(self, request: Request) -> PrefixMatch | None:
         """The cached prefix of a waiting request; at least its last known token is left out."""
         if self.cache is None or request.tokens is None:
@@ -129,22 +139,40 @@ class KvMemory:
         self.held_pages += len(match.pages)
 
     def publish(self, request: Request, committed_tokens: int) -> None:
-        """Let others reuse the KV of a running request's first `committed_tokens` tokens."""
-        cache, size = self.cache, self.pool.page_size
-        stop = committed_tokens // size * size
-        if cache is None or request.tokens is None or stop <= request.cached_depth:
+        """Let others reuse the KV of a running request's first `committed_tokens` tokens.
+
+        If another request has published some of it meanwhile, nothing happens: the page table of a
+        running request never changes, and holding both copies could exceed the pool.
+        """
+        cache, ids = self.cache, self._unpublished(request, committed_tokens)
+        if cache is None or ids is None:
             return
+        node = request.node or cache.root(request.tenant)
+        if not cache.continues(node, ids):
+            self._insert(request, ids)
+
+    def _unpublished(self, request: Request, committed_tokens: int) -> Int32 | None:
+        """Ids of whole committed pages that the cache does not know from this request yet."""
+        stop = committed_tokens // self.pool.page_size * self.pool.page_size
+        if self.cache is None or request.tokens is None or stop <= request.cached_depth:
+            return None
+        return request.tokens.ids(request.cached_depth, stop)
+
+    def _insert(self, request: Request, ids: Int32) -> list[int]:
+        """Hand pages to the cache and lock the longer prefix; returns the duplicates it refused."""
+        cache, size = self.cache, self.pool.page_size
+        if cache is None:
+            return []
         start = request.cached_depth // size
-        old = request.node or cache.root(request.tenant)
-        offered = request.pages[start : stop // size]
-        result = cache.insert(old, request.tokens.ids(request.cached_depth, stop), offered)
+        offered = request.pages[start : start + len(ids) // size]
+        result = cache.insert(request.node or cache.root(request.tenant), ids, offered)
         cache.lock(result.node)
         if request.node is not None:
             cache.unlock(request.node)
-        if result.duplicate_pages:
-            request.duplicate_pages.append((start, start + result.duplicate_pages))
-        request.node, request.cached_depth = result.node, stop
+        request.node = result.node
+        request.cached_depth += len(ids)
         self._record(MemoryOp.CACHE, CACHE_OWNER, offered[result.duplicate_pages :])
+        return offered[: result.duplicate_pages]
 
     def release(self, request: Request, committed_tokens: int, until_plan: int | None) -> None:
         """Take everything back, keeping the committed part cached.
@@ -155,14 +183,12 @@ class KvMemory:
             until_plan: a plan in flight that may still touch the pages; they become free when
                 `plan_done` is called with it or a later one. None: free at once.
         """
-        self.publish(request, committed_tokens)
-        private = [
-            page for start, stop in request.duplicate_pages for page in request.pages[start:stop]
-        ]
+        ids = self._unpublished(request, committed_tokens)
+        private = [] if ids is None else self._insert(request, ids)
         private += request.pages[request.cached_depth // self.pool.page_size :]
         entry = _Deferred(-1 if until_plan is None else until_plan, private, request.node)
         self.held_pages -= len(request.pages)
-        request.pages, request.duplicate_pages = [], []
+        request.pages = []
         request.node, request.cached_depth = None, 0
         request.scheduled_tokens = request.committed_tokens = 0
         if self._write_memory is not None:

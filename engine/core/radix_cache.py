@@ -123,6 +123,10 @@ class RadixCache:
             node = child if length == len(child.key) else None
         return at // _TOKEN_BYTES
 
+    def continues(self, node: RadixNode, ids: Int32) -> bool:
+        """Whether the tree holds the first page of `ids` after the prefix of `node`."""
+        return self._child(node, ids[: self.page_size].tobytes(), 0) is not None
+
     def insert(self, node: RadixNode, ids: Int32, pages: list[int]) -> InsertResult:
         """Cache what follows the prefix of `node`: whole pages of `ids` and the pages that hold them.
 

@@ -51,7 +51,6 @@ class Request:
         sequence: order of arrival at this scheduler.
         pages: KV pages by position, shared prefix first.
         node: the locked node of the prefix cache, whose depth is `cached_depth` tokens.
-        duplicate_pages: index range of own copies inside the cached prefix, as [start, stop) pairs.
         scheduled_tokens: KV entries computed or being computed; while DECODING the decode batch
             counts instead (see `DecodeBatch.context_tokens_of`).
         committed_tokens: KV entries whose step came back; same remark.
@@ -59,10 +58,10 @@ class Request:
 
     __slots__ = (
         "admitted_ns", "arrival_ns", "bypassed", "cached_depth", "cached_tokens", "client_wait_ns",
-        "committed_outputs", "committed_tokens", "duplicate_pages", "epoch", "failures",
+        "committed_outputs", "committed_tokens", "epoch", "failures",
         "finish_ns", "finish_reason", "first_token_ns", "handoff", "known_tokens", "last_plan_id",
-        "max_tokens", "next_crossing", "node", "offset", "pages", "parent", "peek", "priority",
-        "prompt_tokens", "recomputed_tokens", "reject_reason", "request_id", "retractions",
+        "lost_tokens", "max_tokens", "next_crossing", "node", "offset", "pages", "parent", "peek",
+        "pending_outputs", "priority", "prompt_tokens", "recomputed_tokens", "reject_reason", "request_id", "retractions",
         "scheduled_tokens", "sequence", "span_first", "span_last", "span_token_ns", "status",
         "tenant", "tokens",
     )  # fmt: skip
@@ -105,12 +104,13 @@ class Request:
         self.pages: list[int] = []
         self.node: RadixNode | None = None
         self.cached_depth = 0
-        self.duplicate_pages: list[tuple[int, int]] = []
         self.known_tokens = prompt_tokens
         self.scheduled_tokens = 0
         self.committed_tokens = 0
         self.committed_outputs = 0
-        self.last_plan_id = -1
+        self.pending_outputs = 0  # most tokens that plans in flight may bring (prefill, verify)
+        self.lost_tokens = 0  # KV entries given up by the last retraction
+        self.last_plan_id = -1  # the newest plan with it, as long as it is not in the decode batch
 
         # Set by the decode batch while DECODING.
         self.offset = 0  # KV tokens after iteration i = offset + i
