@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from workbench.scenario_base import Problem, ScenarioModel, Whole, refuse
+from workbench.scenario_base import WHOLE, Problem, ScenarioModel, refuse
 from workbench.scenario_goals import SLO_PRESETS, Report, Slo
 from workbench.scenario_lengths import (
     Duration,
@@ -103,11 +103,11 @@ class Scenario(ScenarioModel):
 
     schema_version: Literal["workbench/scenario/v1"] = Field(alias="schema")
     """Version of this file format."""
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\z", max_length=80)]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
     """Names the run's folder: letters, digits, `.`, `_` and `-`."""
     description: str = ""
     """Free text."""
-    seed: Annotated[Whole, Field(ge=0, le=2**63 - 1)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1), WHOLE] = 0
     """All randomness of the run comes from it."""
     model: Model
     """What is served."""
@@ -155,5 +155,24 @@ def scenario_json_schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:{SCHEMA}",
-        **schema,
+        **{key: _tidy(part) for key, part in schema.items()},
     }
+
+
+def _tidy(part: Any) -> Any:
+    """Without the line breaks of our source in descriptions, and without titles, which say nothing.
+
+    A property may itself be called `title` or `description`; its value is then a schema, not text.
+    """
+    if isinstance(part, list):
+        return [_tidy(entry) for entry in part]
+    if not isinstance(part, dict):
+        return part
+    tidy = {key: _tidy(value) for key, value in part.items() if not _is_title(key, value)}
+    if isinstance(part.get("description"), str):
+        tidy["description"] = part["description"].replace("\n", " ")
+    return tidy
+
+
+def _is_title(key: str, value: Any) -> bool:
+    return key == "title" and isinstance(value, str)

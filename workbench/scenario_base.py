@@ -60,9 +60,10 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=1_000_000_000)]
-Tokens = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=10_000_000)]
+WHOLE = BeforeValidator(_whole)
+Count = Annotated[int, Field(ge=1, le=1_000_000_000), WHOLE]
+CountOrNone = Annotated[int, Field(ge=0, le=1_000_000_000), WHOLE]
+Tokens = Annotated[int, Field(ge=0, le=10_000_000), WHOLE]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
 Rate = Annotated[float, Field(gt=0, le=1e6)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

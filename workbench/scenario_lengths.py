@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from workbench.scenario_base import Problem, ScenarioModel, Seconds, Tokens, refusal
+from workbench.scenario_base import WHOLE, Problem, ScenarioModel, Seconds, Tokens, refusal
 
 
 def _check_order(low: float, high: float) -> None:
@@ -82,7 +82,7 @@ class ZipfLength(ScenarioModel):
     kind: Literal["zipf"]
     alpha: Annotated[float, Field(ge=0, le=100)]
     """Exponent: 0 is uniform, larger favours short lengths."""
-    min: Annotated[Tokens, Field(ge=1)] = 1
+    min: Annotated[int, Field(ge=1, le=10_000_000), WHOLE] = 1
     """Smallest length."""
     max: Tokens
     """Largest length, included."""
@@ -154,7 +154,7 @@ _AnyDuration = Annotated[
 ]
 
 LengthOrNone = Annotated[
-    _AnyLength, BeforeValidator(_fixed_if_number, json_schema_input_type=int | _AnyLength)
+    _AnyLength, BeforeValidator(_fixed_if_number, json_schema_input_type=Tokens | _AnyLength)
 ]
 """A length that may be 0: there may be no such text at all."""
 
@@ -172,6 +172,6 @@ Length = Annotated[LengthOrNone, AfterValidator(_at_least_one)]
 """A length of at least 1."""
 
 Duration = Annotated[
-    _AnyDuration, BeforeValidator(_fixed_if_number, json_schema_input_type=float | _AnyDuration)
+    _AnyDuration, BeforeValidator(_fixed_if_number, json_schema_input_type=Seconds | _AnyDuration)
 ]
 """A time in seconds."""

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from workbench.scenario_base import (
+    WHOLE,
     Count,
+    CountOrNone,
     Problem,
     ScenarioModel,
-    Whole,
     refusal,
     unsupported,
 )
@@ -91,7 +92,7 @@ class Router(ScenarioModel):
     policy: Literal["round_robin", "least_loaded", "cache_aware"] = "round_robin"
     """round_robin: in turn. least_loaded: fewest requests in the replica. cache_aware: the longest
     cached prefix, unless that replica is too far ahead of the least loaded one."""
-    imbalance_threshold: Annotated[Whole, Field(ge=0, le=1_000_000_000)] = 32
+    imbalance_threshold: CountOrNone = 32
     """cache_aware: the requests by which a replica may be ahead of the least loaded one."""
 
 
@@ -131,23 +132,23 @@ class Pool(ScenarioModel):
 
     role: Annotated[Literal["mixed", "prefill", "decode"], AfterValidator(_only_mixed)] = "mixed"
     """mixed: prefills and decodes. prefill, decode: not supported yet."""
-    replicas: Annotated[Whole, Field(ge=1, le=1024)] = 1
+    replicas: Annotated[int, Field(ge=1, le=1024), WHOLE] = 1
     """How many copies of the model, each with its own GPUs, KV cache and scheduler."""
-    tensor_parallel_size: Annotated[Whole, Field(ge=1, le=1024)] = 1
+    tensor_parallel_size: Annotated[int, Field(ge=1, le=1024), WHOLE] = 1
     """GPUs that share each layer of a replica."""
     expert_parallel_size: Annotated[
-        Whole, Field(ge=1, le=1024), AfterValidator(_no_expert_parallel)
+        int, Field(ge=1, le=1024), WHOLE, AfterValidator(_no_expert_parallel)
     ] = 1
     """Above 1: not supported yet."""
     num_pages: Count | None = None
     """Pages of the KV cache of a replica; if absent, what its memory holds."""
-    page_size: Annotated[Whole, Field(ge=1, le=1024)] = 16
+    page_size: Annotated[int, Field(ge=1, le=1024), WHOLE] = 16
     """Tokens per page of the KV cache."""
     max_num_batched_tokens: Count = 8192
     """Token budget of one step, prefill and decode together."""
-    max_running_requests: Annotated[Whole, Field(ge=1, le=65_536)] = 256
+    max_running_requests: Annotated[int, Field(ge=1, le=65_536), WHOLE] = 256
     """Most requests that are prefilled or decoded at a time."""
-    max_plans_in_flight: Annotated[Whole, Field(ge=1, le=4)] = 2
+    max_plans_in_flight: Annotated[int, Field(ge=1, le=4), WHOLE] = 2
     """Steps planned before the first of them has ended: 1 runs host and GPU in turn, 2 overlaps."""
     cuda_graph_batch_sizes: Annotated[
         tuple[Annotated[int, Field(ge=1, le=65_536)], ...], AfterValidator(_check_graphs)

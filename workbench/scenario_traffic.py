@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from workbench.scenario_base import (
+    WHOLE,
     Count,
+    CountOrNone,
     Fraction,
     Problem,
     Rate,
     ScenarioModel,
     Seconds,
-    Whole,
     refusal,
 )
 from workbench.scenario_lengths import Duration, FixedDuration, FixedLength, Length, LengthOrNone
@@ -107,7 +108,7 @@ class TraceWorkload(_Requests):
     format: Literal["auto", "mooncake", "azure", "burstgpt"] = "auto"
     """mooncake: JSON lines with `hash_ids` of prompt blocks, which become shared text. azure,
     burstgpt: CSV with lengths only. auto: told by the first line."""
-    block_size: Annotated[int, Field(ge=1, le=1_000_000)] = 512
+    block_size: Annotated[int, Field(ge=1, le=1_000_000), WHOLE] = 512
     """Prompt tokens that one entry of a mooncake trace's `hash_ids` stands for."""
     limit: Count | None = None
     """Use only this many rows from the start of the trace."""
@@ -122,7 +123,7 @@ Workload = Annotated[
 class _Load(ScenarioModel):
     max_concurrency: Count | None = None
     """Most requests of this client in flight; further ones wait at the client until one ends."""
-    warmup_requests: Annotated[Whole, Field(ge=0, le=1_000_000_000)] = 0
+    warmup_requests: CountOrNone = 0
     """The first requests by arrival, as many as this, are served but left out of the metrics."""
     measure_from_s: Seconds = 0.0
     """Requests that arrive before this time are left out of the metrics."""
