@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import numpy as np
 from engine.core.events import Columns
 from workbench.analysis.causes import CAUSES, causes_of
 from workbench.analysis.decode_share import decode_share
+from workbench.analysis.run_facts import graph_batch_sizes
 from workbench.analysis.segments import (
     Items,
     Lives,
@@ -68,24 +69,20 @@ class Attribution:
         return next(view for view in self.views if view.replica == replica)
 
 
-def attribute(
-    run: RunTables,
-    cost_models: Mapping[int, CostModel] | None = None,
-    graph_batch_sizes: Sequence[int] = (),
-) -> Attribution:
+def attribute(run: RunTables, cost_models: Mapping[int, CostModel] | None = None) -> Attribution:
     """Attribute the latency of all requests of `run`.
 
     Args:
         run: must hold the tables that `--detail items` records.
         cost_models: replica -> the cost model of its steps, where one can be rebuilt.
-        graph_batch_sizes: CUDA Graph batch sizes of the deployment.
 
     Raises:
         MissingDetailError: the run was recorded with less detail.
     """
     require_tables(run, "explaining latency", NEEDED_TABLES)
     requests, steps = run.table("requests"), run.table("steps")
-    decode_part, rule = decode_share(steps, cost_models, graph_batch_sizes)
+    graphs = {i: graph_batch_sizes(run.header, i) for i in range(len(run.header.replicas))}
+    decode_part, rule = decode_share(steps, cost_models or {}, graphs)
     end = record_end_ns(requests, steps)
     views = tuple(
         _view(run, requests, steps, replica, decode_part, end)

@@ -18,6 +18,7 @@ from workbench.analysis.source import Int64
 from workbench.analysis.timeline import NEVER, ReplicaTimeline
 
 STEP_IN_FLIGHT = "queue_step_in_flight"
+QUEUE_IDLE = "queue_idle"
 QUEUE_AGAIN = "queue_again"
 PIPELINE = "pipeline"
 PREFILL_OWN = "prefill_own"
@@ -36,11 +37,14 @@ def queue_cause(reason: AdmissionBlock) -> str:
     return f"queue_{reason.name.lower()}"
 
 
-QUEUE_CAUSES: Final[tuple[str, ...]] = tuple(queue_cause(reason) for reason in AdmissionBlock)
+QUEUE_CAUSES: Final[tuple[str, ...]] = (
+    *(queue_cause(reason) for reason in AdmissionBlock),
+    QUEUE_IDLE,
+    QUEUE_AGAIN,
+)
 
 CAUSES: Final[tuple[str, ...]] = (
     *QUEUE_CAUSES,
-    QUEUE_AGAIN,
     PIPELINE,
     PREFILL_OWN,
     PREFILL_OTHERS,
@@ -59,6 +63,7 @@ LABELS: Final[dict[str, str]] = {
     "queue_kv_reserved": "queue: KV pages kept for running requests",
     "queue_retraction": "queue: running requests were being retracted",
     "queue_prefill_limit": "queue: max_prefill_tokens of the step were spent",
+    QUEUE_IDLE: "queue: the scheduler was not asked",
     QUEUE_AGAIN: "queue again after a retraction",
     PIPELINE: "planned, an earlier step on the GPU",
     PREFILL_OWN: "own prefill",
@@ -67,7 +72,7 @@ LABELS: Final[dict[str, str]] = {
     DECODE_OWN: "decode",
     RECOMPUTE: "recompute after a retraction",
     HOST: "host, not hidden by the GPU",
-    IDLE: "nothing planned",
+    IDLE: "admitted, but no step planned",
 }
 
 
@@ -98,7 +103,7 @@ def _waiting(segments: Segments, _: Items, timeline: ReplicaTimeline) -> dict[st
     in_flight = timeline.planned_until(looked) - timeline.planned_until(t0)
     out = {queue_cause(reason): ns for reason, ns in timeline.blocked(looked, t1).items()}
     out[STEP_IN_FLIGHT] = out[STEP_IN_FLIGHT] + in_flight
-    out[IDLE] = looked - t0 - in_flight
+    out[QUEUE_IDLE] = looked - t0 - in_flight
     return out
 
 

@@ -18,8 +18,8 @@ BY_TOKENS = "by token share (no cost model)"
 
 def decode_share(
     steps: Columns,
-    cost_models: Mapping[int, CostModel] | None,
-    graph_batch_sizes: Sequence[int] = (),
+    cost_models: Mapping[int, CostModel],
+    graph_batch_sizes: Mapping[int, Sequence[int]],
 ) -> tuple[Int64, str]:
     """Decode part of every step's `gpu_ns`, and the rule that gave it.
 
@@ -31,7 +31,7 @@ def decode_share(
     Args:
         steps: the `steps` table, n rows.
         cost_models: replica -> its cost model.
-        graph_batch_sizes: CUDA Graph batch sizes, which the record of a mixed step does not show.
+        graph_batch_sizes: replica -> its CUDA Graph batch sizes; mixed steps do not show them.
 
     Returns:
         int64[n] ns with 0 <= part <= gpu_ns, and a name for the rule.
@@ -43,11 +43,13 @@ def decode_share(
     mixed = (prefill > 0) & (decode > 0)
     rules = set()
     for replica in np.unique(steps["replica"][mixed]).tolist():
-        model = (cost_models or {}).get(replica)
+        model = cost_models.get(replica)
         rules.add(BY_TOKENS if model is None else f"by cost model ({model.name})")
         if model is not None:
             rows = np.flatnonzero(mixed & (steps["replica"] == replica))
-            part[rows] = _modelled(steps, rows, gpu[rows], model, graph_batch_sizes)
+            part[rows] = _modelled(
+                steps, rows, gpu[rows], model, graph_batch_sizes.get(replica, ())
+            )
     return part, "; ".join(sorted(rules)) or "exact (no step mixed prefill with decode)"
 
 

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.core.enums import ItemKind
 from engine.core.events import Columns, Detail, recorded_tables
 from workbench.run_header import RunHeader
 
@@ -23,6 +24,21 @@ class RunTables(Protocol):
 
     def table(self, name: str) -> Columns:
         """One table of `engine.core.events.TABLES`; no rows if it was not recorded."""
+
+
+class CachedRun:
+    """A run whose tables are read once."""
+
+    def __init__(self, run: RunTables) -> None:
+        self.header = run.header
+        self._run = run
+        self._tables: dict[str, Columns] = {}
+
+    def table(self, name: str) -> Columns:
+        """As `RunTables.table`."""
+        if name not in self._tables:
+            self._tables[name] = self._run.table(name)
+        return self._tables[name]
 
 
 class MissingDetailError(ValueError):
@@ -57,6 +73,18 @@ def require_tables(run: RunTables, what: str, tables: Sequence[str]) -> None:
 def int64(columns: Columns, name: str) -> Int64:
     """Column `name` as int64, so that sums and differences cannot overflow."""
     return columns[name].astype(np.int64, copy=False)
+
+
+def prefills_in(items: Columns, replica: int, step: int) -> tuple[tuple[int, int], ...]:
+    """(request id, tokens) of the prefill items of one step, most tokens first."""
+    rows = np.flatnonzero((items["step"] == step) & (items["replica"] == replica))
+    rows = rows[items["kind"][rows] == ItemKind.PREFILL]
+    pairs = zip(
+        int64(items, "request_id")[rows].tolist(),
+        int64(items, "num_tokens")[rows].tolist(),
+        strict=True,
+    )
+    return tuple(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
 
 
 def starts_of_groups(sorted_keys: Int64) -> Int64:
