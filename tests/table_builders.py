@@ -1,8 +1,8 @@
 """A tiny continuous-batching server, played by hand, that makes consistent tables for tests.
 
 First come, first served; chunked prefill; a fixed pool of pages; the youngest request is sent back
-when pages run out. It shares no code with the product but `EventLog`, and notes when every token came
-and what every batch held, so that tests can check what is derived from the tables.
+when pages run out. It shares no code with the product but `EventLog`, and notes when every token
+came and what every batch held, so that tests can check what is derived from the tables.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from engine.core.enums import AdmissionBlock, FinishReason, ItemKind, RequestEvent
-from engine.core.events import Detail, EventLog, Segment
+from engine.core.events import TABLES, Detail, EventLog, Segment
 from workbench.run_header import LoadFacts, MeasureFacts, ReplicaFacts, RunHeader, SloFacts
 
 MS = 1_000_000
@@ -203,10 +203,10 @@ class _Replica:
             return
         live.span = {
             "token_ns": now,
-            "first": self.iteration + (self._decodes_now),
+            "first_iteration": self.iteration + self._decodes_now,
             "scheduled": 0,
             "committed": 0,
-            "context": live.computed,
+            "context_tokens": live.computed,
         }
 
     def _decode(self, live: _Live, now: int) -> None:
@@ -238,23 +238,29 @@ class _Replica:
         live.finish_ns = now
         self._event(now, live, RequestEvent.FINISH, FinishReason.LENGTH, live.generated)
         ask = live.ask
-        write = self.log.write("requests")
-        assert write is not None
-        write(
-            (live.number, self.number, 0, 0, -1, ask.prompt, ask.output, live.generated)
-            + (ask.cached, live.retractions, live.recomputed, ask.client_wait_ns, ask.arrival_ns)
-            + (live.admitted_ns, live.first_token_ns, now, FinishReason.LENGTH, 0)
+        self._write(
+            "requests",
+            request_id=live.number,
+            replica=self.number,
+            parent=-1,
+            prompt_tokens=ask.prompt,
+            max_tokens=ask.output,
+            output_tokens=live.generated,
+            cached_tokens=ask.cached,
+            retractions=live.retractions,
+            recomputed_tokens=live.recomputed,
+            client_wait_ns=ask.client_wait_ns,
+            arrival_ns=ask.arrival_ns,
+            admitted_ns=live.admitted_ns,
+            first_token_ns=live.first_token_ns,
+            finish_ns=now,
+            finish_reason=FinishReason.LENGTH,
         )
 
     def _close_span(self, live: _Live) -> None:
         span, live.span = live.span, None
-        write = self.log.write("decode_spans")
-        assert write is not None
         if span is not None:
-            write(
-                (live.number, self.number, span["token_ns"], span["first"])
-                + (span["scheduled"], span["committed"], span["context"])
-            )
+            self._write("decode_spans", request_id=live.number, replica=self.number, **span)
 
     def _write_step(
         self,
@@ -270,33 +276,59 @@ class _Replica:
         self._decodes_now = 1 if decoding else 0
         contexts = [live.computed + 1 for live in decoding]
         batch = [(live.number, int(ItemKind.PREFILL), n, live.computed) for live, n in chunks]
-        items = self.log.write("items")
         for number, kind, size, context in batch:
-            if items is not None:
-                items((self.step, self.number, number, kind, size, context))
+            self._write(
+                "items",
+                step=self.step,
+                replica=self.number,
+                request_id=number,
+                kind=kind,
+                num_tokens=size,
+                context_tokens=context,
+            )
         batch += sorted(
             (live.number, int(ItemKind.DECODE), 1, self._context(live)) for live in decoding
         )
         self.batches[self.number, self.step] = batch
         before = sum(context for _, kind, _, context in batch if kind == ItemKind.PREFILL)
-        steps = self.log.write("steps")
-        assert steps is not None
-        steps(
-            (self.step, self.number, plan, start, end, gpu, self.server.host_ns)
-            + (sum(n for _, n in chunks), len(chunks), before, 0)
-            + (len(decoding), len(decoding), sum(contexts), max(contexts, default=0))
-            + (len(decoding), 0, 0, len(self.running), len(self.waiting), int(block))
-            + (self.server.num_pages - self._held(), 0, self.retracted, 0, iteration, 0)
+        self._write(
+            "steps",
+            step=self.step,
+            replica=self.number,
+            plan_ns=plan,
+            start_ns=start,
+            end_ns=end,
+            gpu_ns=gpu,
+            host_ns=self.server.host_ns,
+            prefill_tokens=sum(size for _, size in chunks),
+            prefill_requests=len(chunks),
+            prefill_context=before,
+            decode_requests=len(decoding),
+            decode_tokens=len(decoding),
+            decode_context=sum(contexts),
+            decode_max_context=max(contexts, default=0),
+            running=len(self.running),
+            waiting=len(self.waiting),
+            block_reason=block,
+            free_pages=self.server.num_pages - self._held(),
+            retracted=self.retracted,
+            decode_iteration=iteration,
         )
+
+    def _write(self, table: str, **values: int) -> None:
+        """Write a row; columns not named are 0."""
+        write = self.log.write(table)
+        if write is not None:
+            write(tuple(int(values.pop(column, 0)) for column in TABLES[table]))
+        assert write is None or not values, values
 
     def _context(self, live: _Live) -> int:
         assert live.span is not None
-        return live.span["context"] + live.span["scheduled"]
+        return live.span["context_tokens"] + live.span["scheduled"]
 
     def _event(self, t: int, live: _Live, event: RequestEvent, a: int, b: int) -> None:
-        write = self.log.write("lifecycle")
-        if write is not None:
-            write((t, self.number, live.number, int(event), int(a), int(b)))
+        row = {"t_ns": t, "replica": self.number, "request_id": live.number}
+        self._write("lifecycle", **row, event=event, a=a, b=b)
 
 
 def play(asks: list[Ask], server: Server | None = None, detail: Detail = Detail.PAGES) -> Played:
@@ -355,7 +387,7 @@ def asks() -> st.SearchStrategy[list[Ask]]:
     """Up to 12 requests that need at most 30 tokens of KV each."""
     one = st.builds(
         Ask,
-        arrival_ns=st.integers(0, 30 * MS),
+        arrival_ns=st.integers(0, 10 * MS),
         prompt=st.integers(1, 20),
         output=st.integers(1, 10),
     )
@@ -364,20 +396,29 @@ def asks() -> st.SearchStrategy[list[Ask]]:
 
 def servers() -> st.SearchStrategy[Server]:
     """Set-ups under which every request of `asks` completes, some with retractions."""
-    return st.builds(
+    chunk, jitter = st.integers(1, 40), st.integers(0, 3000)
+    roomy = st.builds(
         Server,
         replicas=st.integers(1, 3),
         slots=st.integers(1, 5),
-        chunk=st.integers(1, 40),
-        num_pages=st.sampled_from([10, 14, 1000]),
-        page_size=st.sampled_from([4, 16]),
+        chunk=chunk,
         host_ns=st.sampled_from([0, 50_000]),
-        jitter=st.integers(0, 3000),
-    ) | st.builds(
+        jitter=jitter,
+    )
+    tight = st.builds(
+        Server,
+        slots=st.just(6),
+        chunk=chunk,
+        num_pages=st.integers(15, 20),
+        page_size=st.just(2),
+        jitter=jitter,
+    )
+    overlapping = st.builds(
         Server,
         replicas=st.integers(1, 2),
         slots=st.integers(1, 5),
-        chunk=st.integers(1, 40),
+        chunk=chunk,
         overlap=st.just(True),
-        jitter=st.integers(0, 3000),
+        jitter=jitter,
     )
+    return tight | roomy | overlapping

@@ -135,7 +135,7 @@ def _backlog_grew(arrivals: _Arrivals) -> bool:
 
 
 def _rate_growth(arrivals: _Arrivals) -> float:
-    """Requests by which the backlog grows over the second half because more arrive, E2E as before."""
+    """Requests by which the backlog would grow in the second half at the E2E from before it."""
     quarter_ns = _half_span_ns(arrivals) / 2
     edges = arrivals.offered[0] + quarter_ns * np.array([1, 2, 3, 4])
     _, middle, third, fourth = np.searchsorted(arrivals.offered, edges, side="right")
@@ -191,8 +191,7 @@ def _overload_sentence(arrivals: _Arrivals) -> str:
     return (
         "offered load exceeds capacity: while requests arrived, "
         f"{len(arrivals) / span_s:.4g} req/s ({tokens.sum() / span_s:.4g} tok/s) were offered and "
-        f"{served.sum() / span_s:.4g} req/s ({tokens[served].sum() / span_s:.4g} tok/s) were served; "
-        "at the last arrival "
-        f"{int((~served).sum())} of {len(arrivals)} requests were unfinished. "
+        f"{served.sum() / span_s:.4g} req/s ({tokens[served].sum() / span_s:.4g} tok/s) served; "
+        f"at the last arrival {int((~served).sum())} of {len(arrivals)} requests were unfinished. "
         "Queues grow with run length: TTFT and E2E have no steady state."
     )

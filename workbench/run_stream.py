@@ -19,7 +19,7 @@ from workbench.run_errors import RunRecordError
 from workbench.run_header import FORMAT_VERSION, RunHeader, Status
 
 _LENGTH: Final = struct.Struct("<I")
-_MAX_FRAME_BYTES: Final = 1 << 30
+_MAX_FRAME_BYTES: Final = 1 << 29  # any four letters of text read as a length are more
 
 WireColumns = dict[str, tuple[str, bytes]]  # column -> numpy dtype string, raw little-endian bytes
 
