@@ -133,7 +133,7 @@ class Scenario(ScenarioModel):
     slo: Slo | None = None
     """Latency limits that define goodput."""
     report: Report = Report()
-    """How results are printed."""
+    """What is printed about the results."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:

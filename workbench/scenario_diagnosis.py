@@ -216,7 +216,9 @@ class _Translator:
         dotted = ".".join(map(str, (*parent, key)))
         where = f" in `{parent[-1]}`" if parent and isinstance(parent[-1], str) else ""
         about = describe(model, key) if model else ""
-        help_ = f"{about}\nadd it, or give it as `--set {dotted}=...`"
+        options = choices(keys_of(model)[key]) if model else ()
+        allowed = f"allowed: {listed(options)}\n" if options else ""
+        help_ = f"{about}\n{allowed}add it, or give it as `--set {dotted}=...`"
         message = f"missing key `{key}`{where}"
         return _Finding(parent, "S102", message, help_, at_key=True, missing=(*parent, key))
 

@@ -205,7 +205,7 @@ class Scheduler(ScenarioModel):
     schedule_conservativeness: Annotated[float, Field(gt=0, le=100)] = 1.0
     """estimate: factor on the expected need; larger admits later and retracts less."""
     prefix_cache: PrefixCache = PrefixCache()
-    """The radix cache of prompt prefixes."""
+    """Reuse of the KV of past requests."""
 
     @model_validator(mode="after")
     def _lpm_needs_prefixes(self) -> Scheduler:

@@ -23,7 +23,6 @@ from workbench.scenario_errors import (
     Source,
     SourceMap,
     Span,
-    closest,
     did_you_mean,
     listed,
     quoted,
@@ -181,7 +180,7 @@ def _is_file(path: Path) -> bool:
 def _no_such_file(path: Path, span: Span) -> ScenarioError:
     what = "is a folder, not a file" if path.is_dir() else "does not exist"
     guess = did_you_mean(path.name, _siblings(path))
-    return ScenarioError("S114", f"{quoted(path)} {what}", guess, span)
+    return ScenarioError("S114", f"`{path}` {what}", guess, span)
 
 
 def _siblings(path: Path) -> list[str]:
@@ -235,17 +234,19 @@ def _read(path_or_name: str | Path) -> tuple[Path | None, Source]:
 def _unreadable(path: Path, name: str, is_name: bool, error: Exception) -> ScenarioError:
     if not isinstance(error, FileNotFoundError):
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        return ScenarioError("S100", f"{quoted(name)} cannot be read: {reason}", label=name)
+        return ScenarioError("S100", f"`{name}` cannot be read: {reason}", label=name)
     shipped = shipped_names()
     if is_name:
         message = f"no scenario {quoted(name)}: neither a shipped name nor a file"
         guess = did_you_mean(name, shipped)
         help_ = "\n".join(filter(None, [guess, f"shipped: {listed(shipped)}"]))
         return ScenarioError("S113", message, help_, label=name)
-    known = closest(path.stem, shipped)
-    guess = did_you_mean(path.name, [s for s in _siblings(path) if Path(s).suffix in _SUFFIXES])
-    help_ = guess or (f"`{known}` is a shipped scenario: give its name alone" if known else "")
-    return ScenarioError("S100", f"{quoted(name)} does not exist", help_, label=name)
+    if path.stem in shipped:
+        help_ = f"`{path.stem}` is a shipped scenario: give its name alone"
+    else:
+        others = [other for other in _siblings(path) if Path(other).suffix in _SUFFIXES]
+        help_ = did_you_mean(path.name, others)
+    return ScenarioError("S100", f"`{name}` does not exist", help_, label=name)
 
 
 def _decode(content: bytes, name: str) -> str:

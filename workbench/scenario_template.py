@@ -21,7 +21,7 @@ hardware:
   gpu: h200                 # a100 | h100 | h200 | b200 | l4 | rtx4090
   memory_fraction: 0.9      # default: 0.9 of the memory for weights, work space and KV cache
 
-# What is asked. A length is a number of tokens or one of
+# What is asked. A length is a number of tokens, short for {{kind: fixed, value: 100}}, or one of
 #   {{kind: uniform, min: 1, max: 100}}    {{kind: zipf, alpha: 1.1, min: 1, max: 1000}}
 #   {{kind: lognormal, mean: 100, std_dev: 50, min: 1, max: 1000}}
 workload:
