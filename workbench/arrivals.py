@@ -90,7 +90,7 @@ def _check_ns(nanoseconds: Float64) -> Int64:
     if len(nanoseconds) and nanoseconds[-1] > MAX_NS:
         raise ValueError(
             f"the last request would arrive after {nanoseconds[-1] / 1e9:.4g} s; "
-            f"at most {MAX_NS / 1e9:.4g} s are supported, so raise the rate"
+            f"at most {MAX_NS / 1e9:.4g} s are supported, so raise the rate or lower time_scale"
         )
     return nanoseconds.astype(np.int64)
 

@@ -137,12 +137,12 @@ def _column(
     expected: str,
     problems: Problems,
 ) -> Int64:
-    """int64[n] values of a column; a cell that does not parse becomes a problem and 0."""
+    """int64[n] values of a column; a cell that does not parse becomes a problem, and 1 here."""
     try:
         return np.fromiter(map(parse, cells), np.int64, len(cells))
     except _CellError:
         pass
-    values = np.zeros(len(cells), np.int64)
+    values = np.ones(len(cells), np.int64)
     for i, cell in enumerate(cells):
         try:
             values[i] = parse(cell)

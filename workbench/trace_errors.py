@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import insort
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -54,7 +55,7 @@ class TraceError(WorkloadError):
 
 
 class Problems:
-    """Collects the problems of one file: keeps the first ones, counts the others."""
+    """Collects the problems of one file: keeps the first ones by line, counts the others."""
 
     __slots__ = ("_count", "_first", "_path")
 
@@ -69,8 +70,8 @@ class Problems:
     def add(self, line: int, field: str, found: str, expected: str) -> None:
         """Note that `field` of a line holds `found` where `expected` should stand."""
         self._count += 1
-        if len(self._first) < MAX_SHOWN:
-            self._first.append(TraceProblem(line, field, found, expected))
+        insort(self._first, TraceProblem(line, field, found, expected))
+        del self._first[MAX_SHOWN:]
 
     def raise_if_any(self) -> None:
         """Raise one TraceError for everything noted.
@@ -80,9 +81,8 @@ class Problems:
         """
         if self._count:
             fields = "1 field is" if self._count == 1 else f"{self._count} fields are"
-            first = sorted(self._first, key=lambda problem: problem.line)
-            more = self._count - len(first)
-            raise TraceError(self._path, f"{fields} not as the format demands", first, more)
+            more = self._count - len(self._first)
+            raise TraceError(self._path, f"{fields} not as the format demands", self._first, more)
 
 
 def shortened(found: object) -> str:

@@ -25,6 +25,7 @@ DEFAULT_BLOCK_SIZE: Final = 512
 _NS_PER_MS = 1_000_000
 _MAX_MS = 9_000_000_000_000  # fits int64 nanoseconds
 _MAX_HASH_ID = 2**63 - 1
+_BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _Tokens = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 _HashId = Annotated[int, Meta(ge=0, le=_MAX_HASH_ID)]
@@ -66,7 +67,7 @@ class MooncakeParser:
         for i, text in enumerate(lines.texts):
             try:
                 parsed.append(self._decode(text))
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            except _BAD_JSON as error:
                 problems.add(int(lines.numbers[i]), *_explained(text, error))
             else:
                 kept.append(i)
@@ -109,9 +110,13 @@ def _time_ns(timestamp_ms: float) -> int:
 def _explained(text: bytes, error: Exception) -> tuple[str, str, str]:
     """Field, what was found there, and what was expected."""
     named = re.search(r"`\$\.(\w+)|required field `(\w+)`", str(error))
-    field = (named[1] or named[2]) if named else None
+    field = (named[1] or named[2]) if named else ""
+    try:
+        values = msgspec.json.decode(text)
+    except _BAD_JSON as broken:  # a field may be wrong before the JSON is
+        field, error = "", broken
     if field not in _EXPECTED:
-        return "line", shortened(text.decode("utf-8", "replace")), f"JSON like {EXAMPLE_LINE}"
-    values = msgspec.json.decode(text)
+        found = shortened(text.decode("utf-8", "replace"))
+        return "line", f"{found} ({error})", f"JSON like {EXAMPLE_LINE}"
     found = shortened(values[field]) if field in values else "nothing"
     return field, found, _EXPECTED[field]
