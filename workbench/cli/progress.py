@@ -1,0 +1,48 @@
+"""One line on stderr that says how far a run is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self, TextIO
+
+_REFRESH_S = 0.1
+_CLEAR_LINE = "\r\x1b[K"
+
+
+class ProgressLine:
+    """Rewrites one line of a terminal; says nothing when the stream is not one.
+
+    A context manager: the line is gone when it ends, so that the result stands alone.
+    """
+
+    def __init__(self, stream: TextIO | None = None, enabled: bool = True) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._enabled = enabled and self._stream.isatty()
+        self._next_s = 0.0
+        self._started_s = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._enabled:
+            self._stream.write(_CLEAR_LINE)
+            self._stream.flush()
+
+    def update(self, done: int, total: int, simulated_s: float) -> None:
+        """Show that `done` of `total` requests ended by `simulated_s` of virtual time."""
+        now_s = time.monotonic()
+        if not self._enabled or now_s < self._next_s:
+            return
+        self._next_s = now_s + _REFRESH_S
+        share = done / total if total else 1.0
+        text = f"{done:,} of {total:,} requests ({share:.0%}), {simulated_s:,.1f} s simulated"
+        self._stream.write(f"{_CLEAR_LINE}{text} in {now_s - self._started_s:.1f} s")
+        self._stream.flush()

@@ -1,0 +1,22 @@
+"""`workbench version`."""
+
+from __future__ import annotations
+
+import typer
+
+EPILOG = "\b\nExample:\n  workbench version"
+
+
+def run() -> None:
+    """Print the versions that a result depends on."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    typer.echo(f"workbench {version('llm-serving-workbench')}")
+    typer.echo(f"python    {platform.python_version()} ({platform.system()} {platform.machine()})")
+    typer.echo(f"numpy     {version('numpy')}")
+    try:
+        torch = version("torch")
+    except PackageNotFoundError:
+        torch = "not installed (only the engine needs it)"
+    typer.echo(f"torch     {torch}")
