@@ -128,9 +128,8 @@ def explain_run(
         header=run.header,
         steps=steps,
         requests=select(requests, completed),
-        ttft=_shares(ttft),
-        after=_shares(after),
-        e2e=_shares(e2e),
+        ttft_ns={total.cause: total.total_ns for total in ttft},
+        after_ns={total.cause: total.total_ns for total in after},
     )
     return RunExplanation(
         name=run.header.name,
@@ -175,10 +174,6 @@ def _totals(causes: Mapping[str, Int64], kept: Bool) -> tuple[CauseTotal, ...]:
 def _mean(totals: tuple[CauseTotal, ...], kept: Bool) -> float | None:
     number = int(kept.sum())
     return sum(total.total_ns for total in totals) / number if number else None
-
-
-def _shares(totals: tuple[CauseTotal, ...]) -> dict[str, float]:
-    return {total.cause: total.share for total in totals}
 
 
 def _worst_requests(attribution: Attribution, counted: Bool, most: int) -> tuple[WorstRequest, ...]:

@@ -36,17 +36,14 @@ class Evidence:
     Attributes:
         header, steps: of the run.
         requests: the requests that count.
-        ttft, after: share of each cause in their total TTFT, and in their time from the first token
-            to the end; 0 to 1.
-        e2e: share in their total E2E latency.
+        ttft_ns, after_ns: total of each cause over them, up to the first token and after it.
     """
 
     header: RunHeader
     steps: Columns
     requests: Columns
-    ttft: Mapping[str, float]
-    after: Mapping[str, float]
-    e2e: Mapping[str, float]
+    ttft_ns: Mapping[str, int]
+    after_ns: Mapping[str, int]
 
     def blocked(self, reason: AdmissionBlock) -> Bool:
         """bool[steps], where the head of the queue was held back for `reason`."""
@@ -71,17 +68,18 @@ class Evidence:
 
 
 def advise(evidence: Evidence) -> tuple[str, ...]:
-    """One sentence for each cause that dominates and has a remedy, the largest share first."""
-    found: list[tuple[float, str]] = []
-    for shares, what, rules in (
-        (evidence.ttft, "the TTFT", _TTFT_RULES),
-        (evidence.after, "the time after the first token", _DECODE_RULES),
+    """One sentence for each cause that dominates and has a remedy, the most time first."""
+    found: list[tuple[int, str]] = []
+    for causes, what, rules in (
+        (evidence.ttft_ns, "the TTFT", _TTFT_RULES),
+        (evidence.after_ns, "the time after the first token", _DECODE_RULES),
     ):
+        total = sum(causes.values())
         for cause, rule in rules.items():
-            share = shares.get(cause, 0.0)
-            text = rule(evidence) if share >= DOMINANT else None
+            ns = causes.get(cause, 0)
+            text = rule(evidence) if ns and ns >= DOMINANT * total else None
             if text is not None:
-                found.append((share, f"{share:.0%} of {what} is {text}"))
+                found.append((ns, f"{ns / total:.0%} of {what} is {text}"))
     found.extend(_retractions(evidence))
     found.sort(key=lambda entry: -entry[0])
     return tuple(text for _, text in found)
@@ -206,9 +204,11 @@ def _decode_pace(evidence: Evidence) -> str:
     )
 
 
-def _retractions(evidence: Evidence) -> list[tuple[float, str]]:
-    share = evidence.e2e.get(QUEUE_AGAIN, 0.0) + evidence.e2e.get(RECOMPUTE, 0.0)
-    if share < RETRACTIONS_MATTER:
+def _retractions(evidence: Evidence) -> list[tuple[int, str]]:
+    phases = (evidence.ttft_ns, evidence.after_ns)
+    total = sum(sum(causes.values()) for causes in phases)
+    ns = sum(causes.get(cause, 0) for causes in phases for cause in (QUEUE_AGAIN, RECOMPUTE))
+    if not ns or ns < RETRACTIONS_MATTER * total:
         return []
     now = scheduler_setting(evidence.header, "schedule_conservativeness")
     remedy = "more KV memory or a replica more"
@@ -216,8 +216,8 @@ def _retractions(evidence: Evidence) -> list[tuple[float, str]]:
         remedy = f"a schedule_conservativeness above {now}, or {remedy},"
     tokens = int(evidence.requests["recomputed_tokens"].sum())
     price = f"{evidence.retractions():,} retractions ({tokens:,} tokens computed again)"
-    text = f"{share:.0%} of the E2E latency is the price of {price}: {remedy} would avoid them"
-    return [(share, text)]
+    text = f"{ns / total:.0%} of the E2E latency is the price of {price}: {remedy} would avoid them"
+    return [(ns, text)]
 
 
 _Rule = Callable[[Evidence], str | None]

@@ -60,8 +60,8 @@ class Blocks:
 
     def sums(self, draws: Int64) -> Float64:
         """float64[d], weighted sum of each draw."""
-        sums: Float64 = np.bincount(self.block, self.values * self.weights, self.count)
-        return draws.astype(np.float64) @ sums
+        sums = np.bincount(self.block, self.values * self.weights, self.count)
+        return draws.astype(np.float64) @ sums.astype(np.float64)
 
     def percentiles(self, draws: Int64, percents: Sequence[float]) -> Float64:
         """float64[d, len(percents)]; nan for a draw without samples."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.core.events import Columns
 from workbench.analysis.source import Int64, int64
@@ -56,31 +58,41 @@ def decode_share(
 def _modelled(
     steps: Columns, rows: Int64, gpu: Int64, model: CostModel, graph_batch_sizes: Sequence[int]
 ) -> Int64:
-    whole = model.step_costs(_features(steps, rows, None)).gpu_ns
-    alone = model.step_costs(_features(steps, rows, graph_batch_sizes)).gpu_ns
+    whole = model.step_costs(features_of(steps, rows)).gpu_ns
+    alone = model.step_costs(_decodes_alone(features_of(steps, rows), graph_batch_sizes)).gpu_ns
     scaled = np.floor(gpu * (alone / np.maximum(whole, 1))).astype(np.int64)
     part: Int64 = np.clip(np.where(gpu == whole, alone, scaled), 0, gpu)
     return part
 
 
-def _features(steps: Columns, rows: Int64, decode_graphs: Sequence[int] | None) -> StepFeatures:
-    """Cost model features of some steps; with `decode_graphs`, of their decodes alone."""
-    from dataclasses import fields
+def features_of(steps: Mapping[str, NDArray[np.generic]], rows: Int64) -> StepFeatures:
+    """What a cost model is asked about the steps at `rows` of a `steps` table."""
+    from simulator.cost_model import UNKNOWN, StepFeatures
 
-    from simulator.cost_model import StepFeatures
+    unknown = np.full(len(rows), UNKNOWN, np.int64)
+    return StepFeatures(
+        **{
+            field.name: steps[field.name][rows].astype(np.int64) if field.name in steps else unknown
+            for field in fields(StepFeatures)
+        }
+    )
 
-    unknown = np.full(len(rows), -1, np.int64)
-    columns = {
-        field.name: int64(steps, field.name)[rows] if field.name in steps else unknown
-        for field in fields(StepFeatures)
-    }
-    if decode_graphs is not None:
-        for name in columns:
-            if name.startswith("prefill_"):
-                columns[name] = np.zeros(len(rows), np.int64)
-        columns["sampled_tokens"] = np.minimum(columns["sampled_tokens"], columns["decode_tokens"])
-        columns["graph_batch"] = _graph_batch(columns["decode_requests"], decode_graphs)
-    return StepFeatures(**columns)
+
+def _decodes_alone(features: StepFeatures, graph_batch_sizes: Sequence[int]) -> StepFeatures:
+    """The same steps without their prefills."""
+    from simulator.cost_model import UNKNOWN
+
+    nothing = np.zeros(len(features), np.int64)
+    return replace(
+        features,
+        prefill_tokens=nothing,
+        prefill_requests=nothing,
+        prefill_context=nothing,
+        prefill_pairs=nothing,
+        sampled_tokens=np.minimum(features.sampled_tokens, features.decode_tokens),
+        graph_batch=_graph_batch(features.decode_requests, graph_batch_sizes),
+        active_experts=np.full_like(nothing, UNKNOWN),
+    )
 
 
 def _graph_batch(decode_requests: Int64, sizes: Sequence[int]) -> Int64:

@@ -17,7 +17,7 @@ _NAMED_OTHERS = 3
 
 @singledispatch
 def render(explanation: RequestExplanation | RunExplanation) -> str:
-    """The explanation as lines of at most about 100 characters."""
+    """The explanation as lines of text."""
     raise TypeError(f"nothing to render in {type(explanation).__name__}")
 
 

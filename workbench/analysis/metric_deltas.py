@@ -256,8 +256,8 @@ def _requests(
 ) -> Iterator[tuple[str, Draws]]:
     """Figures over all measured requests: failures, prefix hits, retractions."""
     rows_a, rows_b = _rows(a.measured, b.measured, paired)
-    failed_a = 100.0 * ~latency.successful(a.measured)[rows_a]
-    failed_b = 100.0 * ~latency.successful(b.measured)[rows_b]
+    failed_a = np.where(latency.successful(a.measured)[rows_a], 0.0, 100.0)
+    failed_b = np.where(latency.successful(b.measured)[rows_b], 0.0, 100.0)
     failed = _in_blocks(failed_a, failed_b, paired)
     if failed is None:
         return

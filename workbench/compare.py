@@ -1,0 +1,65 @@
+"""Two runs side by side: what was different, what came of it, and where their decisions part.
+
+`docs/explain.md` states the rules. The result is plain data; `render` makes text of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from workbench.analysis.comparison import Comparison
+from workbench.analysis.comparison_text import render
+from workbench.analysis.divergence import first_divergence
+from workbench.analysis.durations import compare_durations
+from workbench.analysis.header_diff import header_differences, same_requests
+from workbench.analysis.metric_deltas import metric_deltas
+from workbench.analysis.source import CachedRun, RunTables
+
+if TYPE_CHECKING:
+    from simulator.cost_model import CostModel
+
+__all__ = ["Comparison", "compare_runs", "render"]
+
+
+def compare_runs(
+    a: RunTables,
+    b: RunTables,
+    fail_over: float | None = None,
+    cost_models_a: Mapping[int, CostModel] | None = None,
+) -> Comparison:
+    """Compare run B with run A.
+
+    Args:
+        a: the run to compare with: a simulation or an engine's, whole or cut off, of any detail.
+        b: the run to judge.
+        fail_over: percent by which a metric may be worse in B before it counts as regressed.
+        cost_models_a: replica -> A's cost model, to tell durations from decisions after the runs'
+            decisions part.
+    """
+    a, b = CachedRun(a), CachedRun(b)
+    paired = same_requests(a, b)
+    metrics = metric_deltas(a, b, paired)
+    divergence = first_divergence(a, b)
+    regressed = (
+        ()
+        if fail_over is None
+        else tuple(metric.name for metric in metrics if metric.regressed(fail_over))
+    )
+    return Comparison(
+        name_a=_name(a),
+        name_b=_name(b),
+        header=header_differences(a, b),
+        paired=paired,
+        metrics=metrics,
+        divergence=divergence,
+        durations=compare_durations(a, b, divergence, paired, cost_models_a),
+        fail_over_percent=fail_over,
+        regressed=regressed,
+    )
+
+
+def _name(run: RunTables) -> str:
+    header = run.header
+    status = "" if header.status == "complete" else f", {header.status}"
+    return f"{header.name} ({header.kind}{status})"
