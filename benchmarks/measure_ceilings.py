@@ -11,8 +11,7 @@ Needs torch and triton and one NVIDIA GPU. Writes a JSON file and prints a short
     launch          CPU time of an eager launch, GPU time of a CUDA Graph node
     small_kernels   norm and activation kernels as graph nodes: gap plus shortest duration
 
-Every GPU time is the median of several groups of CUDA Graph replays between CUDA events. Points for
-which no time is left are listed under "skipped".
+GPU times are medians over groups of CUDA Graph replays; points without time left are "skipped".
 """
 
 # ruff: noqa: ANN001, ANN202 - Triton kernels take device pointers, which have no type here
@@ -45,6 +44,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8
 LAYER_ROWS = (1, 8, 16, 32, 64, 128, 256, 512)
 LAYERS = 16
 ROTATED_BYTES = 1 << 30  # of weights that a measurement cycles through: 17 x the L2 of an H200
+STATE = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
 GROUPS = 5
 GROUP_SECONDS = 0.015
 
@@ -83,7 +83,7 @@ def _silu_and_mul(gate_up, out, width, block: tl.constexpr):
 
 
 class Clock:
-    """How much of the time budget is left, and what was skipped for lack of it."""
+    """What of the time budget is left, and what was skipped for lack of it."""
 
     def __init__(self, seconds: float) -> None:
         self.deadline = time.perf_counter() + seconds
@@ -102,8 +102,8 @@ def capture(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        work()
-        work()
+        for _ in range(2):
+            work()
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -139,14 +139,12 @@ def random_bf16(*shape: int) -> torch.Tensor:
 def measure_bandwidth() -> dict[str, float]:
     """TB/s of a copy (read + write) and of a pure read of 2 GiB."""
     count = 1 << 29
-    source = torch.randn(count, device="cuda")
-    target = torch.empty_like(source)
+    source, target = torch.randn(count, device="cuda"), torch.empty(count, device="cuda")
     programs = 8 * torch.cuda.get_device_properties(0).multi_processor_count
     sums = torch.empty(programs, device="cuda")
     copy = seconds_of(lambda: target.copy_(source))
     read = seconds_of(lambda: _read[(programs,)](source, sums, count, block=4096, num_warps=8))
-    size = 4 * count
-    return {"copy_tb_s": 2 * size / copy / 1e12, "read_tb_s": size / read / 1e12}
+    return {"copy_tb_s": 8 * count / copy / 1e12, "read_tb_s": 4 * count / read / 1e12}
 
 
 def measure_gemms(clock: Clock) -> list[dict[str, Any]]:
@@ -276,7 +274,6 @@ def cpu_seconds(work: Callable[[], object], calls: int = 200) -> float:
         for _ in range(calls):
             work()
         bursts.append((time.perf_counter() - start) / calls)
-    torch.cuda.synchronize()
     return statistics.median(bursts)
 
 
@@ -332,9 +329,8 @@ def command_output(*command: str) -> str:
     return done.stdout.strip().splitlines()[0] if done.stdout.strip() else "unavailable: no output"
 
 
-def gpu_state() -> str:
-    """Clocks, power and temperature at this moment."""
-    fields = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
+def gpu_query(fields: str) -> str:
+    """What nvidia-smi says of the first GPU."""
     return command_output("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", "-i", "0")
 
 
@@ -348,9 +344,7 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": triton.__version__,
         "cuda": torch.version.cuda,
-        "driver": command_output(
-            "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "-i", "0"
-        ),
+        "driver": gpu_query("driver_version"),
         "commit": command_output("git", "rev-parse", "HEAD"),
         "time_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -361,7 +355,7 @@ def measure(seconds: float) -> dict[str, Any]:
     torch.manual_seed(0)
     clock = Clock(seconds)
     warm_up()
-    states = [gpu_state()]
+    states = [gpu_query(STATE)]
     result: dict[str, Any] = {"schema": "ceilings/v1", **environment()}
     result |= measure_bandwidth()
     torch.cuda.empty_cache()
@@ -371,7 +365,7 @@ def measure(seconds: float) -> dict[str, Any]:
     result["small_kernels"] = measure_small_kernels(clock)
     result["attention"] = measure_attention(clock)
     result["gemm"] = measure_gemms(clock)
-    states.append(gpu_state())
+    states.append(gpu_query(STATE))
     return {**result, "gpu_states": states, "skipped": clock.skipped}
 
 
@@ -379,19 +373,12 @@ def print_table(result: dict[str, Any]) -> None:
     """The figures at a glance."""
     print(f"{result['gpu']}, torch {result['torch']}, triton {result['triton']}")
     print(f"copy {result['copy_tb_s']:.2f} TB/s, read {result['read_tb_s']:.2f} TB/s")
-    print("launch, us: " + ", ".join(f"{k} {v:.2f}" for k, v in result["launch"].items()))
-    for point in result["layer"]:
-        print(f"layer m={point['m']:<5} {point['us']:8.1f} us {point['weight_tb_s']:5.2f} TB/s")
-    for point in result["small_kernels"]:
-        print(f"{point['kernel']} m={point['m']:<5} {point['us']:6.2f} us")
-    for point in result["attention"]:
-        rate = point.get("error") or f"{point['tflop_s']:6.0f} TFLOP/s"
-        print(f"attention {point['backend']} {point['tokens']:>6} {rate}")
-    for point in result["gemm"]:
-        print(
-            f"gemm {point['shape']:<8} m={point['m']:<5} {point['us']:9.1f} us"
-            f" {point['tflop_s']:6.1f} TFLOP/s {point['weight_tb_s']:5.2f} TB/s"
-        )
+    print("launch: " + ", ".join(f"{k} {v:.2f}" for k, v in result["launch"].items()))
+    for section in ("layer", "small_kernels", "attention", "gemm"):
+        for point in result[section]:
+            values = (f"{v:.2f}" if isinstance(v, float) else str(v) for v in point.values())
+            keyed = zip(point, values, strict=True)
+            print(f"{section}: " + ", ".join(f"{key} {value}" for key, value in keyed))
     if result["skipped"]:
         print(f"no time left for {len(result['skipped'])} points")
 

@@ -37,6 +37,17 @@ from simulator.roofline_coefficients import expected_experts, roofline_coefficie
 
 NAME: Final = "analytic, uncalibrated"
 
+TERMS: Final = (
+    "linear",
+    "experts",
+    "attention_prefill",
+    "attention_decode",
+    "lm_head",
+    "elementwise",
+    "all_reduce",
+    "launch",
+)
+
 _EMPTY_STEP: Final = "a step has at least one token"
 _REMEMBERED: Final = 1 << 14  # row counts whose costs are kept before starting over
 
