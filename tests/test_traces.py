@@ -215,8 +215,9 @@ def test_rows_and_line_numbers_hold_across_read_blocks(tmp_path: Path) -> None:
     np.testing.assert_array_equal(trace.arrival_ns, index * 7 * MILLISECOND)
     np.testing.assert_array_equal(trace.prompt_tokens, index % 999 + 1)
     np.testing.assert_array_equal(trace.lines, index + 2)
+    lines[100] = "\n\n" + lines[100]
     lines[55_000] = "2024-05-10 00:00:00,1,x"
-    assert ":55002: GeneratedTokens: found 'x'" in _refusal(
+    assert ":55004: GeneratedTokens: found 'x'" in _refusal(
         _written(tmp_path, AZURE_HEADER, *lines)
     )
 

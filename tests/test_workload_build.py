@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from engine.core.workload import NEVER, PromptSegments, Workload
+from workbench.random_streams import Stream, generator
 from workbench.scenario import Scenario
 from workbench.trace_errors import TraceError, WorkloadError
 from workbench.workload import BuiltWorkload, build_workload
@@ -152,6 +153,22 @@ def test_changing_one_length_leaves_the_other_alone() -> None:
     assert _changed(first, other) == {"abort_after_ns"}
     other = _build("synthetic", aborts=ABORTS, workload={"high_priority_fraction": 0.5}).workload
     assert _changed(first, other) == {"priority"}
+
+
+def test_streams_are_children_of_the_seed_in_spawn_order() -> None:
+    """Stream i draws what numpy's i-th spawned child draws, unlike every other stream."""
+    children = np.random.SeedSequence(11).spawn(len(Stream))
+    draws = [generator(11, stream).integers(2**63) for stream in Stream]
+    assert draws == [np.random.default_rng(child).integers(2**63) for child in children]
+    assert len(set(draws)) == len(Stream)
+
+
+def test_components_are_independent_of_each_other() -> None:
+    """Prompts and outputs of one distribution are not correlated."""
+    sizes = {"num_requests": 20_000, "prompt_len": LOGNORMAL, "output_len": LOGNORMAL}
+    workload = _build("synthetic", workload=sizes).workload
+    correlation = np.corrcoef(workload.prompt_tokens, workload.output_tokens)[0, 1]
+    assert abs(correlation) < 5 / 20_000**0.5
 
 
 # Times
