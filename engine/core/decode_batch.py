@@ -9,8 +9,11 @@ max_tokens) waits in a calendar keyed by iteration. A step costs O(pages to allo
 from __future__ import annotations
 
 import heapq
+from typing import Final
 
 from engine.core.request import Request
+
+_NOBODY: Final[dict[int, Request]] = {}
 
 
 class DecodeBatch:
@@ -72,23 +75,30 @@ class DecodeBatch:
         self._offset_sum -= request.offset
         self._limit_sum -= self.limit_of(request)
         request.span_last = self.iteration
-        bucket = self._crossings[request.next_crossing]
+        crossing = self.crossing_of(request)
+        bucket = self._crossings[crossing]
         del bucket[request.request_id]
         if not bucket:
-            del self._crossings[request.next_crossing]
+            del self._crossings[crossing]
 
     def limit_of(self, request: Request) -> int:
         """The iteration that gives a member its last allowed token."""
         return request.max_kv_tokens - request.offset
 
+    def crossing_of(self, request: Request) -> int:
+        """The iteration for which a member needs its next page."""
+        return len(request.pages) * self._page_size - request.offset + 1
+
     def crossing(self, iteration: int) -> dict[int, Request]:
         """Members that need one more page in `iteration`."""
-        return self._crossings.get(iteration, {})
+        return self._crossings.get(iteration, _NOBODY)
 
     def page_given(self, iteration: int) -> None:
-        """Every member of `crossing(iteration)` has got its page: look for the next one."""
-        for request in self._crossings.pop(iteration).values():
-            self._schedule_crossing(request)
+        """Every member of `crossing(iteration)` has got one page, so all need the next together."""
+        bucket = self._crossings.pop(iteration)
+        later = self._crossings.setdefault(iteration + self._page_size, bucket)
+        if later is not bucket:
+            later.update(bucket)
 
     def pages_within(self, count: int) -> list[int]:
         """Pages needed in each of the next `count` iterations."""
@@ -103,19 +113,26 @@ class DecodeBatch:
             heapq.heappop(limits)
         return limits[0][0] if limits else None
 
+    @property
+    def limit_reached(self) -> bool:
+        """Whether `pop_finished` may have something to do."""
+        limits = self._limits
+        return bool(limits) and limits[0][0] <= self.iteration
+
     def pop_finished(self) -> list[Request]:
         """Members whose last allowed iteration has been planned leave the batch; they are returned."""
         finished: list[Request] = []
-        while (limit := self.next_limit()) is not None and limit <= self.iteration:
-            request = self.members[heapq.heappop(self._limits)[1]]
-            self.leave(request)
-            finished.append(request)
+        limits = self._limits
+        while limits and limits[0][0] <= self.iteration:
+            entry = heapq.heappop(limits)
+            if not self._stale(entry):
+                request = self.members[entry[1]]
+                self.leave(request)
+                finished.append(request)
         return finished
 
     def _schedule_crossing(self, request: Request) -> None:
-        crossing = len(request.pages) * self._page_size - request.offset + 1
-        request.next_crossing = crossing
-        self._crossings.setdefault(crossing, {})[request.request_id] = request
+        self._crossings.setdefault(self.crossing_of(request), {})[request.request_id] = request
 
     def _push(self, heap: list[tuple[int, int, int]], entry: tuple[int, int, int]) -> None:
         heapq.heappush(heap, entry)

@@ -106,6 +106,9 @@ def _request_problems(scheduler: Scheduler) -> Iterator[str]:
             yield f"{request} generated {book.output_tokens(request)} tokens"
     if found:
         yield f"requests that are not alive are still listed: {found}"
+    slots = sum(len(places[name]) for name in ("prefilling", "joining", "batch", "verifying", "awaiting"))
+    if book.running != slots:
+        yield f"running is {book.running}, recounted {slots}"
     if book.running > scheduler.config.max_running_requests:
         yield f"{book.running} requests run, allowed are {scheduler.config.max_running_requests}"
     promised = sum(
@@ -144,9 +147,7 @@ def _batch_problems(scheduler: Scheduler) -> Iterator[str]:
         yield f"next limit is {batch.next_limit()}, recounted {limit}"
     for request in members:
         crossing = len(request.pages) * size - request.offset + 1
-        if request.next_crossing != crossing or batch.crossing(crossing).get(
-            request.request_id
-        ) is not request:
+        if batch.crossing(crossing).get(request.request_id) is not request:
             yield f"{request} should be listed for a page at iteration {crossing}"
 
 

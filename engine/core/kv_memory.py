@@ -107,12 +107,13 @@ class KvMemory:
 
     def grow_each(self, requests: Collection[Request]) -> None:
         """Append one free page to each of several page tables, in order."""
-        pages = self.pool.alloc(len(requests))
-        self.held_pages += len(pages)
-        for request, page in zip(requests, pages, strict=True):
-            request.pages.append(page)
-            if self._write_memory is not None:
-                self._record(MemoryOp.ALLOC, request.request_id, [page])
+        alloc = self.pool.alloc_one
+        for request in requests:
+            request.pages.append(alloc())
+        self.held_pages += len(requests)
+        if self._write_memory is not None:
+            for request in requests:
+                self._record(MemoryOp.ALLOC, request.request_id, request.pages[-1:])
 
     def match(self, request: Request) -> PrefixMatch | None:
         """The cached prefix of a waiting request; at least its last known token is left out."""
@@ -183,20 +184,24 @@ class KvMemory:
             until_plan: a plan in flight that may still touch the pages; they become free when
                 `plan_done` is called with it or a later one. None: free at once.
         """
+        self.held_pages -= len(request.pages)
         ids = self._unpublished(request, committed_tokens)
         private = [] if ids is None else self._insert(request, ids)
-        private += request.pages[request.cached_depth // self.pool.page_size :]
-        entry = _Deferred(-1 if until_plan is None else until_plan, private, request.node)
-        self.held_pages -= len(request.pages)
+        if request.cached_depth:
+            private += request.pages[request.cached_depth // self.pool.page_size :]
+        else:
+            private += request.pages
+        if self._write_memory is not None:
+            self._record(MemoryOp.FREE, request.request_id, private)
+        if until_plan is not None:
+            self._deferred.append(_Deferred(until_plan, private, request.node))
+        else:
+            if request.node is not None and self.cache is not None:
+                self.cache.unlock(request.node)
+            self.pool.free(private)
         request.pages = []
         request.node, request.cached_depth = None, 0
         request.scheduled_tokens = request.committed_tokens = 0
-        if self._write_memory is not None:
-            self._record(MemoryOp.FREE, request.request_id, private)
-        if until_plan is None:
-            self._finish_release(entry)
-        else:
-            self._deferred.append(entry)
 
     def shrink(self, request: Request, keep_pages: int) -> None:
         """Return the pages of rejected slots at the end of a page table."""
@@ -213,17 +218,14 @@ class KvMemory:
             ready = [entry for entry in self._deferred if entry.plan_id <= plan_id]
             self._deferred = [entry for entry in self._deferred if entry.plan_id > plan_id]
             for entry in ready:
-                self._finish_release(entry)
+                if entry.node is not None and self.cache is not None:
+                    self.cache.unlock(entry.node)
+                self.pool.free(entry.pages)
 
     def take_evicted(self) -> int:
         """Pages evicted since the last call."""
         evicted, self.evicted_pages = self.evicted_pages, 0
         return evicted
-
-    def _finish_release(self, entry: _Deferred) -> None:
-        if entry.node is not None and self.cache is not None:
-            self.cache.unlock(entry.node)
-        self.pool.free(entry.pages)
 
     def _record(self, op: MemoryOp, owner: int, pages: list[int]) -> None:
         if self._write_memory is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -66,7 +66,6 @@ class Transfer(NamedTuple):
     deadline_ns: int
 
 
-@dataclass(slots=True, eq=False)
 class StepPlan:
     """One step: prefill chunks, verify items, and the decode batch at one iteration.
 
@@ -90,32 +89,35 @@ class StepPlan:
         transfers: KV transfers to start.
     """
 
-    plan_id: int
-    feeds_from: int = -1
-    decode_iteration: int = -1
-    decode_requests: int = 0
-    decode_tokens: int = 0
-    decode_context: int = 0
-    decode_max_context: int = 0
-    prefill_tokens: int = 0
-    prefill_context: int = 0
-    prefill_pairs: int = 0
-    sampled_tokens: int = 0
-    graph_batch: int = 0
-    hit_tokens: int = 0
-    running: int = 0
-    waiting: int = 0
-    free_pages: int = 0
-    cached_pages: int = 0
-    block_reason: AdmissionBlock = AdmissionBlock.NONE
-    retracted: int = 0
-    evicted_pages: int = 0
-    prefills: list[PrefillItem] = field(default_factory=list)
-    verifies: list[VerifyItem] = field(default_factory=list)
-    transfers: list[Transfer] = field(default_factory=list)
+    # Defaults are class attributes: a plan costs as much as what is in it.
+    feeds_from = -1
+    decode_iteration = -1
+    decode_requests = 0
+    decode_tokens = 0
+    decode_context = 0
+    decode_max_context = 0
+    prefill_tokens = 0
+    prefill_context = 0
+    prefill_pairs = 0
+    sampled_tokens = 0
+    graph_batch = 0
+    hit_tokens = 0
+    running = 0
+    waiting = 0
+    free_pages = 0
+    cached_pages = 0
+    block_reason = AdmissionBlock.NONE
+    retracted = 0
+    evicted_pages = 0
     batch: DecodeBatch | None = None
-    batch_version: int = -1
+    batch_version = -1
     _members: list[tuple[Request, int]] | None = None
+
+    def __init__(self, plan_id: int) -> None:
+        self.plan_id = plan_id
+        self.prefills: list[PrefillItem] = []
+        self.verifies: list[VerifyItem] = []
+        self.transfers: list[Transfer] = []
 
     @property
     def is_pure_decode(self) -> bool:

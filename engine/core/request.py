@@ -21,6 +21,11 @@ LEGAL_TRANSITIONS: Final[dict[RequestStatus, frozenset[RequestStatus]]] = {
 }
 
 
+_LEGAL_MASKS: Final = [
+    sum(1 << after for after in LEGAL_TRANSITIONS[before]) for before in RequestStatus
+]
+
+
 class IllegalTransitionError(RuntimeError):
     """A request was moved to a status that cannot follow its present one."""
 
@@ -56,15 +61,46 @@ class Request:
         committed_tokens: KV entries whose step came back; same remark.
     """
 
-    __slots__ = (
-        "admitted_ns", "arrival_ns", "bypassed", "cached_depth", "cached_tokens", "client_wait_ns",
-        "committed_outputs", "committed_tokens", "epoch", "failures",
-        "finish_ns", "finish_reason", "first_token_ns", "handoff", "known_tokens", "last_plan_id",
-        "lost_tokens", "max_tokens", "next_crossing", "node", "offset", "pages", "parent", "peek",
-        "pending_outputs", "priority", "prompt_tokens", "recomputed_tokens", "reject_reason", "request_id", "retractions",
-        "scheduled_tokens", "sequence", "span_first", "span_last", "span_token_ns", "status",
-        "tenant", "tokens",
-    )  # fmt: skip
+    # Most requests never change most of these, so they start as class attributes: a simulation
+    # creates requests by the hundred thousand.
+    priority = 0
+    tenant = 0
+    tokens: TokenSource | None = None
+    handoff = KVHandoff.NONE
+    parent = -1
+    client_wait_ns = 0
+
+    status = RequestStatus.WAITING
+    epoch = 0
+    sequence = -1
+    bypassed = 0  # times a later request was admitted while this one was the oldest
+    failures = 0  # steps that failed with it
+    peek = (-1, 0)  # (cache version, cached prefix tokens), for longest-prefix ordering
+
+    node: RadixNode | None = None
+    cached_depth = 0
+    scheduled_tokens = 0
+    committed_tokens = 0
+    committed_outputs = 0
+    pending_outputs = 0  # most tokens that plans in flight may bring (prefill, verify)
+    lost_tokens = 0  # KV entries given up by the last retraction
+    last_plan_id = -1  # the newest plan with it, as long as it is not in the decode batch
+
+    # Set by the decode batch while DECODING.
+    offset = 0  # KV tokens after iteration i = offset + i
+    span_first = -1  # first iteration of the present stay, -1: none
+    span_last = -1  # last iteration planned with it, -1: still in the batch
+    span_token_ns = -1  # when the prefill before it was committed
+
+    arrival_ns = -1
+    admitted_ns = -1
+    first_token_ns = -1
+    finish_ns = -1
+    cached_tokens = 0
+    retractions = 0
+    recomputed_tokens = 0
+    finish_reason = FinishReason.NONE
+    reject_reason = RejectReason.NONE
 
     def __init__(
         self,
@@ -87,47 +123,20 @@ class Request:
         self.request_id = request_id
         self.prompt_tokens = prompt_tokens
         self.max_tokens = max_tokens
-        self.priority = priority
-        self.tenant = tenant
-        self.tokens = tokens
-        self.handoff = handoff
-        self.parent = parent
-        self.client_wait_ns = client_wait_ns
-
-        self.status = RequestStatus.WAITING
-        self.epoch = 0
-        self.sequence = -1
-        self.bypassed = 0  # times a later request was admitted while this one was the oldest
-        self.failures = 0  # steps that failed with it
-        self.peek = (-1, 0)  # (cache version, cached prefix tokens), for longest-prefix ordering
-
-        self.pages: list[int] = []
-        self.node: RadixNode | None = None
-        self.cached_depth = 0
         self.known_tokens = prompt_tokens
-        self.scheduled_tokens = 0
-        self.committed_tokens = 0
-        self.committed_outputs = 0
-        self.pending_outputs = 0  # most tokens that plans in flight may bring (prefill, verify)
-        self.lost_tokens = 0  # KV entries given up by the last retraction
-        self.last_plan_id = -1  # the newest plan with it, as long as it is not in the decode batch
-
-        # Set by the decode batch while DECODING.
-        self.offset = 0  # KV tokens after iteration i = offset + i
-        self.next_crossing = 0  # iteration that needs its next page
-        self.span_first = -1  # first iteration of the present stay, -1: none
-        self.span_last = -1  # last iteration planned with it, -1: still in the batch
-        self.span_token_ns = -1
-
-        self.arrival_ns = -1
-        self.admitted_ns = -1
-        self.first_token_ns = -1
-        self.finish_ns = -1
-        self.cached_tokens = 0
-        self.retractions = 0
-        self.recomputed_tokens = 0
-        self.finish_reason = FinishReason.NONE
-        self.reject_reason = RejectReason.NONE
+        self.pages: list[int] = []
+        if priority:
+            self.priority = priority
+        if tenant:
+            self.tenant = tenant
+        if tokens is not None:
+            self.tokens = tokens
+        if handoff:
+            self.handoff = handoff
+        if parent >= 0:
+            self.parent = parent
+        if client_wait_ns:
+            self.client_wait_ns = client_wait_ns
 
     @property
     def max_kv_tokens(self) -> int:
@@ -145,7 +154,7 @@ class Request:
         Raises:
             IllegalTransitionError: `status` may not follow the present one.
         """
-        if status not in LEGAL_TRANSITIONS[self.status]:
+        if not _LEGAL_MASKS[self.status] >> status & 1:
             raise IllegalTransitionError(
                 f"request {self.request_id}: {self.status.name} -> {status.name}"
             )

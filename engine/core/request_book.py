@@ -31,6 +31,8 @@ class RequestBook:
         oldest_in_flight: oldest plan not committed, or None.
         promised_pages: pages that admitted requests may hold at most, by their max_tokens.
         retracted: retractions since the counter was last taken.
+        running: admitted requests that still need steps (prefilling, joining, decoding, awaiting);
+            each takes one of max_running_requests slots.
     """
 
     def __init__(self, config: SchedulerConfig, kv: KvMemory, events: EventLog | None, replica: int):
@@ -54,18 +56,8 @@ class RequestBook:
         self.oldest_in_flight: int | None = None
         self.promised_pages = 0
         self.retracted = 0
+        self.running = 0
         self._sequence = 0
-
-    @property
-    def running(self) -> int:
-        """Admitted requests that still need steps; each takes one of max_running_requests slots."""
-        return (
-            len(self.prefilling)
-            + len(self.joining)
-            + len(self.batch)
-            + len(self.verifying)
-            + len(self.awaiting)
-        )
 
     def running_requests(self) -> Iterator[Request]:
         """Requests that could be retracted, in no meaningful order but a fixed one."""
@@ -110,6 +102,7 @@ class RequestBook:
         """Record an admission; `request.cached_depth` tokens are in its page table already."""
         self.waiting.admitted(request)
         self.promised_pages += self.pages_promised(request)
+        self.running += 1
         left = request.prefill_left
         if request.admitted_ns < 0:
             request.admitted_ns = now
@@ -120,7 +113,8 @@ class RequestBook:
             self.note(now, request, RequestEvent.RESUME, request.cached_depth, left)
 
     def drain(self, request: Request, plan_id: int) -> None:
-        """No plan after `plan_id` will contain this request."""
+        """No plan after `plan_id` will contain this request, so its slot is free."""
+        self.running -= 1
         request.last_plan_id = plan_id
         self.draining.setdefault(plan_id, {})[request.request_id] = request
 
@@ -189,19 +183,28 @@ class RequestBook:
     def _detach(self, request: Request) -> None:
         """Take a request out of wherever it is and settle its counters."""
         request_id = request.request_id
-        if request.status == RequestStatus.WAITING:
+        if request.status is RequestStatus.WAITING:
             self.waiting.remove(request)
         elif request_id in self.batch.members:
             self.batch.leave(request)
             request.last_plan_id = self.last_decode_plan_id
-        else:
-            for place in (
-                self.prefilling, self.joining, self.verifying, self.holding, self.awaiting,
-                self.draining.get(request.last_plan_id, {}),
-            ):  # fmt: skip
+            self.running -= 1
+        elif not self._undrain(request):
+            for place in (self.prefilling, self.joining, self.verifying, self.awaiting):
                 if place.pop(request_id, None) is not None:
+                    self.running -= 1
                     break
+            else:
+                self.holding.pop(request_id, None)
         self._close_span(request)
+
+    def _undrain(self, request: Request) -> bool:
+        place = self.draining.get(request.last_plan_id)
+        if place is None or place.pop(request.request_id, None) is None:
+            return False
+        if not place:
+            del self.draining[request.last_plan_id]
+        return True
 
     def _close_span(self, request: Request) -> None:
         """End a stay in the decode batch: counters become plain numbers, the record gets its row."""

@@ -144,25 +144,28 @@ class Scheduler:
         return plan
 
     def _plan(self, now: int) -> StepPlan | None:
-        for transfer_id in self.transfers.expired(now):
-            self._end_transfer(transfer_id, TransferStatus.TIMED_OUT, now)
         book = self.book
-        self._settle_batch()
-        if not self._preempt_for_priority(now):
+        if self.transfers.pending:
+            for transfer_id in self.transfers.expired(now):
+                self._end_transfer(transfer_id, TransferStatus.TIMED_OUT, now)
+        if book.joining or book.batch.limit_reached:
+            self._settle_batch()
+        if self.config.policy == "priority" and not self._preempt_for_priority(now):
             return None
         plan = StepPlan(self.next_plan_id)
-        self._start_sends(plan, now)
+        if self._to_send:
+            self._start_sends(plan, now)
         if self.config.mode == "prefill_first":
             self._plan_prefills(plan, self.config.max_num_batched_tokens, now)
             ready = bool(plan.prefills) or self._plan_decodes(plan, now)
         else:
             ready = self._plan_decodes(plan, now)
-            if ready:
+            if ready and (book.prefilling or book.waiting.live):
                 left = self.config.max_num_batched_tokens - plan.decode_tokens
                 self._plan_prefills(plan, left, now)
         if not ready and not plan.transfers:
             return None
-        if not (plan.prefills or plan.verifies or plan.transfers or plan.decode_iteration >= 0):
+        if plan.decode_iteration < 0 and not (plan.prefills or plan.verifies or plan.transfers):
             if self.in_flight or not book.prefilling:
                 return None
             return self._unblock_prefills(now)
@@ -191,14 +194,13 @@ class Scheduler:
         if not batch.members:
             return True
         iteration = batch.iteration + 1
-        while not self.kv.ensure_free(len(batch.crossing(iteration))):
+        while (crossing := batch.crossing(iteration)) and not self.kv.ensure_free(len(crossing)):
             if self.in_flight:
                 return False
             if not self._retract_one(now):
                 return True
         if not batch.members:
             return True
-        crossing = batch.crossing(iteration)
         if crossing:
             self.kv.grow_each(crossing.values())
             batch.page_given(iteration)
@@ -252,7 +254,7 @@ class Scheduler:
         for request in list(book.prefilling.values()):
             if budget > 0:
                 budget -= self._plan_chunk(plan, request, budget)
-        while len(book.waiting):
+        while book.waiting.live:
             if book.prefilling:
                 stuck = budget > 0
                 plan.block_reason = AdmissionBlock.KV_PAGES if stuck else full
@@ -348,12 +350,10 @@ class Scheduler:
             plan.feeds_from = newest if newest >= self.in_flight[0].plan_id else -1
         if plan.sampled_tokens:
             self._newest_sampling_plan = plan.plan_id
-        if not plan.prefills:
-            sizes = self.config.cuda_graph_batch_sizes
-            at = bisect.bisect_left(sizes, plan.decode_requests)
-            plan.graph_batch = sizes[at] if at < len(sizes) and plan.decode_requests else 0
+        if plan.decode_requests and not plan.prefills:
+            plan.graph_batch = self.graph_batch(plan.decode_requests)
         plan.running = book.running
-        plan.waiting = len(book.waiting)
+        plan.waiting = len(book.waiting.live)
         plan.free_pages = kv.pool.free_pages
         plan.cached_pages = kv.cached_pages
         plan.retracted = book.take_retracted()
@@ -363,6 +363,12 @@ class Scheduler:
         book.oldest_in_flight = self.in_flight[0].plan_id
         if self._write_item is not None:
             self._record_items(plan)
+
+    def graph_batch(self, num_requests: int) -> int:
+        """The CUDA Graph bucket of a pure decode step, 0 if it is too large for all of them."""
+        sizes = self.config.cuda_graph_batch_sizes
+        at = bisect.bisect_left(sizes, num_requests)
+        return sizes[at] if at < len(sizes) else 0
 
     def _record_items(self, plan: StepPlan) -> None:
         write = self._write_item
@@ -466,8 +472,6 @@ class Scheduler:
 
     def _preempt_for_priority(self, now: int) -> bool:
         """Retract less urgent requests that block a more urgent head; False: wait for results."""
-        if self.config.policy != "priority":
-            return True
         while (head := self.book.waiting.head()) is not None:
             running = list(self.book.running_requests())
             victim = min(running, key=lambda r: (r.priority, -r.sequence), default=None)
@@ -561,14 +565,17 @@ class Scheduler:
         if result.failed:
             ended = self._fail(plan, now)
         else:
-            ended = self._commit_prefills(plan, now)
-            if plan.verifies:
-                ended += self._commit_verifies(plan, result, now)
+            ended = self._commit_verifies(plan, result, now) if plan.verifies else []
+            if plan.prefills:
+                self._commit_prefills(plan, now)
             if plan.decode_iteration >= 0:
                 book.committed_iteration = plan.decode_iteration
-            ended += self._finish_stopped(plan, result, now)
-            ended += self._finish_limits(plan, now)
-        self.kv.plan_done(plan_id)
+            if result.stopped:
+                ended += self._finish_stopped(plan, result, now)
+            if book.draining or book.batch.limit_reached:
+                ended += self._finish_limits(plan, now)
+        if self.kv.has_deferred:
+            self.kv.plan_done(plan_id)
         self._commits += 1
         if self.config.check_every and self._commits % self.config.check_every == 0:
             from engine.core.invariants import check
@@ -584,7 +591,7 @@ class Scheduler:
             if request.epoch == epoch and isinstance(request.tokens, TokenBuffer):
                 request.tokens.append(int(token_id))
 
-    def _commit_prefills(self, plan: StepPlan, now: int) -> list[Request]:
+    def _commit_prefills(self, plan: StepPlan, now: int) -> None:
         for item in plan.prefills:
             request = item.request
             if item.epoch != request.epoch:
@@ -597,7 +604,6 @@ class Scheduler:
             if request.handoff == KVHandoff.SEND and request.max_tokens > 1:
                 self.book.draining[plan.plan_id].pop(request.request_id)
                 self._hold_kv(request, now)
-        return []
 
     def _commit_verifies(self, plan: StepPlan, result: StepResult, now: int) -> list[Request]:
         if len(result.verified) != len(plan.verifies):
@@ -651,7 +657,9 @@ class Scheduler:
         if plan.decode_iteration >= 0 and plan.decode_iteration == book.batch.iteration:
             for request in book.batch.pop_finished():
                 book.drain(request, plan.plan_id)
-        ended = list(book.draining.get(plan.plan_id, {}).values())
+        if plan.plan_id not in book.draining:
+            return []
+        ended = list(book.draining[plan.plan_id].values())
         for request in ended:
             if request.status == RequestStatus.PREFILLING:
                 request.move_to(RequestStatus.DECODING)
@@ -695,11 +703,11 @@ class Scheduler:
         if (
             not batch.members
             or book.joining or book.prefilling or book.verifying or book.draining or book.retracted
-            or self.kv.has_deferred or self.kv.evicted_pages or len(self.transfers) or book.holding
+            or self.kv.has_deferred or self.kv.evicted_pages or self.transfers.pending or book.holding
             or len(self.in_flight) != self.config.max_plans_in_flight - 1
         ):  # fmt: skip
             return 0
-        if len(book.waiting) and (
+        if len(book.waiting.live) and (
             book.running < self.config.max_running_requests or self.config.policy == "priority"
         ):
             return 0
@@ -717,6 +725,7 @@ class Scheduler:
         free, size = self.kv.pool.free_pages, self.config.page_size
         if steps <= 0 or len(self.book.batch) * (steps // size + 1) <= free:
             return max(0, steps)
+        steps = min(steps, size)  # the calendar knows each member's next page, not the one after
         for done, need in enumerate(self.book.batch.pages_within(steps)):
             free -= need
             if free < 0:
@@ -748,8 +757,7 @@ class Scheduler:
                 batch.page_given(iteration)
             after.append(free)
         facts = [self._facts(plan) for plan in self.in_flight]
-        waiting = len(self.book.waiting)
-        block = AdmissionBlock.RUNNING_LIMIT if waiting else AdmissionBlock.NONE
+        waiting, block = len(self.book.waiting.live), self.stable_block_reason()
         facts += [(free, waiting, block, 0, 0, self.book.running, self.kv.cached_pages) for free in after]
         batch.iteration += steps
         self.book.committed_iteration += steps
@@ -770,6 +778,10 @@ class Scheduler:
         if self.in_flight:
             self.book.oldest_in_flight = self.in_flight[0].plan_id
         return after
+
+    def stable_block_reason(self) -> AdmissionBlock:
+        """Why the queue waits through the steps that `stable_steps` promises."""
+        return AdmissionBlock.RUNNING_LIMIT if len(self.book.waiting.live) else AdmissionBlock.NONE
 
     def _facts(self, plan: StepPlan) -> tuple[int, int, AdmissionBlock, int, int, int, int]:
         return (

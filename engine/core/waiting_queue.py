@@ -19,6 +19,9 @@ class WaitingQueue:
 
     fcfs orders by arrival, priority by (priority, arrival). lpm takes the longest cached prefix among
     the `LPM_WINDOW` oldest, unless the oldest was bypassed `MAX_BYPASS` times.
+
+    Attributes:
+        live: (ticket, request) by request id; heap entries with another ticket are stale.
     """
 
     def __init__(self, policy: Policy, cached_prefix: Callable[[Request], int]) -> None:
@@ -26,19 +29,19 @@ class WaitingQueue:
         self._lpm = policy == "lpm"
         self._cached_prefix = cached_prefix
         self._heap: list[tuple[int, int, int, Request]] = []
-        self._live: dict[int, tuple[int, Request]] = {}
+        self.live: dict[int, tuple[int, Request]] = {}
         self._tickets = 0
 
     def __len__(self) -> int:
-        return len(self._live)
+        return len(self.live)
 
     def __iter__(self) -> Iterator[Request]:
-        return (request for _, request in self._live.values())
+        return (request for _, request in self.live.values())
 
     def push(self, request: Request) -> None:
         """Add a request; it keeps its place by arrival however often it comes back."""
         self._tickets += 1
-        self._live[request.request_id] = (self._tickets, request)
+        self.live[request.request_id] = (self._tickets, request)
         rank = -request.priority if self._by_priority else 0
         heapq.heappush(self._heap, (rank, request.sequence, self._tickets, request))
 
@@ -52,7 +55,7 @@ class WaitingQueue:
 
     def remove(self, request: Request) -> None:
         """Take out a request that was admitted or ended."""
-        del self._live[request.request_id]
+        del self.live[request.request_id]
 
     def admitted(self, request: Request) -> None:
         """Take out an admitted request and remember whom it overtook."""
@@ -64,7 +67,7 @@ class WaitingQueue:
 
     def _oldest(self) -> Request | None:
         heap = self._heap
-        while heap and self._live.get(heap[0][3].request_id, (0,))[0] != heap[0][2]:
+        while heap and self.live.get(heap[0][3].request_id, (0,))[0] != heap[0][2]:
             heapq.heappop(heap)
         return heap[0][3] if heap else None
 

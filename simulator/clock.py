@@ -1,0 +1,52 @@
+"""Virtual time on SimPy, with a fixed order for what happens at the same instant.
+
+Whoever acts at the same time acts in order of rank, whatever was scheduled first. So a simulation
+that skips ahead and one that goes step by step see the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import simpy
+from simpy.events import Event
+
+CLIENT_RANK = 0  # requests arrive before replicas act; replica i has rank 1 + i
+
+
+class Clock:
+    """Integer ns on a `simpy.Environment`."""
+
+    def __init__(self) -> None:
+        self._env = simpy.Environment(initial_time=0)
+
+    @property
+    def now(self) -> int:
+        """The present virtual time in ns."""
+        return int(self._env.now)
+
+    def at(self, time_ns: int, rank: int, callback: Callable[[Event], None]) -> None:
+        """Call back at `time_ns`; among equal times, lower ranks first.
+
+        Raises:
+            ValueError: the time has passed.
+        """
+        delay = time_ns - self.now
+        if delay < 0:
+            raise ValueError(f"{time_ns} ns lies before the present, {self.now} ns")
+        event = Event(self._env)
+        event._ok, event._value = True, None  # triggered now, processed at `time_ns`
+        event.callbacks.append(callback)
+        self._env.schedule(event, priority=rank, delay=delay)
+
+    def next_event_ns(self) -> float:
+        """Time of the next event, infinity if there is none."""
+        return self._env.peek()
+
+    def step(self) -> None:
+        """Process the next event.
+
+        Raises:
+            simpy.core.EmptySchedule: there is none.
+        """
+        self._env.step()

@@ -1,0 +1,298 @@
+"""One replica in virtual time: the engine's scheduler, driven by predicted step durations.
+
+The host plans, launches and commits; the GPU runs one step after the other. A plan made at time p
+keeps the host until p + host_ns and runs from max(p + host_ns, end of the step before). Results are
+committed when they are there and the host is free. With one plan in flight the host works while the
+GPU waits; with two it plans a step while the GPU runs the one before.
+
+A replica runs ahead of the clock up to its *horizon*, before which nothing from outside can happen,
+so it needs one event per outside influence, not one per step. Runs of identical decode steps are
+skipped at once. Neither changes any decision or time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from simpy.events import Event
+
+from engine.core.events import EventLog
+from engine.core.plan import OK, StepPlan, StepResult
+from engine.core.request import Request
+from engine.core.scheduler import Scheduler
+from simulator.behaviour import OutputLengths
+from simulator.clock import Clock
+from simulator.cost_model import CostModel, StepShape
+
+_FLUSH_EVERY = 4096  # steps between looks at the buffers' size
+_LONGEST_RUN = 4096  # steps skipped at once
+
+
+class _Running(NamedTuple):
+    """A step on its way: when it was planned, starts and will be done, and its costs."""
+
+    plan: StepPlan
+    plan_ns: int
+    start_ns: int
+    done_ns: int
+    gpu_ns: int
+    host_ns: int
+    extrapolated: bool
+
+
+class Replica:
+    """Drives a scheduler in virtual time.
+
+    Args:
+        clock: the world's time.
+        index: number of the replica, its rank among equals.
+        scheduler: the engine's own.
+        cost_model: predicts durations.
+        behaviour: says where texts end.
+        log: takes one row per step.
+        horizon: time before which nothing from outside reaches this replica, in ns.
+        on_end: called with a request that ended and the time.
+        fast_forward: False goes step by step, for comparison.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        index: int,
+        scheduler: Scheduler,
+        cost_model: CostModel,
+        behaviour: OutputLengths,
+        log: EventLog,
+        horizon: Callable[[], float],
+        on_end: Callable[[Request, int], None],
+        fast_forward: bool = True,
+    ) -> None:
+        self.scheduler = scheduler
+        self.cost_model = cost_model
+        self.index = index
+        self.steps = 0
+        self.last_commit_ns = 0
+        self._clock = clock
+        self._behaviour = behaviour
+        self._log = log
+        self._write = log.write("steps")
+        self._horizon = horizon
+        self._on_end = on_end
+        self._fast_forward = fast_forward
+        self._running: deque[_Running] = deque()
+        self._host_free_ns = 0
+        self._gpu_free_ns = 0
+        self._alarm_ns: int | None = None
+        self._flush_at = _FLUSH_EVERY
+        self._pace_ns = 1_000_000  # GPU time of the last step
+
+    @property
+    def live_requests(self) -> int:
+        """Requests that were sent here and have not ended."""
+        return len(self.scheduler.book.requests)
+
+    def wake(self, now: int) -> None:
+        """Something arrived: act as soon as the host is free."""
+        if len(self._running) < self.scheduler.config.max_plans_in_flight:
+            self._set_alarm(max(now, self._host_free_ns))
+
+    def _set_alarm(self, time_ns: int) -> None:
+        if self._alarm_ns is None or time_ns < self._alarm_ns:
+            self._alarm_ns = time_ns
+            self._clock.at(time_ns, 1 + self.index, self._on_alarm)
+
+    def _on_alarm(self, _: Event) -> None:
+        now = self._clock.now
+        if now == self._alarm_ns:
+            self._alarm_ns = None
+            self._act(now)
+
+    def _act(self, now: int) -> None:
+        """Act now, and go on alone for as long as nothing from outside can happen."""
+        next_ns = self._turn(now)
+        while next_ns is not None and next_ns < self._horizon():
+            next_ns = self._turn(next_ns)
+        if next_ns is not None:
+            self._set_alarm(next_ns)
+
+    def _turn(self, now: int) -> int | None:
+        """Commit what is done, plan what can be planned; returns when to act next, or None."""
+        running = self._running
+        while running and running[0].done_ns <= now:
+            self._commit(running.popleft(), now)
+        scheduler = self.scheduler
+        depth = scheduler.config.max_plans_in_flight
+        if len(running) < depth:
+            if self._fast_forward and len(running) == depth - 1 and depth <= 2:
+                now = self._skip(now)
+            plan = scheduler.plan(now)
+            if plan is not None:
+                self._launch(plan, now)
+                if len(running) < depth:
+                    return self._host_free_ns
+        if running:
+            return max(running[0].done_ns, self._host_free_ns)
+        return None
+
+    def _launch(self, plan: StepPlan, now: int) -> None:
+        gpu_ns, host_ns, extrapolated = self.cost_model.step_cost(_shape(plan))
+        ready = now + host_ns
+        start = ready if ready > self._gpu_free_ns else self._gpu_free_ns
+        self._host_free_ns, self._gpu_free_ns = ready, start + gpu_ns
+        self._pace_ns = gpu_ns
+        self._running.append(
+            _Running(plan, now, start, start + gpu_ns, gpu_ns, host_ns, extrapolated)
+        )
+        if plan.prefills and self._behaviour.active:
+            self._behaviour.planned(plan, self.scheduler.book)
+
+    def _commit(self, step: _Running, now: int) -> None:
+        plan, self.last_commit_ns = step.plan, now
+        stopped = self._behaviour.stopped(plan) if self._behaviour.active else ()
+        result = StepResult(stopped=stopped) if stopped else OK
+        self._record(step, now)
+        for request in self.scheduler.commit(plan.plan_id, result, now):
+            self._on_end(request, now)
+
+    def _skip(self, now: int) -> int:
+        """Fast-forward over identical decode steps; returns the time of the next plan."""
+        scheduler, running = self.scheduler, self._running
+        horizon = self._horizon()
+        batch = scheduler.book.batch
+        pace = running[-1].gpu_ns if running else self._pace_ns
+        if not batch.members or now + 2 * pace >= horizon:
+            return now
+        limit = int(min((horizon - now) // pace + 1, _LONGEST_RUN))
+        if self._behaviour.active:
+            end = self._behaviour.steps_until_end(batch.iteration)
+            if end is not None:
+                limit = min(limit, end if running else end - 1)
+        steps = scheduler.stable_steps(limit) if limit > 1 else 0
+        if steps < 2:
+            return now
+        return self._overlapped(now, horizon, steps) if running else self._serial(now, horizon, steps)
+
+    def _overlapped(self, now: int, horizon: float, steps: int) -> int:
+        """Skip with one step in flight: each plan is made when the step before it starts."""
+        flying = self._running[0]
+        shape = self._next_shape()
+        gpu, host_ns, extrapolated = self.cost_model.decode_run(shape, steps)
+        plan_ns, done = now, flying.done_ns
+        timeline: list[tuple[int, int, int]] = []  # (planned, starts, ends on the GPU)
+        for gpu_ns in gpu:
+            ready = plan_ns + host_ns
+            start = ready if ready > done else done
+            if start >= horizon:
+                break
+            done = start + gpu_ns
+            timeline.append((plan_ns, start, done))
+            plan_ns = start
+        if not timeline:
+            return now
+        self._record(flying, timeline[0][1])
+        free = self.scheduler.advance(len(timeline), plan_ns)
+        self._record_run(shape, timeline, [t[1] for t in timeline[1:]], gpu, host_ns, extrapolated, free)
+        planned, start, done = timeline[-1]
+        self._running[0] = _Running(
+            flying.plan, planned, start, done, gpu[len(timeline) - 1], host_ns, extrapolated
+        )
+        self._host_free_ns, self._gpu_free_ns = planned + host_ns, done
+        return plan_ns
+
+    def _serial(self, now: int, horizon: float, steps: int) -> int:
+        """Skip with nothing in flight: plan, run, commit, one after the other."""
+        shape = self._next_shape()
+        gpu, host_ns, extrapolated = self.cost_model.decode_run(shape, steps)
+        plan_ns = now
+        timeline: list[tuple[int, int, int]] = []
+        for gpu_ns in gpu:
+            start = plan_ns + host_ns
+            if start + gpu_ns >= horizon:
+                break
+            timeline.append((plan_ns, start, start + gpu_ns))
+            plan_ns = start + gpu_ns
+        if not timeline:
+            return now
+        free = self.scheduler.advance(len(timeline), plan_ns)
+        self._record_run(shape, timeline, [t[2] for t in timeline], gpu, host_ns, extrapolated, free)
+        self._host_free_ns, self._gpu_free_ns = timeline[-1][0] + host_ns, plan_ns
+        return plan_ns
+
+    def _next_shape(self) -> StepShape:
+        """The decode step that the next plan would be."""
+        scheduler = self.scheduler
+        batch = scheduler.book.batch
+        size, iteration = len(batch), batch.iteration + 1
+        return StepShape(
+            decode_requests=size,
+            decode_tokens=size,
+            decode_context=batch.context_tokens(iteration),
+            decode_max_context=batch.max_context_tokens(iteration),
+            sampled_tokens=size,
+            graph_batch=scheduler.graph_batch(size),
+        )
+
+    def _record(self, step: _Running, end_ns: int) -> None:
+        """Write the row of one step."""
+        self.steps += 1
+        write, p = self._write, step.plan
+        if write is not None:
+            write((
+                p.plan_id, self.index, step.plan_ns, step.start_ns, end_ns, step.gpu_ns, step.host_ns,
+                p.prefill_tokens, len(p.prefills), p.prefill_context, p.prefill_pairs,
+                p.decode_requests, p.decode_tokens, p.decode_context, p.decode_max_context,
+                p.sampled_tokens, p.hit_tokens, p.graph_batch, p.running, p.waiting, p.block_reason,
+                p.free_pages, p.cached_pages, p.retracted, p.evicted_pages, p.decode_iteration,
+                step.extrapolated,
+            ))  # fmt: skip
+        if self.steps >= self._flush_at:
+            self._flush_at = self.steps + _FLUSH_EVERY
+            self._log.flush_if_full()
+
+    def _record_run(
+        self,
+        shape: StepShape,
+        timeline: list[tuple[int, int, int]],
+        ends_ns: list[int],
+        gpu: list[int],
+        host_ns: int,
+        extrapolated: bool,
+        free: list[int],
+    ) -> None:
+        """Write the rows of the skipped steps that are committed; there are `len(ends_ns)`."""
+        write, book = self._write, self.scheduler.book
+        count = len(ends_ns)
+        self.steps += count
+        if write is None:
+            return
+        size, index = shape.decode_requests, self.index
+        waiting, running = len(book.waiting), book.running
+        block = self.scheduler.stable_block_reason()
+        cached, graph = self.scheduler.kv.cached_pages, shape.graph_batch
+        step = self.scheduler.next_plan_id - len(timeline)
+        iteration = book.batch.iteration - len(timeline) + 1
+        context, longest = shape.decode_context, shape.decode_max_context
+        for at in range(count):
+            planned, start, _ = timeline[at]
+            write((
+                step + at, index, planned, start, ends_ns[at], gpu[at], host_ns, 0, 0, 0, 0, size,
+                size, context + size * at, longest + at, size, 0, graph, running, waiting, block,
+                free[at], cached, 0, 0, iteration + at, extrapolated,
+            ))  # fmt: skip
+
+
+def _shape(plan: StepPlan) -> StepShape:
+    return StepShape(
+        plan.prefill_tokens,
+        len(plan.prefills),
+        plan.prefill_context,
+        plan.prefill_pairs,
+        plan.decode_requests,
+        plan.decode_tokens,
+        plan.decode_context,
+        plan.decode_max_context,
+        plan.sampled_tokens,
+        plan.graph_batch,
+    )

@@ -1,0 +1,223 @@
+"""The simulated deployment: clients, a router and replicas, from the first request to the last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from simpy.events import Event
+
+from engine.core.config import SchedulerConfig
+from engine.core.events import EventLog, Segment
+from engine.core.journal import Journal
+from engine.core.request import Request
+from engine.core.scheduler import Scheduler
+from engine.core.workload import Workload
+from simulator.behaviour import OutputLengths
+from simulator.client import NO_TIME, Clients
+from simulator.clock import CLIENT_RANK, Clock
+from simulator.cost_model import CostModel
+from simulator.replica import Replica
+from simulator.router import Router, RouterConfig
+
+HEARTBEAT_NS = 1_000_000_000  # of virtual time: how often progress is told and a stop is noticed
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaConfig:
+    """One replica: how it schedules, and what its steps cost."""
+
+    scheduler: SchedulerConfig
+    cost_model: CostModel
+
+
+class Outcome(Enum):
+    """How a simulation ended."""
+
+    COMPLETE = "complete"
+    STOPPED = "stopped"  # asked to, before all requests had ended
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a running simulation is."""
+
+    now_ns: int
+    sent: int
+    ended: int
+    total: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationResult:
+    """What a simulation leaves behind.
+
+    Attributes:
+        outcome: whether it ran to the end.
+        end_ns: virtual time of the end.
+        steps: steps of all replicas.
+        tables: what the log kept (nothing if it had a sink).
+        journals: one per replica, if they were asked for.
+    """
+
+    outcome: Outcome
+    end_ns: int
+    steps: int
+    tables: Segment
+    journals: list[Journal]
+
+
+class World:
+    """Simulates a workload on replicas behind a router.
+
+    Args:
+        workload: what is asked.
+        replicas: the deployment.
+        router: how requests are spread.
+        max_concurrency: the clients' own cap, or None.
+        log: takes the events; a new one by default.
+        journal: keep an input journal per replica.
+        fast_forward: False goes step by step; the results are the same.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        replicas: Sequence[ReplicaConfig],
+        router: RouterConfig | None = None,
+        *,
+        max_concurrency: int | None = None,
+        log: EventLog | None = None,
+        journal: bool = False,
+        fast_forward: bool = True,
+    ) -> None:
+        if not replicas:
+            raise ValueError("a deployment needs at least one replica")
+        self.clock = Clock()
+        self.log = log if log is not None else EventLog()
+        self.journals = [Journal() for _ in replicas] if journal else []
+        self.clients = Clients(
+            workload,
+            max_concurrency,
+            with_tokens=any(replica.scheduler.prefix_cache for replica in replicas),
+            send=self._send,
+            give_up=self._give_up,
+        )
+        self._workload = workload
+        self._ended = 0
+        self._client_alarm_ns = NO_TIME
+        self._home: dict[int, Replica] = {}
+        self._pulse_ns = HEARTBEAT_NS
+        self.replicas = [
+            self._replica(index, config, fast_forward) for index, config in enumerate(replicas)
+        ]
+        self.router = Router(router or RouterConfig(), self.replicas)
+
+    def run(
+        self,
+        *,
+        until_ns: int | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+    ) -> SimulationResult:
+        """Run until every request has ended, `until_ns` is reached or `should_stop` says so."""
+        self._arm_clients()
+        outcome = Outcome.COMPLETE
+        while (next_ns := self.clock.next_event_ns()) != float("inf"):
+            if until_ns is not None and next_ns > until_ns:
+                outcome = Outcome.STOPPED
+                break
+            if next_ns >= self._pulse_ns:
+                self._pulse_ns = (int(next_ns) // HEARTBEAT_NS + 1) * HEARTBEAT_NS
+                on_progress(self.progress())
+                if should_stop():
+                    outcome = Outcome.STOPPED
+                    break
+            self.clock.step()
+        return self._close(outcome)
+
+    def progress(self) -> Progress:
+        """Where the simulation is now."""
+        steps = sum(replica.steps for replica in self.replicas)
+        return Progress(self.clock.now, self.clients.sent, self._ended, len(self._workload), steps)
+
+    def _replica(self, index: int, config: ReplicaConfig, fast_forward: bool) -> Replica:
+        journal = self.journals[index] if self.journals else None
+        return Replica(
+            self.clock,
+            index,
+            Scheduler(config.scheduler, self.log, index, journal),
+            config.cost_model,
+            OutputLengths(self._workload),
+            self.log,
+            self._horizon,
+            self._request_ended,
+            fast_forward,
+        )
+
+    def _horizon(self) -> float:
+        """Time before which nothing but a replica itself can change that replica."""
+        clients = self.clients
+        horizon = clients.due_ns if clients.due_ns < self._pulse_ns else self._pulse_ns
+        if clients.reacts:
+            return min(horizon, self.clock.next_event_ns())
+        return horizon
+
+    def _arm_clients(self) -> None:
+        due = self.clients.due_ns
+        if due < self._client_alarm_ns:
+            self._client_alarm_ns = due
+            self.clock.at(int(due), CLIENT_RANK, self._on_client_alarm)
+
+    def _on_client_alarm(self, _: Event) -> None:
+        now = self.clock.now
+        if now == self._client_alarm_ns:
+            self._client_alarm_ns = NO_TIME
+            self.clients.act(now)
+            self._arm_clients()
+
+    def _send(self, request: Request, now: int) -> None:
+        replica = self.router.choose(request)
+        if replica.scheduler.add(request, now):
+            self._request_ended(request, now)
+            return
+        self._home[request.request_id] = replica
+        replica.wake(now)
+
+    def _give_up(self, request_id: int, now: int) -> None:
+        replica = self._home.get(request_id)
+        if replica is None:
+            return
+        request = replica.scheduler.abort(request_id, now)
+        if request is not None:
+            self._request_ended(request, now)
+            replica.wake(now)
+
+    def _request_ended(self, request: Request, now: int) -> None:
+        self._ended += 1
+        self._home.pop(request.request_id, None)
+        self.clients.ended(request, now)
+        if self.clients.reacts:
+            self._arm_clients()
+
+    def _close(self, outcome: Outcome) -> SimulationResult:
+        """Record what is unfinished and gather the results."""
+        for replica in self.replicas:
+            replica.scheduler.book.write_unfinished()
+        write = self.log.write("requests")
+        if write is not None:
+            for request_id in self.clients.never_sent():
+                write(self._unsent_row(request_id))
+        end_ns = max([self.clock.now, *(replica.last_commit_ns for replica in self.replicas)])
+        steps = sum(replica.steps for replica in self.replicas)
+        return SimulationResult(outcome, end_ns, steps, self.log.tables(), self.journals)
+
+    def _unsent_row(self, request_id: int) -> tuple[int, ...]:
+        w = self._workload
+        return (
+            request_id, -1, int(w.tenant[request_id]), int(w.priority[request_id]),
+            int(w.parent[request_id]), int(w.prompt_tokens[request_id]),
+            int(w.max_tokens[request_id]), 0, 0, 0, 0, 0, -1, -1, -1, -1, 0, 0,
+        )  # fmt: skip
