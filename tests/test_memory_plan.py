@@ -9,7 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.core.hardware_spec import gpu_names, load_hardware_spec
-from engine.core.memory_plan import MemoryPlanError, plan_kv_pages
+from engine.core.memory_plan import (
+    MemoryPlanError,
+    activation_bytes_per_token,
+    plan_kv_pages,
+)
 from engine.core.model_spec import TensorParallelError, load_model_spec, model_card_names
 
 GIB = 1 << 30
@@ -64,6 +68,16 @@ def test_it_agrees_with_what_vllm_found_on_an_h100():
     assert plan.usable_bytes / GIB == pytest.approx(71.29, abs=0.05)
     assert plan.weight_bytes / GIB == pytest.approx(14.96, abs=0.01)
     assert plan.kv_bytes / GIB == pytest.approx(53.29, rel=0.02)
+
+
+def test_activations_of_a_token():
+    """Residual, its norm, and the wider of attention and MLP; experts count once per visit."""
+    assert activation_bytes_per_token(LLAMA) == 2 * (2 * 4096 + 3 * 14336)
+    visits = 3 * 256 + 8 * (3 * 256 + 7168)  # one shared and eight routed experts, an eighth each
+    deepseek = load_model_spec("DeepSeek-V3")
+    assert activation_bytes_per_token(deepseek, 8) == 2 * (2 * 7168 + visits)
+    mixtral = load_model_spec("Mixtral-8x7B")
+    assert activation_bytes_per_token(mixtral) == 2 * (2 * 4096 + 2 * (3 * 14336 + 4096))
 
 
 def test_less_room_means_fewer_pages():
