@@ -1,0 +1,69 @@
+"""`workbench report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+EPILOG = """\b
+Examples:
+  workbench report runs/quickstart-1
+  workbench report runs/quickstart-1 --format svg --separate --out pictures
+  workbench report runs/quickstart-1 --perfetto trace.json"""
+
+
+def run(
+    run_directory: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run directory, as `workbench simulate` names it.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIRECTORY", help="Where pictures go; default: the run directory."),
+    ] = None,
+    formats: Annotated[
+        list[Literal["png", "svg"]] | None,
+        typer.Option("--format", help="Format of the pictures. Repeatable; default: both."),
+    ] = None,
+    separate: Annotated[
+        bool, typer.Option("--separate", help="Also draw each panel on its own.")
+    ] = False,
+    perfetto: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write a trace for ui.perfetto.dev to FILE instead of pictures."
+        ),
+    ] = None,
+    max_requests: Annotated[
+        int, typer.Option(min=0, help="Requests in the trace at most, the first by arrival.")
+    ] = 2_000,
+    max_steps: Annotated[
+        int, typer.Option(min=1, help="Steps in the trace at most, the first ones.")
+    ] = 100_000,
+) -> None:
+    """Draw a run, or write it as a trace.
+
+    Pictures show batch composition, KV memory, latencies and the queue. The names of the files
+    written go to stdout.
+    """
+    from workbench.cli.runs import open_run
+
+    recorded = open_run(run_directory)
+    if perfetto is None:
+        from workbench.report import draw_report
+
+        for path in draw_report(
+            recorded, out or recorded.path, formats or ("png", "svg"), separate
+        ):
+            typer.echo(path)
+        return
+    from workbench.perfetto import write_trace
+
+    size = write_trace(recorded, perfetto, max_requests, max_steps)
+    typer.echo(perfetto)
+    typer.echo(
+        f"{size.steps:,} of {size.total_steps:,} steps, "
+        f"{size.requests:,} of {size.total_requests:,} requests",
+        err=True,
+    )
