@@ -22,10 +22,9 @@ def run(
         Path | None,
         typer.Option(metavar="DIRECTORY", help="Where pictures go; default: the run directory."),
     ] = None,
-    formats: Annotated[
-        list[Literal["png", "svg"]] | None,
-        typer.Option("--format", help="Format of the pictures. Repeatable; default: both."),
-    ] = None,
+    picture_format: Annotated[
+        Literal["png", "svg", "both"], typer.Option("--format", help="Format of the pictures.")
+    ] = "both",
     separate: Annotated[
         bool, typer.Option("--separate", help="Also draw each panel on its own.")
     ] = False,
@@ -53,9 +52,8 @@ def run(
     if perfetto is None:
         from workbench.report import draw_report
 
-        for path in draw_report(
-            recorded, out or recorded.path, formats or ("png", "svg"), separate
-        ):
+        formats = ("png", "svg") if picture_format == "both" else (picture_format,)
+        for path in draw_report(recorded, out or recorded.path, formats, separate):
             typer.echo(path)
         return
     from workbench.perfetto import write_trace
