@@ -50,9 +50,10 @@ def run(
 
     recorded = open_run(run_directory)
     if perfetto is None:
-        from workbench.report import draw_report
+        from workbench.report import ImageFormat, draw_report
 
-        formats = ("png", "svg") if picture_format == "both" else (picture_format,)
+        both: tuple[ImageFormat, ...] = ("png", "svg")
+        formats = both if picture_format == "both" else (picture_format,)
         for path in draw_report(recorded, out or recorded.path, formats, separate):
             typer.echo(path)
         return
