@@ -146,7 +146,7 @@ def test_continuous_batching_at_80_and_200_percent_of_its_capacity() -> None:
     summary = summarize(much.tables, much.header())
     assert summary["overloaded"] is True
     offered = 400 / ((much.tables["requests"]["arrival_ns"].max() - _first(much.tables)) / S)
-    assert f"{offered:.4g} req/s" in summary["load_verdict"]
+    assert f"{offered:,.0f} req/s" in summary["load_verdict"]
     assert "TTFT and E2E have no steady state" in summary["load_verdict"]
 
 

@@ -87,7 +87,7 @@ def test_what_did_not_happen_takes_no_line(summary: Summary) -> None:
     """No goodput without an SLO, no rate without one, no failures without any."""
     played = play([Ask(0)])
     plain = render(summarize(played.tables, played.header(load=LoadFacts(kind="trace"))))
-    for label in ("Request goodput", "RPS", "Maximum request concurrency", "SLO", "not Served"):
+    for label in ("Request goodput", "RPS", "Maximum request concurrency", "SLO", "Other Requests"):
         assert label not in plain
     assert "Request goodput" in render(summary)
 

@@ -231,7 +231,6 @@ def _pages(window: occupancy.Window, header: RunHeader) -> Summary:
         "kv_used_mean_percent": kv and 100 * kv.used_mean,
         "kv_used_max_percent": kv and 100 * kv.used_max,
         "kv_cached_mean_percent": kv and 100 * kv.cached_mean,
-        "evicted_pages": int(window.steps()["evicted_pages"].sum()),
     }
 
 
@@ -254,6 +253,7 @@ def _batches(window: occupancy.Window) -> Summary:
     recorded = _has_steps(window)
     return {
         "steps": count if recorded else None,
+        "evicted_pages": int(steps["evicted_pages"].sum()) if recorded else None,
         "mean_step_ms": _ratio(float(steps["gpu_ns"].sum()) / latency.NS_PER_MS, count),
         "mean_tokens_per_step": _ratio(prefill + decode, count),
         "mean_decode_batch": _ratio(float(decoding.sum()), len(decoding)),

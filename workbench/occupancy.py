@@ -51,47 +51,44 @@ class Timeline:
 
     def within(self, start_ns: int, end_ns: int) -> Window:
         """The part of the run between two moments."""
-        return Window(self, start_ns, end_ns)
+        plan_ns = self.steps["plan_ns"].astype(np.int64)
+        state_s = _overlap_s(plan_ns, self.busy_end_ns, start_ns, end_ns)
+        return Window(self, start_ns, end_ns, state_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A stretch of a timeline over which metrics are taken."""
+    """A stretch of a timeline over which metrics are taken.
+
+    Attributes:
+        state_s: float64[n], seconds of the window in which each step's state held.
+    """
 
     timeline: Timeline
     start_ns: int
     end_ns: int
+    state_s: Float64
 
     def seconds(self) -> float:
         """Length of the window."""
         return (self.end_ns - self.start_ns) / NS_PER_S
 
-    def state_s(self) -> Float64:
-        """Seconds of the window in which each step's state held, float64[n]."""
-        return self._overlap_s(self._plan_ns(), self.timeline.busy_end_ns)
-
     def cache_s(self) -> Float64:
-        """The same for what outlives idle pauses: the pages of the prefix cache."""
-        return self._overlap_s(self._plan_ns(), self.timeline.next_plan_ns)
+        """As `state_s` for what outlives idle pauses: the pages of the prefix cache."""
+        plan_ns = self.timeline.steps["plan_ns"].astype(np.int64)
+        return _overlap_s(plan_ns, self.timeline.next_plan_ns, self.start_ns, self.end_ns)
 
     def gpu_s(self) -> Float64:
         """Seconds of the window that the GPU spent on each step, float64[n]."""
         start = self.timeline.steps["start_ns"].astype(np.int64)
-        return self._overlap_s(start, start + self.timeline.steps["gpu_ns"])
+        end = start + self.timeline.steps["gpu_ns"]
+        return _overlap_s(start, end, self.start_ns, self.end_ns)
 
     def steps(self) -> Columns:
         """The steps that began in the window."""
         columns = self.timeline.steps
         kept = (columns["start_ns"] >= self.start_ns) & (columns["start_ns"] <= self.end_ns)
         return {name: column[kept] for name, column in columns.items()}
-
-    def _plan_ns(self) -> Int64:
-        return self.timeline.steps["plan_ns"].astype(np.int64)
-
-    def _overlap_s(self, begin_ns: Int64, end_ns: Int64) -> Float64:
-        begin = np.maximum(begin_ns, self.start_ns)
-        end = np.minimum(end_ns, self.end_ns)
-        return np.asarray(np.maximum(end - begin, 0) / NS_PER_S, np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +112,7 @@ def utilisation(window: Window, replicas: int) -> Utilisation | None:
     if total_s <= 0:
         return None
     gpu = float(window.gpu_s().sum()) / total_s
-    busy = float(window.state_s().sum()) / total_s
+    busy = float(window.state_s.sum()) / total_s
     return Utilisation(gpu, busy - gpu, 1 - busy)
 
 
@@ -139,7 +136,7 @@ def kv_occupancy(window: Window, num_pages: Int64) -> KvOccupancy | None:
     total = float(num_pages.sum()) * window.seconds()
     if total <= 0:
         return None
-    state_s = window.state_s()
+    state_s = window.state_s
     used = used_pages(window.timeline.steps, num_pages)
     of_pool = used / num_pages[window.timeline.steps["replica"]]
     return KvOccupancy(
@@ -159,7 +156,7 @@ def time_mean(window: Window, column: str) -> float | None:
     """Time-weighted mean of a state column, summed over replicas; None without length."""
     if window.seconds() <= 0:
         return None
-    return float(np.dot(window.timeline.steps[column], window.state_s())) / window.seconds()
+    return float(np.dot(window.timeline.steps[column], window.state_s)) / window.seconds()
 
 
 def waiting_by_reason(window: Window) -> dict[AdmissionBlock, float]:
@@ -169,7 +166,7 @@ def waiting_by_reason(window: Window) -> dict[AdmissionBlock, float]:
     first of them. The wait for that first planning is `waiting_for_next_step`.
     """
     steps = window.timeline.steps
-    spent = steps["waiting"] * window.state_s()
+    spent = steps["waiting"] * window.state_s
     size = max(AdmissionBlock) + 1
     sums = np.bincount(steps["block_reason"], weights=spent, minlength=size)
     return {reason: float(sums[reason]) for reason in AdmissionBlock}
@@ -188,6 +185,13 @@ def waiting_for_next_step(timeline: Timeline, requests: Columns) -> float:
         met = row < len(plans)
         total += int((plans[row[met]] - arrived[met]).sum())
     return total / NS_PER_S
+
+
+def _overlap_s(begin_ns: Int64, end_ns: Int64, window_start_ns: int, window_end_ns: int) -> Float64:
+    """Seconds of each interval inside the window, float64[n]."""
+    begin = np.maximum(begin_ns, window_start_ns)
+    end = np.minimum(end_ns, window_end_ns)
+    return np.asarray(np.maximum(end - begin, 0) / NS_PER_S, np.float64)
 
 
 def _in_system(steps: Columns, requests: Columns) -> Int64:

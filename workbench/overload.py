@@ -182,16 +182,24 @@ def _filling(arrivals: _Arrivals) -> bool:
     return _half_span_ns(arrivals) < 2 * float(e2e.mean())
 
 
+def _rates(arrivals: _Arrivals, kept: NDArray[np.bool_] | None = None) -> str:
+    """Requests and tokens per second of the time in which requests arrived."""
+    tokens = arrivals.tokens if kept is None else arrivals.tokens[kept]
+    requests_per_s, tokens_per_s = len(tokens) / arrivals.span_s, tokens.sum() / arrivals.span_s
+    return f"{_rate(requests_per_s)} req/s ({_rate(tokens_per_s)} tok/s)"
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"
+
+
 def _overload_sentence(arrivals: _Arrivals) -> str:
     """Offered against served, in requests and tokens per second while requests arrived."""
     last = arrivals.offered[-1]
     served = arrivals.finished <= last
-    span_s = arrivals.span_s
-    tokens = arrivals.tokens
     return (
-        "offered load exceeds capacity: while requests arrived, "
-        f"{len(arrivals) / span_s:.4g} req/s ({tokens.sum() / span_s:.4g} tok/s) were offered and "
-        f"{served.sum() / span_s:.4g} req/s ({tokens[served].sum() / span_s:.4g} tok/s) served; "
+        f"offered load exceeds capacity: while requests arrived, {_rates(arrivals)} were offered "
+        f"and {_rates(arrivals, served)} served; "
         f"at the last arrival {int((~served).sum())} of {len(arrivals)} requests were unfinished. "
         "Queues grow with run length: TTFT and E2E have no steady state."
     )

@@ -87,7 +87,7 @@ def _sections(summary: Summary) -> Iterator[_Section]:
         _Section(" Serving Benchmark Result ", list(_serving(summary))),
         *(_Section(title, _latency(summary, key, name)) for key, name, title in _LATENCIES),
         _Section("SLO", _slo(summary)),
-        _Section("Requests not Served", _unserved(summary)),
+        _Section("Other Requests", _unserved(summary)),
         _Section("Prefix Cache", _pick(summary, _PREFIX)),
         _Section("Steps", _pick(summary, _STEPS)),
         _Section("KV Cache", _pick(summary, _KV)),

@@ -1,0 +1,354 @@
+"""Pictures of a run as PNG and SVG: batches, KV memory, latencies and the queue.
+
+Colours are those of Okabe and Ito (2008), which people with any common colour blindness can tell
+apart. matplotlib is imported when something is drawn, and only its object interface is used.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.core.enums import AdmissionBlock
+from workbench.atomic_file import open_atomic
+from workbench.report_data import ReportData, report_data
+from workbench.run_errors import RunRecordError
+from workbench.run_record import RunReader
+from workbench.summary import headlines
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+Float64 = NDArray[np.float64]
+ImageFormat = Literal["png", "svg"]
+
+_BLUE: Final = "#0072B2"
+_SKY: Final = "#56B4E9"
+_GREEN: Final = "#009E73"
+_ORANGE: Final = "#E69F00"
+_RED: Final = "#D55E00"
+_PINK: Final = "#CC79A7"
+_INK: Final = "#222222"
+_GREY: Final = "#6B6B6B"
+_PALE: Final = "#ECECEC"
+
+_LEFT: Final = (-6, -4)
+_RIGHT: Final = (6, -9)
+
+_STYLE: Final[Any] = {
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "text.color": _INK,
+    "axes.edgecolor": "#9A9A9A",
+    "axes.labelcolor": _GREY,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.7,
+    "xtick.color": _GREY,
+    "ytick.color": _GREY,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "svg.hashsalt": "workbench",
+    "svg.fonttype": "none",
+}
+
+_REASONS: Final[dict[AdmissionBlock, tuple[str, str]]] = {
+    AdmissionBlock.NONE: ("not recorded", "#BBBBBB"),
+    AdmissionBlock.TOKEN_BUDGET: ("token budget", _ORANGE),
+    AdmissionBlock.RUNNING_LIMIT: ("running limit", _SKY),
+    AdmissionBlock.KV_PAGES: ("no KV pages", _RED),
+    AdmissionBlock.KV_RESERVED: ("KV reserved", _PINK),
+    AdmissionBlock.RETRACTION: ("retraction", _INK),
+    AdmissionBlock.PREFILL_LIMIT: ("prefill limit", "#F0E442"),
+}
+
+
+def draw_report(
+    run: RunReader,
+    out: Path,
+    formats: Sequence[ImageFormat] = ("png", "svg"),
+    separate: bool = False,
+) -> list[Path]:
+    """Draw a run into the directory `out`, made if absent.
+
+    Args:
+        run: with detail `steps` or more.
+        out: directory; gets `report.png` and so on, and with `separate` also `batch`, `kv_memory`,
+            `latency` and `queue`.
+        formats: file formats to write.
+        separate: also draw each panel on its own.
+
+    Returns:
+        The files written.
+
+    Raises:
+        RunRecordError: the run has no steps, or a file cannot be written.
+    """
+    import matplotlib as mpl
+
+    data = report_data(run)
+    title, warning = _titles(run)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunRecordError.of_os_error("create", out, error) from error
+    with mpl.rc_context(_STYLE):
+        figures = {"report": _overview(data, title, warning)}
+        if separate:
+            figures |= {name: _single(data, draw, title) for name, draw in _PANELS.items()}
+        return [
+            _save(figure, out / f"{name}.{suffix}", suffix)
+            for name, figure in figures.items()
+            for suffix in formats
+        ]
+
+
+def _titles(run: RunReader) -> tuple[str, str]:
+    """What ran where, and what to know before reading."""
+    header = run.header
+    gpus = f"{header.num_gpus()} × {header.gpu}"
+    title = f"{header.name}: {header.model} on {gpus} ({header.cost_model})"
+    if run.status in ("complete", "interrupted"):
+        lines = headlines(run.summary)
+        return title, textwrap.shorten(lines[0], 175, placeholder=" …") if lines else ""
+    return title, f"the run is {run.status}"
+
+
+def _save(figure: Figure, path: Path, suffix: ImageFormat) -> Path:
+    """Write without date or version, so that the same run gives the same file."""
+    metadata = {"Date": None} if suffix == "svg" else {"Software": None}
+    with open_atomic(path) as file:
+        figure.savefig(file, format=suffix, dpi=160, metadata=metadata)
+    return path
+
+
+def _overview(data: ReportData, title: str, warning: str) -> Figure:
+    """The four panels, two by two."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 9.2), layout=_layout(0.93))
+    figure.text(0.012, 0.972, title, fontsize=14, fontweight="bold", va="center")
+    if warning:
+        figure.text(0.012, 0.945, warning, fontsize=9.5, color=_RED, va="center")
+    panels = figure.subfigures(2, 2, squeeze=False, wspace=0.02, hspace=0.02)
+    for panel, draw in zip(np.ravel(panels), _PANELS.values(), strict=True):
+        draw(panel, data)
+    return figure
+
+
+def _single(data: ReportData, draw: Panel, title: str) -> Figure:
+    """One panel on its own."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.4), layout=_layout(0.93))
+    figure.text(0.018, 0.965, title, fontsize=10, color=_GREY, va="center")
+    draw(figure.add_subfigure(figure.add_gridspec(1, 1)[0, 0]), data)
+    return figure
+
+
+def _layout(top: float) -> ConstrainedLayoutEngine:
+    """Room for titles above `top`, a share of the height."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    return ConstrainedLayoutEngine(rect=(0.005, 0.005, 0.99, top - 0.005))
+
+
+def _draw_batch(panel: SubFigure, data: ReportData) -> None:
+    """Three lanes, each with its own scale: decode tokens vanish beside a prefill chunk."""
+    lanes = _lanes(panel, data, "What a step computes", (1.3, 1.0, 1.0))
+    batch = data.batch
+    _mean_and_max(lanes[0], data, batch.prefill_tokens, batch.prefill_tokens_max, _ORANGE)
+    _mean_and_max(lanes[1], data, batch.decode_tokens, batch.decode_tokens_max, _BLUE)
+    _mean_and_max(lanes[2], data, batch.step_ms, batch.step_ms_max, _GREEN)
+    for lane, label in zip(
+        lanes,
+        ("prefill\ntokens per step", "decode\ntokens per step", "step GPU\ntime (ms)"),
+        strict=True,
+    ):
+        lane.set_ylabel(label)
+    _note(lanes[0], f"full colour: mean of the steps within {_span(data)}, pale: the largest")
+
+
+def _draw_kv(panel: SubFigure, data: ReportData) -> None:
+    (axes,) = _lanes(panel, data, "KV memory", (1.0,))
+    pages = sum(replica.num_pages for replica in data.header.replicas)
+    kv = data.kv
+    _stack(axes, data, [kv.used, kv.cached, kv.free], [_BLUE, _SKY, _PALE])
+    axes.set_ylim(0, 100)
+    axes.set_ylabel(f"share of {pages:,} KV pages (%)")
+    _key(axes, ["requests", "prefix cache (evictable)", "free"], [_BLUE, _SKY, _PALE])
+
+
+def _draw_latencies(panel: SubFigure, data: ReportData) -> None:
+    """Distributions on a log axis; a dotted line is the objective of the same colour."""
+    panel.suptitle("Latency of requests", x=0.02, ha="left", fontweight="bold", fontsize=11)
+    axes = panel.subplots(1, 1)
+    slo, latencies = data.header.slo, data.latencies
+    for name, samples, limit, colour, place in (
+        ("TPOT", latencies.tpot_ms, slo.tpot_ms, _GREEN, _LEFT),
+        ("TTFT", latencies.ttft_ms, slo.ttft_ms, _ORANGE, _LEFT),
+        ("E2E", latencies.e2el_ms, slo.e2el_ms, _BLUE, _RIGHT),
+    ):
+        _distribution(axes, name, samples, colour, place)
+        if limit is not None:
+            axes.axvline(limit, color=colour, linestyle=":", linewidth=1.4)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.set_ylim(0, 103)
+    axes.set_xlabel("latency (ms, log scale)")
+    axes.set_ylabel("requests that are faster (%)")
+    _legend(axes)
+    if slo.given():
+        _note(axes, "dots: p50 and p99 in ms; dotted lines: objectives")
+    else:
+        _note(axes, "dots: p50 and p99 in ms")
+
+
+def _draw_queue(panel: SubFigure, data: ReportData) -> None:
+    replicas = len(data.header.replicas)
+    where = f" on all {replicas} replicas" if replicas > 1 else ""
+    lanes = _lanes(panel, data, f"Running and waiting requests{where}", (1.0, 1.3))
+    edges = data.bins.edges_s
+    lanes[0].stairs(data.queue.running, edges, fill=True, color=_BLUE)
+    lanes[0].set_ylabel("running")
+    if _excludes(data):
+        _note(lanes[0], "requests count that were served between the dashed lines")
+    lanes[0].set_ylim(bottom=0)
+    lanes[1].set_ylabel("waiting")
+    waiting = data.queue.waiting
+    if not waiting:
+        lanes[1].set_ylim(0, 1)
+        _note(lanes[1], "no request ever waited longer than for the next step")
+        return
+    names, colours = zip(*(_REASONS[reason] for reason in waiting), strict=True)
+    _stack(lanes[1], data, list(waiting.values()), colours)
+    lanes[1].set_ylim(bottom=0)
+    _key(lanes[1], names, colours)
+
+
+Panel = Callable[["SubFigure", ReportData], None]
+
+_PANELS: Final[dict[str, Panel]] = {
+    "batch": _draw_batch,
+    "kv_memory": _draw_kv,
+    "queue": _draw_queue,
+    "latency": _draw_latencies,
+}
+
+
+def _lanes(panel: SubFigure, data: ReportData, title: str, heights: Sequence[float]) -> list[Axes]:
+    """Plots above each other over the same time axis."""
+    panel.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=11)
+    lanes = panel.subplots(
+        len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
+    )[:, 0]
+    edges = data.bins.edges_s
+    for lane in lanes:
+        lane.set_xlim(edges[0], edges[-1])
+        lane.grid(visible=False, axis="x")
+        lane.margins(y=0.08)
+        lane.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        _mark_window(lane, data)
+    lanes[-1].set_xlabel("time (s)")
+    panel.align_ylabels(lanes)
+    return list(lanes)
+
+
+def _mark_window(lane: Axes, data: ReportData) -> None:
+    """Dashed lines at the first arrival and last end that count, if not all requests do."""
+    for moment_s in data.measured_s if _excludes(data) else ():
+        lane.axvline(moment_s, color=_GREY, linestyle="--", linewidth=0.9)
+
+
+def _excludes(data: ReportData) -> bool:
+    """Whether some requests do not count."""
+    measure = data.header.measure
+    window = (measure.window_start_s, measure.window_end_s)
+    return measure.warmup_requests > 0 or window != (None, None)
+
+
+def _mean_and_max(
+    lane: Axes, data: ReportData, mean: Float64, largest: Float64, colour: str
+) -> None:
+    edges = data.bins.edges_s
+    lane.stairs(np.maximum(largest, mean), edges, fill=True, color=colour, alpha=0.22)
+    lane.stairs(mean, edges, fill=True, color=colour)
+    lane.set_ylim(bottom=0)
+
+
+def _stack(lane: Axes, data: ReportData, layers: Sequence[Float64], colours: Sequence[str]) -> None:
+    below = np.zeros(data.bins.count)
+    for layer, colour in zip(layers, colours, strict=True):
+        lane.stairs(below + layer, data.bins.edges_s, baseline=below, fill=True, color=colour)
+        below = below + layer
+
+
+def _distribution(
+    axes: Axes, name: str, samples: Float64, colour: str, place: tuple[int, int]
+) -> None:
+    """A cumulative curve of at most 1,001 points; p50 and p99 are written `place` points off."""
+    if not len(samples):
+        return
+    percents = np.linspace(0, 100, 1001)
+    axes.plot(np.percentile(samples, percents), percents, color=colour, linewidth=1.8, label=name)
+    for mark in (50, 99):
+        value = float(np.percentile(samples, mark))
+        axes.plot([value], [mark], "o", color=colour, markersize=4.5)
+        axes.annotate(
+            f"{value:,.0f}" if value >= 100 else f"{value:.3g}",
+            (value, mark),
+            place,
+            textcoords="offset points",
+            ha="right" if place[0] < 0 else "left",
+            color=colour,
+            fontsize=8.5,
+        )
+
+
+def _key(lane: Axes, names: Sequence[str], colours: Sequence[str]) -> None:
+    """A legend above the plot, four names in a row."""
+    from matplotlib.patches import Patch
+
+    patches = [Patch(color=colour, label=name) for name, colour in zip(names, colours, strict=True)]
+    lane.legend(handles=patches, **_ABOVE, ncols=min(len(patches), 4))
+
+
+def _legend(axes: Axes) -> None:
+    if axes.lines:
+        axes.legend(**_ABOVE, ncols=3)
+
+
+_ABOVE: Final[dict[str, Any]] = {
+    "loc": "lower right",
+    "bbox_to_anchor": (1.0, 1.0),
+    "borderaxespad": 0.1,
+    "handlelength": 1.2,
+    "handleheight": 0.8,
+    "columnspacing": 1.2,
+}
+
+
+def _span(data: ReportData) -> str:
+    """Length of a bin."""
+    seconds = float(data.bins.edges_s[1] - data.bins.edges_s[0])
+    return f"{seconds:.2g} s" if seconds >= 0.1 else f"{seconds * 1000:.2g} ms"
+
+
+def _note(axes: Axes, text: str) -> None:
+    """A remark above the right end of a plot."""
+    axes.text(0.0, 1.02, text, transform=axes.transAxes, fontsize=8, color=_GREY, va="bottom")
