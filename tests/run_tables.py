@@ -51,7 +51,9 @@ class HandMadeRun:
         self.rows[table].append(row)
 
     def table(self, name: str) -> Columns:
-        rows = self.rows[name] if name in recorded_tables(Detail[self.header.detail.upper()]) else []
+        rows = (
+            self.rows[name] if name in recorded_tables(Detail[self.header.detail.upper()]) else []
+        )
         return {
             column: np.array([row.get(column, -(column in _NEVER)) for row in rows], dtype)
             for column, dtype in TABLES[name].items()
@@ -97,17 +99,26 @@ class _Live:
     admitted: int = -1
     first_token: int = -1
     computed: int = 0
-    made: int = 0  # output tokens scheduled
+    token_times: list[int] = field(default_factory=list)  # of output tokens, some in flight
     token_ns: int = -1
     span_first: int = -1
     retractions: int = 0
-    last_end: int = -1
     finish: int = -1
     reason: FinishReason = FinishReason.NONE
 
     @property
+    def made(self) -> int:
+        return len(self.token_times)
+
+    @property
     def known(self) -> int:
         return self.prompt + self.made
+
+    def drop_results_after(self, t: int) -> None:
+        """What was in flight when the request was sent back or given up is void."""
+        self.token_times = [when for when in self.token_times if when <= t]
+        self.first_token = self.first_token if self.first_token <= t else -1
+        self.token_ns = self.token_ns if self.token_ns <= t else -1
 
 
 class _RandomReplica:
@@ -158,6 +169,7 @@ class _RandomReplica:
     def _retract(self, plan: int) -> None:
         for live in list(self.decoding + self.prefilling):
             if self.rng.random() < 0.05:
+                live.drop_results_after(plan)
                 self._leave(live)
                 live.retractions += 1
                 live.computed = self.rng.randrange(live.known)
@@ -167,9 +179,9 @@ class _RandomReplica:
     def _abort(self, plan: int) -> None:
         for live in self.waiting + self.decoding + self.prefilling:
             if live.abort is not None and live.abort <= plan:
+                live.drop_results_after(live.abort)
                 self._leave(live)
                 live.finish, live.reason = live.abort, FinishReason.ABORT
-                live.first_token = -1 if live.first_token > live.abort else live.first_token
 
     def _leave(self, live: _Live) -> None:
         for group in (self.waiting, self.prefilling, self.decoding):
@@ -212,15 +224,13 @@ class _RandomReplica:
         self.run.add("steps", **row)
 
     def _sampled(self, live: _Live, end: int) -> None:
-        live.made += 1
+        live.token_times.append(end)
         if live.first_token < 0:
             live.first_token = end
         if live in self.prefilling:
             self.prefilling.remove(live)
             self.decoding.append(live)
             live.token_ns, live.span_first = end, self.iteration + 1
-            if self.rng.random() < 0.2 and False:
-                live.span_first += 1
         if live.made == live.outputs:
             if self.iteration < live.span_first:
                 live.span_first = -1
@@ -252,7 +262,7 @@ class _RandomReplica:
 
 
 def random_run(seed: int, num_requests: int = 12, num_replicas: int = 2, max_steps: int = 400):
-    """A run with chunks, mixed steps, retractions, aborts and overlap, cut off after `max_steps`."""
+    """A run with chunks, mixed steps, retractions, aborts, overlap; cut off after `max_steps`."""
     rng = random.Random(seed)
     run = HandMadeRun(header(num_replicas))
     arrivals: list[list[_Live]] = [[] for _ in range(num_replicas)]

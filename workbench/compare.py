@@ -14,6 +14,7 @@ from workbench.analysis.divergence import first_divergence
 from workbench.analysis.durations import compare_durations
 from workbench.analysis.header_diff import header_differences, same_requests
 from workbench.analysis.metric_deltas import metric_deltas
+from workbench.analysis.rebuilt_models import rebuild_cost_models
 from workbench.analysis.source import CachedRun, RunTables
 
 if TYPE_CHECKING:
@@ -34,13 +35,14 @@ def compare_runs(
         a: the run to compare with: a simulation or an engine's, whole or cut off, of any detail.
         b: the run to judge.
         fail_over: percent by which a metric may be worse in B before it counts as regressed.
-        cost_models_a: replica -> A's cost model, to tell durations from decisions after the runs'
-            decisions part.
+        cost_models_a: replica -> A's cost model, to tell durations from decisions where decisions
+            differ. None: those that A's header names.
     """
     a, b = CachedRun(a), CachedRun(b)
     paired = same_requests(a, b)
     metrics = metric_deltas(a, b, paired)
     divergence = first_divergence(a, b)
+    models = rebuild_cost_models(a) if cost_models_a is None else cost_models_a
     regressed = (
         ()
         if fail_over is None
@@ -53,7 +55,7 @@ def compare_runs(
         paired=paired,
         metrics=metrics,
         divergence=divergence,
-        durations=compare_durations(a, b, divergence, paired, cost_models_a),
+        durations=compare_durations(a, b, divergence, paired, models),
         fail_over_percent=fail_over,
         regressed=regressed,
     )

@@ -62,7 +62,8 @@ def explain_request(
     Args:
         run: recorded with detail `items` or more.
         request_id: as in its tables.
-        cost_models: replica -> cost model, to tell prefill from decode inside a step.
+        cost_models: replica -> cost model, to tell prefill from decode inside a step. None: those
+            that the header names; {}: none, so tokens tell.
         most_steps: steps to name per cause.
 
     Raises:
@@ -110,7 +111,8 @@ def explain_run(
 
     Args:
         run: recorded with detail `items` or more.
-        cost_models: replica -> cost model, to tell prefill from decode inside a step.
+        cost_models: replica -> cost model, to tell prefill from decode inside a step. None: those
+            that the header names; {}: none, so tokens tell.
         most: worst requests and steps to name.
 
     Raises:

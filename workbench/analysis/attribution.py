@@ -11,6 +11,7 @@ import numpy as np
 from engine.core.events import Columns
 from workbench.analysis.causes import CAUSES, causes_of
 from workbench.analysis.decode_share import decode_share
+from workbench.analysis.rebuilt_models import rebuild_cost_models
 from workbench.analysis.run_facts import graph_batch_sizes
 from workbench.analysis.segments import (
     Items,
@@ -74,7 +75,7 @@ def attribute(run: RunTables, cost_models: Mapping[int, CostModel] | None = None
 
     Args:
         run: must hold the tables that `--detail items` records.
-        cost_models: replica -> the cost model of its steps, where one can be rebuilt.
+        cost_models: replica -> the cost model of its steps; None: those that its header names.
 
     Raises:
         MissingDetailError: the run was recorded with less detail.
@@ -82,7 +83,8 @@ def attribute(run: RunTables, cost_models: Mapping[int, CostModel] | None = None
     require_tables(run, "explaining latency", NEEDED_TABLES)
     requests, steps = run.table("requests"), run.table("steps")
     graphs = {i: graph_batch_sizes(run.header, i) for i in range(len(run.header.replicas))}
-    decode_part, rule = decode_share(steps, cost_models or {}, graphs)
+    models = rebuild_cost_models(run) if cost_models is None else cost_models
+    decode_part, rule = decode_share(steps, models, graphs)
     end = record_end_ns(requests, steps)
     views = tuple(
         _view(run, requests, steps, replica, decode_part, end)

@@ -95,7 +95,7 @@ def compare_durations(
     b: RunTables,
     divergence: Divergence,
     paired: bool,
-    cost_models_a: Mapping[int, CostModel] | None = None,
+    cost_models_a: Mapping[int, CostModel],
 ) -> DurationComparison:
     """Compare durations on equal decisions, and split the latency differences.
 
@@ -121,7 +121,7 @@ def compare_durations(
             *sides,
             equal=divergence.equal_steps[replica],
             same_formula=_same_formula(a, b, replica),
-            model=(cost_models_a or {}).get(replica),
+            model=cost_models_a.get(replica),
         )
         for replica, sides in pairs.items()
     }

@@ -43,7 +43,7 @@ _FROM_LIFECYCLE = (
     (RequestEvent.RETRACT, _Opens.RETRACT),
     (RequestEvent.RESUME, _Opens.RESUME),
 )
-_KIND = np.array([Kind.WAIT, Kind.PREFILL, Kind.DECODE, Kind.WAIT_AGAIN, Kind.PREFILL, -1])
+_KIND = np.array([Kind.WAIT, Kind.PREFILL, Kind.DECODE, Kind.WAIT_AGAIN, Kind.PREFILL])
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ def build_segments(
     replica: int,
 ) -> Segments:
     """Segments of all `lives`. Empty ones are left out."""
-    here = np.flatnonzero(spans["replica"] == replica)
+    here = np.flatnonzero((spans["replica"] == replica) & (int64(spans, "token_ns") >= 0))
     stays = {name: int64(spans, name)[here] for name in spans}
     stay_life = lives.index_of(stays["request_id"])
     life, t, opens = _events(lives, stay_life, stays["token_ns"], lifecycle, replica)
@@ -181,7 +181,7 @@ def build_segments(
     first_token = lives.first_token_ns[life]
     segments = Segments(
         life=life,
-        kind=_KIND[opens],
+        kind=_kinds(opens),
         t0_ns=t,
         t1_ns=nexts,
         after_first=((first_token >= 0) & (t >= first_token)).astype(np.int64),
@@ -221,6 +221,15 @@ def _events(
     t = np.clip(t, lives.arrival_ns[life], lives.end_ns[life])
     order = np.lexsort((opens_all, t, life))
     return life[order], t[order], opens_all[order]
+
+
+def _kinds(opens: Int64) -> Int64:
+    """`Kind` of the segment behind each event. A token of a request not running changes nothing."""
+    here = np.arange(len(opens))
+    moves = (opens != _Opens.TOKEN) & (opens != _Opens.END)
+    state = opens[np.maximum.accumulate(np.where(moves, here, 0))]
+    kind = _KIND[state]
+    return np.where((opens == _Opens.TOKEN) & (kind == Kind.PREFILL), int(Kind.DECODE), kind)
 
 
 def _stay_start(life: Int64, t: Int64, opens: Int64) -> Int64:
