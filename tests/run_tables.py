@@ -77,7 +77,9 @@ class HandMadeRun:
             context_tokens=context,
         )
 
-    def add_span(self, request_id: int, token: int, first: int, scheduled: int, replica=0) -> None:
+    def add_span(
+        self, request_id: int, token: int, first: int, scheduled: int, replica=0, committed=None
+    ) -> None:
         self.add(
             "decode_spans",
             request_id=request_id,
@@ -85,7 +87,7 @@ class HandMadeRun:
             token_ns=token,
             first_iteration=first,
             scheduled=scheduled,
-            committed=scheduled,
+            committed=scheduled if committed is None else committed,
         )
 
 
@@ -189,8 +191,9 @@ class _RandomReplica:
                 group.remove(live)
         if live.span_first >= 0:
             scheduled = self.iteration - live.span_first + 1
+            committed = sum(when > live.token_ns >= 0 for when in live.token_times)
             self.run.add_span(
-                live.request_id, live.token_ns, live.span_first, scheduled, self.replica
+                live.request_id, live.token_ns, live.span_first, scheduled, self.replica, committed
             )
             live.span_first = -1
 

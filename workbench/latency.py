@@ -81,8 +81,12 @@ def itl(requests: Columns, spans: Columns, iterations: IterationTimes) -> Weight
 
 
 def spans_of(spans: Columns, request_ids: NDArray[np.signedinteger[Any]]) -> Columns:
-    """The decode spans of these requests, ordered by request and time."""
-    kept = np.isin(spans["request_id"], request_ids)
+    """The decode spans of these requests, ordered by request and time.
+
+    A stay that ended before the token that opened it came back (`token_ns` -1) gave no token and is
+    left out.
+    """
+    kept = np.isin(spans["request_id"], request_ids) & (spans["token_ns"] >= 0)
     columns = {name: column[kept] for name, column in spans.items()}
     order = np.lexsort((columns["token_ns"], columns["request_id"]))
     return {name: column[order] for name, column in columns.items()}

@@ -247,7 +247,7 @@ def _ended(name: str, pair: _Pair, run: RunTables) -> str:
 def _requests_of(batch: StepBatch | None) -> tuple[int, ...]:
     if batch is None:
         return ()
-    return tuple(sorted({*batch.prefills, *(batch.decodes or ())}))
+    return tuple(sorted({*batch.prefills, *batch.decodes}))
 
 
 def _describe(
@@ -255,16 +255,18 @@ def _describe(
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Sentences about two steps that differ, and the requests they treat differently."""
     found: dict[int, str] = {}
-    for request in sorted(left.prefills.keys() | right.prefills.keys()):
+    prefilled = left.prefills.keys() | right.prefills.keys() if pair.with_items else ()
+    for request in sorted(prefilled):
         text = _prefill_sentence(request, pair, left, right, a, b)
         if text is not None:
             found[request] = text
     for verb, in_a, in_b in (
+        ("admits", left.admitted, right.admitted),
         ("decodes", left.decodes, right.decodes),
         ("sends back", left.retracted, right.retracted),
     ):
-        for request in sorted((in_a or frozenset()) ^ (in_b or frozenset())):
-            does, not_ = ("A", "B") if request in (in_a or ()) else ("B", "A")
+        for request in sorted(in_a ^ in_b):
+            does, not_ = ("A", "B") if request in in_a else ("B", "A")
             found.setdefault(request, f"{does} {verb} r{request}, {not_} does not")
     if not found:
         sizes = [

@@ -33,9 +33,8 @@ class StepBatch:
     Attributes:
         step: its id.
         plan_ns, start_ns: when it was planned, and when the GPU began.
-        prefills: request id -> (tokens, tokens already in its KV cache).
-        decodes: ids of the requests it decoded; None if the record does not tell.
-        decode_requests: how many those are.
+        prefills: request id -> (tokens, tokens already in its KV cache); empty without items.
+        decodes: ids of the requests it decoded; `decode_requests` is their number.
         admitted, retracted: ids of requests admitted by its plan, and sent back since the plan
             before.
         block_reason: why the head of the queue was not admitted.
@@ -46,7 +45,7 @@ class StepBatch:
     plan_ns: int
     start_ns: int
     prefills: dict[int, tuple[int, int]]
-    decodes: frozenset[int] | None
+    decodes: frozenset[int]
     decode_requests: int
     admitted: frozenset[int]
     retracted: frozenset[int]
@@ -116,7 +115,7 @@ class ReplicaSteps:
         rows = zip(*(items[name][first:last].tolist() for name in names), strict=True)
         return {request: (tokens, context) for request, tokens, context in rows}
 
-    def _decodes(self, iteration: int) -> frozenset[int] | None:
+    def _decodes(self, iteration: int) -> frozenset[int]:
         if iteration < 0:
             return frozenset()
         spans = self.spans

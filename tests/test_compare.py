@@ -1,0 +1,516 @@
+"""Laws of `workbench.compare`: what differs between two runs, and what came of it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from run_tables import MS, HandMadeRun, header, random_run
+from table_builders import Ask, Server, asks, play, poisson, servers
+
+from engine.core.enums import RequestEvent
+from engine.core.events import TABLES, empty_columns
+from simulator.cost_model import StepCosts, StepFeatures
+from workbench import latency
+from workbench.analysis.bootstrap import (
+    Blocks,
+    block_numbers,
+    draw_blocks,
+    interval_of,
+)
+from workbench.analysis.divergence import first_divergence
+from workbench.analysis.samples import samples_of
+from workbench.compare import compare_runs, render
+from workbench.percentiles import WeightedSamples
+from workbench.run_record import RunReader, RunWriter
+
+
+class TablesInMemory:
+    """A run that was played, not recorded."""
+
+    def __init__(self, played, **changes) -> None:
+        facts = {"status": "complete"} | changes
+        self.header = msgspec.structs.replace(played.header(), **facts)
+        self.tables = played.tables
+
+    def table(self, name):
+        return self.tables[name]
+
+
+LOAD = poisson(200, 300, prompt=40, output=12)
+
+
+@pytest.fixture(scope="module")
+def wide() -> TablesInMemory:
+    return TablesInMemory(play(LOAD, Server(slots=6)))
+
+
+@pytest.fixture(scope="module")
+def narrow() -> TablesInMemory:
+    return TablesInMemory(play(LOAD, Server(slots=4)))
+
+
+def _metric(comparison, name):
+    return next(metric for metric in comparison.metrics if metric.name == name)
+
+
+# What was different
+
+
+def test_a_run_equals_itself(wide):
+    """No fact, no metric, no decision and no duration of a run differs from its own."""
+    comparison = compare_runs(wide, wide, fail_over=0)
+    assert comparison.header == ()
+    assert {metric.verdict for metric in comparison.metrics} <= {"equal"}
+    assert comparison.divergence.where == "equal"
+    assert all(split.delta_ms == 0 for split in comparison.durations.splits)
+    assert comparison.regressed == ()
+    steps = len(wide.tables["steps"]["step"])
+    assert f"all {steps:,} are equal" in render(comparison)
+
+
+def test_a_changed_setting_is_fair_and_named_once(wide, narrow):
+    """The knob under study is shown with both values, unmarked, and nothing else is."""
+    (difference,) = compare_runs(wide, narrow).header
+    assert (difference.key, difference.a, difference.b) == ("max_running_requests", "6", "4")
+    assert not difference.unfair
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"seed": 8}, "seed"),
+        ({"cost_model": "profile h200-1"}, "cost_model"),
+        ({"scenario": {"workload": {"kind": "synthetic", "num_requests": 3}}}, "workload.kind"),
+    ],
+)
+def test_other_questions_and_other_clocks_are_unfair(wide, changes, key):
+    """A different seed, workload or source of durations is marked and comes first."""
+    other = copy.copy(wide)
+    other.header = msgspec.structs.replace(wide.header, gpu="other", **changes)
+    differences = compare_runs(wide, other).header
+    found = {difference.key: difference.unfair for difference in differences}
+    assert found[key]
+    assert not found["gpu"]
+    assert differences[0].unfair
+
+
+def test_a_simulation_and_an_engine_should_be_set_up_alike(wide):
+    """Between executors, even a different pool of pages is unfair."""
+    engine = copy.copy(wide)
+    fewer = tuple(msgspec.structs.replace(r, num_pages=900) for r in wide.header.replicas)
+    engine.header = msgspec.structs.replace(wide.header, kind="engine", replicas=fewer)
+    found = {difference.key: difference for difference in compare_runs(wide, engine).header}
+    assert found["num_pages"].unfair
+    assert (found["num_pages"].a, found["num_pages"].b) == ("1000", "900")
+
+
+def test_other_requests_are_noticed_whatever_the_header_says(wide):
+    """The workload is compared by its requests, not only by its description."""
+    other = TablesInMemory(play(LOAD[:150], Server(slots=6)))
+    comparison = compare_runs(wide, other)
+    assert comparison.header[0].key == "requests"
+    assert comparison.header[0].unfair
+    assert not comparison.paired
+
+
+# Metrics and noise
+
+
+def test_fewer_slots_are_worse_beyond_noise(wide, narrow):
+    """Queueing makes TTFT worse and throughput lower, smaller batches make TPOT better."""
+    comparison = compare_runs(wide, narrow, fail_over=5)
+    assert _metric(comparison, "mean_ttft_ms").verdict == "worse"
+    assert _metric(comparison, "output_throughput").verdict == "worse"
+    assert _metric(comparison, "mean_tpot_ms").verdict == "better"
+    assert {"mean_ttft_ms", "request_throughput"} <= set(comparison.regressed)
+    assert "mean_tpot_ms" not in comparison.regressed
+    assert (
+        compare_runs(narrow, wide, fail_over=5).regressed == ("p90_tpot_ms",)
+        or set(compare_runs(narrow, wide).regressed) == set()
+    )
+
+
+def test_only_more_than_the_tolerance_regresses(wide, narrow):
+    """A metric that is worse by less than the given percentage does not count."""
+    comparison = compare_runs(wide, narrow, fail_over=1e9)
+    assert comparison.regressed == ()
+    throughput = _metric(comparison, "request_throughput")
+    assert throughput.delta_percent is not None
+    over = abs(throughput.delta_percent)
+    assert throughput.regressed(over * 0.99)
+    assert not throughput.regressed(over * 1.01)
+
+
+def test_differences_between_seeds_are_noise():
+    """Two draws of one workload differ by chance, and the verdict says so."""
+    runs = [
+        TablesInMemory(play(poisson(400, 100, seed=seed), Server()), seed=seed) for seed in (1, 2)
+    ]
+    comparison = compare_runs(*runs, fail_over=1)
+    assert _metric(comparison, "mean_ttft_ms").verdict == "noise"
+    assert _metric(comparison, "mean_e2el_ms").verdict == "noise"
+
+
+def test_point_values_are_those_of_the_summary(wide, narrow):
+    """The comparison shows the very figures that each run's summary has."""
+    from workbench.metrics import summarize
+
+    comparison = compare_runs(wide, narrow)
+    for run, side in ((wide, "a"), (narrow, "b")):
+        summary = summarize(run.tables, run.header)
+        for metric in comparison.metrics:
+            if metric.name != "failed_percent":
+                assert getattr(metric, side) == summary[metric.name], metric.name
+
+
+@settings(max_examples=40, deadline=None)
+@given(asks(), servers())
+def test_gaps_are_those_of_the_itl_metric(requests, server):
+    """The samples behind ITL's interval are the very gaps that the metric pools."""
+    run = TablesInMemory(play(requests, server))
+    gaps = samples_of(run).gaps
+    found = WeightedSamples.of(gaps.ms, gaps.weights)
+    requests_table, steps = run.table("requests"), run.table("steps")
+    iterations = latency.IterationTimes.of(steps)
+    expected = latency.itl(requests_table, run.table("decode_spans"), iterations)
+    np.testing.assert_array_equal(found.values, expected.values)
+    np.testing.assert_array_equal(found.ranks, expected.ranks)
+
+
+def test_intervals_hold_the_true_difference_about_as_often_as_they_say():
+    """Of many pairs of samples of one distribution, the interval misses 0 in about 5 %."""
+    rng = np.random.default_rng(3)
+    misses = 0
+    for _ in range(200):
+        means = []
+        for stream in (0, 1):
+            values = rng.exponential(1.0, 400)
+            block, count = block_numbers(len(values))
+            blocks = Blocks(values, np.ones(len(values), np.int64), block, count)
+            means.append(blocks.means(draw_blocks(count, stream)))
+        misses += interval_of(means[1] - means[0]).excludes_zero
+    assert 2 <= misses <= 24
+
+
+def test_drawn_percentiles_are_those_of_the_drawn_samples():
+    """A draw's percentile is numpy's over the samples as often as their block was drawn."""
+    values = np.random.default_rng(1).normal(size=50)
+    block, count = block_numbers(len(values))
+    draws = draw_blocks(count, 0)[:20]
+    blocks = Blocks(values, np.ones(50, np.int64), block, count)
+    found = blocks.percentiles(draws, [50.0, 99.0])
+    for draw, row in zip(draws, found, strict=True):
+        np.testing.assert_allclose(row, np.percentile(np.repeat(values, draw[block]), [50, 99]))
+
+
+def test_comparing_twice_says_the_same(wide, narrow):
+    """Noise is drawn with a constant seed."""
+    assert compare_runs(wide, narrow, 5) == compare_runs(wide, narrow, 5)
+
+
+def test_failures_are_a_metric(wide):
+    """A run that stops serving is worse even where its latencies look fine."""
+    other = copy.copy(wide)
+    reason = wide.tables["requests"]["finish_reason"].copy()
+    reason[::2] = 3
+    other.tables = wide.tables | {"requests": wide.tables["requests"] | {"finish_reason": reason}}
+    failed = _metric(compare_runs(wide, other, fail_over=5), "failed_percent")
+    assert (failed.a, failed.b, failed.verdict) == (0.0, 50.0, "worse")
+    assert failed.regressed(5)
+
+
+# The first decision that differs
+
+
+def _batches(num_steps: int = 4) -> HandMadeRun:
+    """Each step prefills one request, and r0 decodes from step 1 on."""
+    run = HandMadeRun()
+    for step in range(num_steps):
+        run.add_step(
+            step, 100 * step, 100 * step, 90, 100 * step + 100, prefill_tokens=8,
+            prefill_requests=1, decode_requests=int(step > 0), decode_iteration=step - 1,
+        )  # fmt: skip
+        run.add_item(step, step, 8)
+        run.add(
+            "requests", request_id=step, prompt_tokens=8, max_tokens=1, output_tokens=1,
+            arrival_ns=100 * step - min(step, 1) * 10, admitted_ns=100 * step,
+            first_token_ns=100 * step + 100, finish_ns=100 * step + 100, finish_reason=2,
+        )  # fmt: skip
+        run.add("lifecycle", t_ns=100 * step, request_id=step, event=int(RequestEvent.ADMIT))
+    run.rows["requests"][0].update(
+        output_tokens=num_steps, max_tokens=num_steps, finish_ns=100 * num_steps
+    )
+    run.add_span(0, token=100, first=0, scheduled=num_steps - 1)
+    return run
+
+
+def test_another_chunk_is_a_divergence():
+    """The step, both chunks and the request are named."""
+    a, b = _batches(), _batches()
+    b.rows["items"][2]["num_tokens"] = 4
+    b.rows["steps"][2]["prefill_tokens"] = 4
+    found = first_divergence(a, b)
+    assert (found.where, found.replica, found.step, found.request_ids) == ("batch", 0, 2, (2,))
+    assert found.sentences == ("A prefills r2 (8 tokens after 0), B r2 (4 tokens after 0)",)
+    assert found.equal_steps == {0: 2}
+
+
+def test_a_later_admission_says_when_it_comes():
+    """A request that only A admits in the step is looked up in B."""
+    a, b = _batches(), _batches()
+    b.rows["items"][2].update(step=3)
+    b.rows["steps"][2].update(prefill_tokens=0, prefill_requests=0, block_reason=2, waiting=1)
+    b.rows["lifecycle"][2].update(t_ns=300)
+    found = first_divergence(a, b)
+    then = "there it has its next prefill in step 3 (block reason there: RUNNING_LIMIT)"
+    assert found.sentences == (f"A admits r2 (8 tokens after 0), B does not: {then}",)
+    assert found.a.admitted == {2}
+    assert found.b.admitted == frozenset()
+
+
+def test_a_request_that_had_not_come_yet_is_no_decision_of_the_scheduler():
+    """The text says that the request comes later in the other run."""
+    a, b = _batches(), _batches()
+    b.rows["items"][2].update(step=3)
+    b.rows["steps"][2].update(prefill_tokens=0, prefill_requests=0)
+    b.rows["requests"][2].update(arrival_ns=200 + 3 * MS)
+    (sentence,) = first_divergence(a, b).sentences
+    assert sentence.endswith("B does not: it comes 3.000 ms later there")
+
+
+def test_other_items_under_equal_counts_are_found():
+    """Two steps with the same numbers of tokens and requests can still differ."""
+    a, b = _batches(), _batches()
+    b.rows["items"][1]["request_id"], b.rows["items"][2]["request_id"] = 2, 1
+    found = first_divergence(a, b)
+    assert (found.step, found.request_ids) == (1, (1, 2))
+
+
+def test_other_decoding_requests_under_equal_counts_are_found():
+    """The members of the decode batch are compared, not only their number."""
+    a, b = _batches(), _batches()
+    b.rows["decode_spans"][0]["scheduled"] = 1
+    b.add_span(1, token=200, first=1, scheduled=2)
+    found = first_divergence(a, b)
+    assert (found.step, found.request_ids) == (2, (0, 1))
+    assert "A decodes r0, B does not" in found.sentences
+    assert "B decodes r1, A does not" in found.sentences
+
+
+def test_a_retraction_is_a_divergence():
+    """A request sent back in one run only is named."""
+    a, b = _batches(), _batches()
+    b.rows["steps"][2]["retracted"] = 1
+    b.add("lifecycle", t_ns=200, request_id=0, event=int(RequestEvent.RETRACT))
+    found = first_divergence(a, b)
+    assert (found.step, found.request_ids) == (2, (0,))
+    assert found.sentences == ("B sends back r0, A does not",)
+
+
+def test_another_replica_is_a_divergence_of_the_router():
+    """A request routed elsewhere comes before what follows from it."""
+    a, b = _batches(), _batches()
+    for run in (a, b):
+        run.header = header(num_replicas=2)
+    b.rows["requests"][1]["replica"] = 1
+    b.rows["items"][1]["replica"] = 1
+    b.rows["steps"][1]["replica"] = 1
+    found = first_divergence(a, b)
+    assert (found.where, found.request_ids, found.t_a_ns) == ("routing", (1,), 90)
+    assert found.sentences == ("r1 goes to replica 0 in A, to replica 1 in B",)
+
+
+def test_the_state_before_a_divergence_is_told():
+    """A queue or pages that differ while batches are still equal are a hint of their own."""
+    a, b = _batches(), _batches()
+    b.rows["steps"][1]["evicted_pages"] = 7
+    b.rows["items"][3]["num_tokens"] = 4
+    found = first_divergence(a, b)
+    assert found.step == 3
+    assert (found.state.step, found.state.what) == (1, "evicted_pages")
+    assert (found.state.a, found.state.b) == (0, 7)
+
+
+def test_times_are_no_decisions():
+    """An engine whose steps take three times as long decides the same."""
+    a, b = _batches(), _batches()
+    for row in b.rows["steps"]:
+        row.update({name: 3 * row[name] for name in ("plan_ns", "start_ns", "end_ns", "gpu_ns")})
+    for row in b.rows["lifecycle"]:
+        row["t_ns"] *= 3
+    assert first_divergence(a, b).where == "equal"
+
+
+def test_a_shorter_run_is_equal_as_far_as_it_goes():
+    """An interrupted run is compared up to its end, and the text says where that is."""
+    a, b = _batches(6), _batches(6)
+    for name in ("steps", "items", "requests", "lifecycle"):
+        del b.rows[name][4:]
+    b.rows["decode_spans"][0]["scheduled"] = 3
+    b.rows["requests"][0].update(finish_ns=-1, finish_reason=0)
+    b.header = header(status="interrupted")
+    comparison = compare_runs(a, b)
+    assert comparison.divergence.where == "length"
+    assert comparison.divergence.sentences == (
+        "B (interrupted) ends after 4 steps of replica 0, all equal",
+    )
+    assert "equal as far as the shorter run goes" in render(comparison)
+
+
+def test_without_items_counts_are_compared():
+    """At detail `steps`, batches are compared by size, and the text says so."""
+    a, b = _batches(), _batches()
+    b.rows["items"][1]["request_id"], b.rows["items"][2]["request_id"] = 2, 1
+    a.header = header(detail="steps")
+    found = first_divergence(a, b)
+    assert found.where == "equal"
+    assert found.by_counts_only
+    b.rows["steps"][3]["prefill_tokens"] = 4
+    assert first_divergence(a, b).sentences == ("prefill_tokens: A 8, B 4",)
+
+
+def test_without_steps_decisions_are_unknown():
+    """A record of detail `none` still compares metrics."""
+    a, b = _batches(), _batches()
+    b.header = header(detail="none")
+    comparison = compare_runs(a, b)
+    assert comparison.divergence.where == "unknown"
+    assert _metric(comparison, "mean_ttft_ms").verdict == "equal"
+    assert "both runs need --detail steps" in render(comparison)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_random_run_diverges_from_itself_exactly_where_it_is_changed(seed):
+    """Changing one step's batch moves the first difference to that very step."""
+    a, b = random_run(seed), random_run(seed)
+    assert first_divergence(a, b).where == "equal"
+    row = b.rows["items"][seed % len(b.rows["items"])]
+    row["num_tokens"] += 1
+    found = first_divergence(a, b)
+    assert (found.where, found.replica, found.step) == ("batch", row["replica"], row["step"])
+
+
+# Durations or decisions
+
+
+def test_slower_steps_with_equal_decisions_are_durations():
+    """Where all decisions are equal, durations are the whole difference."""
+    burst = [Ask(0, prompt=20, output=10) for _ in range(20)]
+    a = TablesInMemory(play(burst, Server()))
+    b = TablesInMemory(play(burst, Server(step_ns=1_200_000)))
+    durations = compare_runs(a, b).durations
+    assert durations.basis == "A's own steps, as all decisions are equal"
+    assert (durations.requests, durations.left_out) == (20, 0)
+    for split in durations.splits:
+        assert split.delta_ms > 0
+        assert split.durations_ms == pytest.approx(split.delta_ms, rel=1e-6), split.name
+        assert split.decisions_ms == pytest.approx(0, abs=1e-6)
+    (decode,) = (kind for kind in durations.equal_steps if kind.kind == "decode")
+    assert decode.gpu_b_ns - decode.gpu_a_ns == 200_000 * decode.steps
+
+
+def test_other_decisions_under_one_cost_model_are_decisions(wide, narrow):
+    """Two simulations with one cost model differ by decisions alone."""
+    durations = compare_runs(wide, narrow).durations
+    assert durations.left_out == 0
+    for split in durations.splits:
+        assert split.durations_ms == 0
+        assert split.decisions_ms == split.delta_ms != 0
+
+
+class _TinyServerModel:
+    """What a step of the tiny server takes."""
+
+    name = "the tiny server's own"
+
+    def step_costs(self, features: StepFeatures) -> StepCosts:
+        gpu = 1_000_000 + 10_000 * features.prefill_tokens + 1000 * features.decode_requests
+        return StepCosts(gpu, np.zeros_like(gpu), {}, np.zeros(len(gpu), bool))
+
+
+def test_a_cost_model_of_a_prices_the_batches_of_b(wide):
+    """After the first difference, A's cost model says what B's steps would have taken in A."""
+    slower = play(LOAD, Server(slots=6, step_ns=1_100_000))
+    engine = TablesInMemory(slower, kind="engine", cost_model="measured")
+    durations = compare_runs(wide, engine, cost_models_a={0: _TinyServerModel()}).durations
+    assert "A's cost model (the tiny server's own) after it" in durations.basis
+    tpot = next(split for split in durations.splits if split.name == "mean_tpot_ms")
+    assert durations.left_out == 0
+    assert tpot.durations_ms == pytest.approx(0.1, rel=1e-3), "each token took 0.1 ms longer"
+
+
+def test_what_cannot_be_told_apart_is_left_out_and_said(wide):
+    """Without A's cost model, only requests that ended before the difference are split."""
+    slower = play(LOAD, Server(slots=6, step_ns=1_100_000))
+    engine = TablesInMemory(slower, kind="engine", cost_model="measured")
+    comparison = compare_runs(wide, engine, cost_models_a={})
+    durations = comparison.durations
+    assert durations.left_out > 0
+    assert durations.requests + durations.left_out == len(LOAD)
+    assert "they are unknown" in durations.basis
+    assert f"{durations.left_out:,} are left out" in render(comparison)
+
+
+def test_parts_sum_to_the_difference(wide, narrow):
+    """Durations and decisions add up to what they split."""
+    engine = TablesInMemory(play(LOAD, Server(slots=5, step_ns=900_000)), kind="engine")
+    for a, b in ((wide, narrow), (wide, engine), (narrow, engine)):
+        for split in compare_runs(a, b).durations.splits:
+            assert split.durations_ms + split.decisions_ms == pytest.approx(split.delta_ms)
+
+
+# Odd runs
+
+
+class _Nothing:
+    def __init__(self) -> None:
+        self.header = header()
+
+    def table(self, name):
+        return empty_columns(name)
+
+
+def test_empty_runs_compare():
+    """Runs without requests or steps give a comparison without figures."""
+    comparison = compare_runs(_Nothing(), _Nothing(), fail_over=5)
+    assert comparison.divergence.where == "equal"
+    assert comparison.regressed == ()
+    assert render(comparison)
+
+
+def test_an_empty_run_compares_with_a_full_one(wide):
+    """What one run lacks is a dash, not a crash."""
+    comparison = compare_runs(wide, _Nothing(), fail_over=5)
+    ttft = _metric(comparison, "mean_ttft_ms")
+    assert ttft.b is None
+    assert ttft.verdict == "unjudged"
+    assert render(comparison)
+    assert render(compare_runs(_Nothing(), wide))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_any_two_runs_compare(seed):
+    """Random runs, whole or cut off, over one or two replicas, always give a comparison."""
+    a = random_run(seed)
+    b = random_run(seed + 100, num_replicas=1 + seed % 2, max_steps=20 if seed % 3 else 400)
+    assert render(compare_runs(a, b, fail_over=5))
+
+
+def test_recorded_runs_compare_and_encode(tmp_path, wide, narrow):
+    """What the command line does: read two records, compare, print text and JSON."""
+    readers = []
+    for run in (wide, narrow):
+        writer = RunWriter(tmp_path, "tiny", run.header)
+        writer.write_segment({name: run.tables[name] for name in TABLES})
+        writer.finish({})
+        readers.append(RunReader(writer.path))
+    comparison = compare_runs(*readers, fail_over=5)
+    in_memory = compare_runs(wide, narrow, fail_over=5)
+    assert replace(comparison, header=()) == replace(in_memory, header=())
+    decoded = msgspec.json.decode(msgspec.json.encode(comparison))
+    assert decoded["regressed"] == list(comparison.regressed)
