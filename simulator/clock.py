@@ -19,11 +19,12 @@ class Clock:
 
     def __init__(self) -> None:
         self._env = simpy.Environment(initial_time=0)
+        self._now_ns = 0
 
     @property
     def now(self) -> int:
         """The present virtual time in ns."""
-        return int(self._env.now)
+        return self._now_ns
 
     def at(self, time_ns: int, rank: int, callback: Callable[[Event], None]) -> None:
         """Call back at `time_ns`; among equal times, lower ranks first.
@@ -31,13 +32,13 @@ class Clock:
         Raises:
             ValueError: the time has passed.
         """
-        delay = time_ns - self.now
+        delay = time_ns - self._now_ns
         if delay < 0:
-            raise ValueError(f"{time_ns} ns lies before the present, {self.now} ns")
+            raise ValueError(f"{time_ns} ns lies before the present, {self._now_ns} ns")
         event = Event(self._env)
         event._ok, event._value = True, None  # triggered now, processed at `time_ns`
         event.callbacks.append(callback)
-        self._env.schedule(event, priority=rank, delay=delay)
+        self._env.schedule(event, rank, delay)
 
     def next_event_ns(self) -> float:
         """Time of the next event, infinity if there is none."""
@@ -49,4 +50,7 @@ class Clock:
         Raises:
             simpy.core.EmptySchedule: there is none.
         """
+        next_ns = self._env.peek()
+        if next_ns != float("inf"):
+            self._now_ns = int(next_ns)
         self._env.step()

@@ -119,39 +119,38 @@ class Replica:
 
     def _turn(self, now: int) -> int | None:
         """Commit what is done, plan what can be planned; returns when to act next, or None."""
-        running = self._running
-        while running and running[0].done_ns <= now:
+        running, scheduler = self._running, self.scheduler
+        while running and running[0][3] <= now:
             self._commit(running.popleft(), now)
-        scheduler = self.scheduler
-        depth = scheduler.config.max_plans_in_flight
-        if len(running) < depth:
-            if self._fast_forward and len(running) == depth - 1 and depth <= 2:
+        room = scheduler.config.max_plans_in_flight - len(running)
+        if room > 0:
+            if room == 1 and self._fast_forward and len(running) <= 1:
                 now = self._skip(now)
             plan = scheduler.plan(now)
             if plan is not None:
                 self._launch(plan, now)
-                if len(running) < depth:
+                if room > 1:
                     return self._host_free_ns
         if running:
-            return max(running[0].done_ns, self._host_free_ns)
+            done = running[0][3]
+            return done if done > self._host_free_ns else self._host_free_ns
         return None
 
     def _launch(self, plan: StepPlan, now: int) -> None:
         gpu_ns, host_ns, extrapolated = self.cost_model.step_cost(_shape(plan))
         ready = now + host_ns
         start = ready if ready > self._gpu_free_ns else self._gpu_free_ns
-        self._host_free_ns, self._gpu_free_ns = ready, start + gpu_ns
-        self._pace_ns = gpu_ns
-        self._running.append(
-            _Running(plan, now, start, start + gpu_ns, gpu_ns, host_ns, extrapolated)
-        )
-        if plan.prefills and self._behaviour.active:
+        done = start + gpu_ns
+        self._host_free_ns, self._gpu_free_ns, self._pace_ns = ready, done, gpu_ns
+        self._running.append(_Running(plan, now, start, done, gpu_ns, host_ns, extrapolated))
+        if self._behaviour.active and plan.prefills:
             self._behaviour.planned(plan, self.scheduler.book)
 
     def _commit(self, step: _Running, now: int) -> None:
-        plan, self.last_commit_ns = step.plan, now
-        stopped = self._behaviour.stopped(plan) if self._behaviour.active else ()
-        result = StepResult(stopped=stopped) if stopped else OK
+        plan, self.last_commit_ns = step[0], now
+        result = OK
+        if self._behaviour.active and (stopped := self._behaviour.stopped(plan)):
+            result = StepResult(stopped=stopped)
         self._record(step, now)
         for request in self.scheduler.commit(plan.plan_id, result, now):
             self._on_end(request, now)
@@ -172,7 +171,9 @@ class Replica:
         steps = scheduler.stable_steps(limit) if limit > 1 else 0
         if steps < 2:
             return now
-        return self._overlapped(now, horizon, steps) if running else self._serial(now, horizon, steps)
+        return (
+            self._overlapped(now, horizon, steps) if running else self._serial(now, horizon, steps)
+        )
 
     def _overlapped(self, now: int, horizon: float, steps: int) -> int:
         """Skip with one step in flight: each plan is made when the step before it starts."""
@@ -193,7 +194,9 @@ class Replica:
             return now
         self._record(flying, timeline[0][1])
         free = self.scheduler.advance(len(timeline), plan_ns)
-        self._record_run(shape, timeline, [t[1] for t in timeline[1:]], gpu, host_ns, extrapolated, free)
+        self._record_run(
+            shape, timeline, [t[1] for t in timeline[1:]], gpu, host_ns, extrapolated, free
+        )
         planned, start, done = timeline[-1]
         self._running[0] = _Running(
             flying.plan, planned, start, done, gpu[len(timeline) - 1], host_ns, extrapolated
@@ -216,7 +219,9 @@ class Replica:
         if not timeline:
             return now
         free = self.scheduler.advance(len(timeline), plan_ns)
-        self._record_run(shape, timeline, [t[2] for t in timeline], gpu, host_ns, extrapolated, free)
+        self._record_run(
+            shape, timeline, [t[2] for t in timeline], gpu, host_ns, extrapolated, free
+        )
         self._host_free_ns, self._gpu_free_ns = timeline[-1][0] + host_ns, plan_ns
         return plan_ns
 
@@ -237,15 +242,16 @@ class Replica:
     def _record(self, step: _Running, end_ns: int) -> None:
         """Write the row of one step."""
         self.steps += 1
-        write, p = self._write, step.plan
+        write = self._write
         if write is not None:
+            p, plan_ns, start_ns, _, gpu_ns, host_ns, extrapolated = step
             write((
-                p.plan_id, self.index, step.plan_ns, step.start_ns, end_ns, step.gpu_ns, step.host_ns,
+                p.plan_id, self.index, plan_ns, start_ns, end_ns, gpu_ns, host_ns,
                 p.prefill_tokens, len(p.prefills), p.prefill_context, p.prefill_pairs,
                 p.decode_requests, p.decode_tokens, p.decode_context, p.decode_max_context,
                 p.sampled_tokens, p.hit_tokens, p.graph_batch, p.running, p.waiting, p.block_reason,
                 p.free_pages, p.cached_pages, p.retracted, p.evicted_pages, p.decode_iteration,
-                step.extrapolated,
+                extrapolated,
             ))  # fmt: skip
         if self.steps >= self._flush_at:
             self._flush_at = self.steps + _FLUSH_EVERY

@@ -50,4 +50,6 @@ class Router:
         busiest = max(r.live_requests for r in replicas)
         if busiest - idlest.live_requests > self.config.imbalance_threshold:
             return idlest
-        return max(replicas, key=lambda r: (r.scheduler.kv.peek(request), -r.live_requests, -r.index))
+        return max(
+            replicas, key=lambda r: (r.scheduler.kv.peek(request), -r.live_requests, -r.index)
+        )

@@ -76,7 +76,9 @@ class SchedulerConfig:
                 f"got {self.max_plans_in_flight}"
             )
         if self.max_prefill_tokens is not None and self.max_prefill_tokens < 1:
-            raise ValueError(f"max_prefill_tokens must be at least 1, got {self.max_prefill_tokens}")
+            raise ValueError(
+                f"max_prefill_tokens must be at least 1, got {self.max_prefill_tokens}"
+            )
         if not self.schedule_conservativeness > 0:
             raise ValueError(
                 f"schedule_conservativeness must be positive, got {self.schedule_conservativeness}"
@@ -86,7 +88,11 @@ class SchedulerConfig:
             raise ValueError(
                 f"max_num_batched_tokens={self.max_num_batched_tokens} cannot hold one token of each "
                 f"of max_running_requests={self.max_running_requests} requests"
-                + (f" with {self.num_speculative_tokens} drafts" if least_budget > self.max_running_requests else "")
+                + (
+                    f" with {self.num_speculative_tokens} drafts"
+                    if least_budget > self.max_running_requests
+                    else ""
+                )
                 + f": raise it to {least_budget} or lower max_running_requests"
             )
         sizes = self.cuda_graph_batch_sizes

@@ -23,6 +23,9 @@ class DecodeBatch:
         iteration: the last iteration planned.
         members: requests by id, in the order of joining, which is the order of batch slots.
         version: changes with membership.
+        crossings: members by the iteration for which they need their next page.
+        limits: heap of (iteration, request id, epoch) at which members reach max_tokens; entries of
+            members that left are stale. The heap's first entry says when to look.
     """
 
     def __init__(self, page_size: int) -> None:
@@ -32,8 +35,8 @@ class DecodeBatch:
         self._page_size = page_size
         self._offset_sum = 0
         self._limit_sum = 0
-        self._crossings: dict[int, dict[int, Request]] = {}
-        self._limits: list[tuple[int, int, int]] = []
+        self.crossings: dict[int, dict[int, Request]] = {}
+        self.limits: list[tuple[int, int, int]] = []
         self._longest: list[tuple[int, int, int]] = []
 
     def __len__(self) -> int:
@@ -50,6 +53,17 @@ class DecodeBatch:
             heapq.heappop(longest)
         return iteration - longest[0][0] if longest else 0
 
+    def sums(self, iteration: int) -> tuple[int, int, int]:
+        """(members, `context_tokens`, `max_context_tokens`) after `iteration`, for a batch that has
+        members."""
+        longest, members = self._longest, self.members
+        top = longest[0]
+        while (request := members.get(top[1])) is None or request.epoch != top[2]:
+            heapq.heappop(longest)
+            top = longest[0]
+        size = len(members)
+        return size, self._offset_sum + size * iteration, iteration - top[0]
+
     def remaining_tokens(self) -> int:
         """Sum over members of the tokens that max_tokens still allows beyond those planned."""
         return self._limit_sum - len(self.members) * self.iteration
@@ -64,7 +78,7 @@ class DecodeBatch:
         self._offset_sum += request.offset
         limit = self.limit_of(request)
         self._limit_sum += limit
-        self._push(self._limits, (limit, request.request_id, request.epoch))
+        self._push(self.limits, (limit, request.request_id, request.epoch))
         self._push(self._longest, (-request.offset, request.request_id, request.epoch))
         self._schedule_crossing(request)
 
@@ -76,10 +90,10 @@ class DecodeBatch:
         self._limit_sum -= self.limit_of(request)
         request.span_last = self.iteration
         crossing = self.crossing_of(request)
-        bucket = self._crossings[crossing]
+        bucket = self.crossings[crossing]
         del bucket[request.request_id]
         if not bucket:
-            del self._crossings[crossing]
+            del self.crossings[crossing]
 
     def limit_of(self, request: Request) -> int:
         """The iteration that gives a member its last allowed token."""
@@ -91,38 +105,32 @@ class DecodeBatch:
 
     def crossing(self, iteration: int) -> dict[int, Request]:
         """Members that need one more page in `iteration`."""
-        return self._crossings.get(iteration, _NOBODY)
+        return self.crossings.get(iteration, _NOBODY)
 
     def page_given(self, iteration: int) -> None:
         """Every member of `crossing(iteration)` has got one page, so all need the next together."""
-        bucket = self._crossings.pop(iteration)
-        later = self._crossings.setdefault(iteration + self._page_size, bucket)
+        bucket = self.crossings.pop(iteration)
+        later = self.crossings.setdefault(iteration + self._page_size, bucket)
         if later is not bucket:
             later.update(bucket)
 
     def pages_within(self, count: int) -> list[int]:
         """Pages needed in each of the next `count` iterations."""
-        get = self._crossings.get
+        get = self.crossings.get
         first = self.iteration + 1
         return [len(get(i, ())) for i in range(first, first + count)]
 
     def next_limit(self) -> int | None:
         """The earliest iteration at which a member reaches max_tokens."""
-        limits = self._limits
+        limits = self.limits
         while limits and self._stale(limits[0]):
             heapq.heappop(limits)
         return limits[0][0] if limits else None
 
-    @property
-    def limit_reached(self) -> bool:
-        """Whether `pop_finished` may have something to do."""
-        limits = self._limits
-        return bool(limits) and limits[0][0] <= self.iteration
-
     def pop_finished(self) -> list[Request]:
         """Members whose last allowed iteration has been planned leave the batch; they are returned."""
         finished: list[Request] = []
-        limits = self._limits
+        limits = self.limits
         while limits and limits[0][0] <= self.iteration:
             entry = heapq.heappop(limits)
             if not self._stale(entry):
@@ -132,7 +140,7 @@ class DecodeBatch:
         return finished
 
     def _schedule_crossing(self, request: Request) -> None:
-        self._crossings.setdefault(self.crossing_of(request), {})[request.request_id] = request
+        self.crossings.setdefault(self.crossing_of(request), {})[request.request_id] = request
 
     def _push(self, heap: list[tuple[int, int, int]], entry: tuple[int, int, int]) -> None:
         heapq.heappush(heap, entry)

@@ -16,9 +16,9 @@ row of `decode_spans` per stay says it all, and `steps.decode_iteration` ties it
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable
 from enum import IntEnum
+from struct import Struct
 from typing import Any, Final
 
 import numpy as np
@@ -179,18 +179,23 @@ class EventLog:
         self._sink = sink
         self._segment_rows = segment_rows
         self._segments: list[Segment] = []
-        self._buffers = {
-            name: array("q") for name in TABLES if detail >= _DETAIL_OF[name]
-        }
+        self._buffers = {name: bytearray() for name in TABLES if detail >= _DETAIL_OF[name]}
 
     def write(self, table: str) -> Callable[[tuple[int, ...]], None] | None:
         """The append function of `table`, or None if it is not collected."""
         buffer = self._buffers.get(table)
-        return None if buffer is None else buffer.extend
+        if buffer is None:
+            return None
+        pack, extend = Struct(f"={len(TABLES[table])}q").pack, buffer.extend
+
+        def write(row: tuple[int, ...]) -> None:
+            extend(pack(*row))
+
+        return write
 
     def rows(self, table: str) -> int:
         """Rows of `table` waiting in the buffer."""
-        return len(self._buffers[table]) // len(TABLES[table])
+        return len(self._buffers[table]) // (8 * len(TABLES[table]))
 
     def flush_if_full(self) -> None:
         """Hand over a segment once any buffer has reached `segment_rows`. Cheap; call it often."""
@@ -199,13 +204,11 @@ class EventLog:
 
     def flush(self) -> None:
         """Hand all buffered rows over as one segment (nothing happens if there are none)."""
-        segment = {
-            name: _columns(name, buffer) for name, buffer in self._buffers.items() if buffer
-        }
+        segment = {name: _columns(name, buffer) for name, buffer in self._buffers.items() if buffer}
         if not segment:
             return
         for buffer in self._buffers.values():
-            del buffer[:]
+            buffer.clear()
         if self._sink is not None:
             self._sink(segment)
         else:
@@ -217,7 +220,7 @@ class EventLog:
         return concatenate(self._segments, tuple(self._buffers))
 
 
-def _columns(table: str, buffer: array[int]) -> Columns:
+def _columns(table: str, buffer: bytearray) -> Columns:
     schema = TABLES[table]
     rows = np.frombuffer(buffer, np.int64).reshape(-1, len(schema))
     return {name: rows[:, i].astype(dtype) for i, (name, dtype) in enumerate(schema.items())}

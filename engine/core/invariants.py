@@ -106,7 +106,9 @@ def _request_problems(scheduler: Scheduler) -> Iterator[str]:
             yield f"{request} generated {book.output_tokens(request)} tokens"
     if found:
         yield f"requests that are not alive are still listed: {found}"
-    slots = sum(len(places[name]) for name in ("prefilling", "joining", "batch", "verifying", "awaiting"))
+    slots = sum(
+        len(places[name]) for name in ("prefilling", "joining", "batch", "verifying", "awaiting")
+    )
     if book.running != slots:
         yield f"running is {book.running}, recounted {slots}"
     if book.running > scheduler.config.max_running_requests:

@@ -71,13 +71,22 @@ class Journal:
     def commit(self, plan_id: int, result: StepResult, now: int) -> None:
         """`Scheduler.commit` was called."""
         stopped, ids, verified = result.stopped, result.token_ids, result.verified
-        head = (plan_id, result.failed, ids is not None, len(stopped), len(ids or ()), len(verified))
+        head = (
+            plan_id,
+            result.failed,
+            ids is not None,
+            len(stopped),
+            len(ids or ()),
+            len(verified),
+        )
         kept: list[int] = []
         for row in result.verified_ids or ():
             kept += (len(row), *row)
         has_kept = result.verified_ids is not None
         self._write(
-            Op.COMMIT, now, (*head, has_kept, *stopped, *(int(i) for i in ids or ()), *verified, *kept)
+            Op.COMMIT,
+            now,
+            (*head, has_kept, *stopped, *(int(i) for i in ids or ()), *verified, *kept),
         )
 
     def advance(self, steps: int, now: int) -> None:
@@ -127,9 +136,7 @@ def replay(
     return plans
 
 
-def apply(
-    call: Call, scheduler: Scheduler, tokens_of: Callable[[int], TokenSource | None]
-) -> bool:
+def apply(call: Call, scheduler: Scheduler, tokens_of: Callable[[int], TokenSource | None]) -> bool:
     """Repeat one call; True if it was a plan that decided a step."""
     args, now = call.args, call.now
     if call.op == Op.ADD:

@@ -31,7 +31,7 @@ class KvMemory:
 
     Attributes:
         pool, cache: the parts; `cache` is None when prefix caching is off.
-        evicted_pages: evicted since the counter was last taken.
+        evicted_pages: evicted since the last plan.
         held_pages: entries of all running requests' page tables.
     """
 
@@ -107,10 +107,10 @@ class KvMemory:
 
     def grow_each(self, requests: Collection[Request]) -> None:
         """Append one free page to each of several page tables, in order."""
-        alloc = self.pool.alloc_one
+        pages = self.pool.alloc(len(requests))
+        self.held_pages += len(pages)
         for request in requests:
-            request.pages.append(alloc())
-        self.held_pages += len(requests)
+            request.pages.append(pages.pop())
         if self._write_memory is not None:
             for request in requests:
                 self._record(MemoryOp.ALLOC, request.request_id, request.pages[-1:])
@@ -222,11 +222,6 @@ class KvMemory:
                     self.cache.unlock(entry.node)
                 self.pool.free(entry.pages)
 
-    def take_evicted(self) -> int:
-        """Pages evicted since the last call."""
-        evicted, self.evicted_pages = self.evicted_pages, 0
-        return evicted
-
     def _record(self, op: MemoryOp, owner: int, pages: list[int]) -> None:
         if self._write_memory is not None:
             step = self._next_plan_id()
@@ -237,5 +232,13 @@ class KvMemory:
         if self._write_radix is not None:
             parent = node.parent.node_id if node.parent else -1
             tokens = len(node.pages) * self.pool.page_size
-            row = (self._next_plan_id(), self._replica, op, node.node_id, parent, tokens, node.locks)
+            row = (
+                self._next_plan_id(),
+                self._replica,
+                op,
+                node.node_id,
+                parent,
+                tokens,
+                node.locks,
+            )
             self._write_radix(row)

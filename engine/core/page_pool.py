@@ -71,16 +71,6 @@ class PagePool:
         del free[-count:]
         return pages
 
-    def alloc_one(self) -> int:
-        """Take one free page.
-
-        Raises:
-            OutOfPagesError: none is free.
-        """
-        if not self._free:
-            raise OutOfPagesError(f"none of {self.num_pages} pages is free")
-        return self._free.pop()
-
     def free(self, pages: Sequence[int]) -> None:
         """Give pages back; those under a lease become free when it ends.
 

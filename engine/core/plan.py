@@ -113,11 +113,12 @@ class StepPlan:
     batch_version = -1
     _members: list[tuple[Request, int]] | None = None
 
+    prefills: Sequence[PrefillItem] = ()
+    verifies: Sequence[VerifyItem] = ()
+    transfers: Sequence[Transfer] = ()
+
     def __init__(self, plan_id: int) -> None:
         self.plan_id = plan_id
-        self.prefills: list[PrefillItem] = []
-        self.verifies: list[VerifyItem] = []
-        self.transfers: list[Transfer] = []
 
     @property
     def is_pure_decode(self) -> bool:

@@ -30,12 +30,14 @@ class RequestBook:
         last_decode_plan_id: newest plan with the decode batch.
         oldest_in_flight: oldest plan not committed, or None.
         promised_pages: pages that admitted requests may hold at most, by their max_tokens.
-        retracted: retractions since the counter was last taken.
+        retracted: retractions since the last plan.
         running: admitted requests that still need steps (prefilling, joining, decoding, awaiting);
             each takes one of max_running_requests slots.
     """
 
-    def __init__(self, config: SchedulerConfig, kv: KvMemory, events: EventLog | None, replica: int):
+    def __init__(
+        self, config: SchedulerConfig, kv: KvMemory, events: EventLog | None, replica: int
+    ):
         self._kv = kv
         self._replica = replica
         self._page_size = config.page_size
@@ -167,11 +169,6 @@ class RequestBook:
             self._close_span(request)
             self._write_row(request)
 
-    def take_retracted(self) -> int:
-        """Retractions since the last call."""
-        count, self.retracted = self.retracted, 0
-        return count
-
     def _span_committed(self, request: Request) -> int:
         if request.span_first < 0:
             return 0
@@ -220,7 +217,15 @@ class RequestBook:
             context = request.offset + first - 1
         if self._write_span is not None:
             self._write_span(
-                (request.request_id, self._replica, request.span_token_ns, first, scheduled, done, context)
+                (
+                    request.request_id,
+                    self._replica,
+                    request.span_token_ns,
+                    first,
+                    scheduled,
+                    done,
+                    context,
+                )
             )
         if done:
             request.committed_tokens = context + done

@@ -51,6 +51,11 @@ from engine.core.transfers import TransferDesk
 MAX_FAILURES = 3  # a request whose steps fail this often ends with an error
 
 
+def _graph_buckets(sizes: tuple[int, ...]) -> list[int]:
+    """The bucket of each batch size from 0 to the largest."""
+    return [sizes[bisect.bisect_left(sizes, n)] for n in range(sizes[-1] + 1)] if sizes else []
+
+
 class Scheduler:
     """Schedules one replica. See the module docstring for the rules and `plan.py` for the results."""
 
@@ -72,6 +77,7 @@ class Scheduler:
             next_plan_id=lambda: self.next_plan_id,
         )
         self.book = RequestBook(config, self.kv, events, replica)
+        self._graph_buckets = _graph_buckets(config.cuda_graph_batch_sizes)
         self.transfers = TransferDesk(self.kv.pool, config.transfer_timeout_ns)
         self.in_flight: deque[StepPlan] = deque()
         self.next_plan_id = 0
@@ -148,7 +154,8 @@ class Scheduler:
         if self.transfers.pending:
             for transfer_id in self.transfers.expired(now):
                 self._end_transfer(transfer_id, TransferStatus.TIMED_OUT, now)
-        if book.joining or book.batch.limit_reached:
+        batch = book.batch
+        if book.joining or (batch.limits and batch.limits[0][0] <= batch.iteration):
             self._settle_batch()
         if self.config.policy == "priority" and not self._preempt_for_priority(now):
             return None
@@ -194,7 +201,8 @@ class Scheduler:
         if not batch.members:
             return True
         iteration = batch.iteration + 1
-        while (crossing := batch.crossing(iteration)) and not self.kv.ensure_free(len(crossing)):
+        kv = self.kv
+        while (crossing := batch.crossing(iteration)) and not kv.ensure_free(len(crossing)):
             if self.in_flight:
                 return False
             if not self._retract_one(now):
@@ -202,15 +210,11 @@ class Scheduler:
         if not batch.members:
             return True
         if crossing:
-            self.kv.grow_each(crossing.values())
+            kv.grow_each(crossing.values())
             batch.page_given(iteration)
-        batch.iteration = iteration
-        size = len(batch.members)
-        plan.decode_iteration = iteration
-        plan.decode_requests = plan.decode_tokens = size
-        plan.decode_context = batch.context_tokens(iteration)
-        plan.decode_max_context = batch.max_context_tokens(iteration)
-        plan.sampled_tokens = size
+        batch.iteration = plan.decode_iteration = iteration
+        size, plan.decode_context, plan.decode_max_context = batch.sums(iteration)
+        plan.decode_requests = plan.decode_tokens = plan.sampled_tokens = size
         plan.batch, plan.batch_version = batch, batch.version
         self.book.last_decode_plan_id = plan.plan_id
         return True
@@ -218,6 +222,7 @@ class Scheduler:
     def _plan_verifies(self, plan: StepPlan, now: int) -> bool:
         """One verify item per speculating request; False: wait for results before planning."""
         wanted = 1 + self.config.num_speculative_tokens
+        plan.verifies = items = list[VerifyItem]()
         for request in list(self.book.verifying.values()):
             left = request.max_tokens - request.committed_outputs - request.pending_outputs
             if left <= 0 or request.request_id not in self.book.verifying:
@@ -225,8 +230,8 @@ class Scheduler:
             count = min(wanted, left)
             need = self._pages_missing(request, request.scheduled_tokens + count)
             while not self.kv.ensure_free(need):
-                if self.in_flight or plan.verifies:
-                    return bool(plan.verifies)
+                if self.in_flight or items:
+                    return bool(items)
                 if not self._retract_one(now):
                     return True
             if request.request_id not in self.book.verifying:
@@ -236,7 +241,7 @@ class Scheduler:
             request.scheduled_tokens += count
             request.pending_outputs += count
             request.last_plan_id = plan.plan_id
-            plan.verifies.append(item)
+            items.append(item)
             plan.decode_requests += 1
             plan.decode_tokens += count
             plan.decode_context += request.scheduled_tokens
@@ -317,7 +322,11 @@ class Scheduler:
         context = request.scheduled_tokens
         request.scheduled_tokens += count
         samples = request.prefill_left == 0
-        plan.prefills.append(PrefillItem(request, request.epoch, count, context, samples))
+        item = PrefillItem(request, request.epoch, count, context, samples)
+        if isinstance(plan.prefills, list):
+            plan.prefills.append(item)
+        else:
+            plan.prefills = [item]
         plan.prefill_tokens += count
         plan.prefill_context += context
         plan.prefill_pairs += count * context + count * (count + 1) // 2
@@ -344,10 +353,10 @@ class Scheduler:
 
     def _close_plan(self, plan: StepPlan) -> None:
         """Fill in what describes the whole step and put the plan in flight."""
-        book, kv = self.book, self.kv
-        if plan.decode_requests and self.in_flight:
+        book, kv, in_flight = self.book, self.kv, self.in_flight
+        if in_flight and plan.decode_requests:
             newest = self._newest_sampling_plan
-            plan.feeds_from = newest if newest >= self.in_flight[0].plan_id else -1
+            plan.feeds_from = newest if newest >= in_flight[0].plan_id else -1
         if plan.sampled_tokens:
             self._newest_sampling_plan = plan.plan_id
         if plan.decode_requests and not plan.prefills:
@@ -356,19 +365,19 @@ class Scheduler:
         plan.waiting = len(book.waiting.live)
         plan.free_pages = kv.pool.free_pages
         plan.cached_pages = kv.cached_pages
-        plan.retracted = book.take_retracted()
-        plan.evicted_pages = kv.take_evicted()
+        if book.retracted or kv.evicted_pages:
+            plan.retracted, book.retracted = book.retracted, 0
+            plan.evicted_pages, kv.evicted_pages = kv.evicted_pages, 0
         self.next_plan_id += 1
-        self.in_flight.append(plan)
-        book.oldest_in_flight = self.in_flight[0].plan_id
+        in_flight.append(plan)
+        book.oldest_in_flight = in_flight[0].plan_id
         if self._write_item is not None:
             self._record_items(plan)
 
     def graph_batch(self, num_requests: int) -> int:
         """The CUDA Graph bucket of a pure decode step, 0 if it is too large for all of them."""
-        sizes = self.config.cuda_graph_batch_sizes
-        at = bisect.bisect_left(sizes, num_requests)
-        return sizes[at] if at < len(sizes) else 0
+        buckets = self._graph_buckets
+        return buckets[num_requests] if num_requests < len(buckets) else 0
 
     def _record_items(self, plan: StepPlan) -> None:
         write = self._write_item
@@ -378,7 +387,12 @@ class Scheduler:
             row = (item.request.request_id, ItemKind.PREFILL, item.num_tokens, item.context_tokens)
             write((plan.plan_id, self._replica, *row))
         for verify in plan.verifies:
-            row = (verify.request.request_id, ItemKind.VERIFY, verify.num_tokens, verify.context_tokens)
+            row = (
+                verify.request.request_id,
+                ItemKind.VERIFY,
+                verify.num_tokens,
+                verify.context_tokens,
+            )
             write((plan.plan_id, self._replica, *row))
 
     # ---- memory decisions ------------------------------------------------------------------------
@@ -406,8 +420,8 @@ class Scheduler:
             return AdmissionBlock.KV_RESERVED if own + promised > available else AdmissionBlock.NONE
         if not book.running:
             return AdmissionBlock.NONE
-        expected = self._ratio.at(book.batch.iteration) * self._remaining_outputs()
         own_tokens = request.prompt_tokens + request.max_tokens - request.known_tokens
+        expected = self._ratio.at(book.batch.iteration) * self._remaining_outputs()
         future_pages = -(-(int(expected) + own_tokens) // size)
         blocked = now_pages + self._pending_pages() + future_pages > available
         return AdmissionBlock.KV_RESERVED if blocked else AdmissionBlock.NONE
@@ -417,16 +431,21 @@ class Scheduler:
         book = self.book
         total = book.batch.remaining_tokens()
         for place in (book.prefilling, book.joining, book.verifying, book.awaiting):
-            for request in place.values():
-                total += request.max_tokens - request.committed_outputs - request.pending_outputs
+            if place:
+                total += sum(
+                    request.max_tokens - request.committed_outputs - request.pending_outputs
+                    for request in place.values()
+                )
         return total
 
     def _pending_pages(self) -> int:
         """Pages that admitted prompts still lack."""
-        size = self.config.page_size
+        size, prefilling = self.config.page_size, self.book.prefilling
+        if not prefilling:
+            return 0
         return sum(
             max(0, -(-request.known_tokens // size) - len(request.pages))
-            for request in self.book.prefilling.values()
+            for request in prefilling.values()
         )
 
     def _pages_missing(self, request: Request, tokens: int) -> int:
@@ -477,7 +496,9 @@ class Scheduler:
             victim = min(running, key=lambda r: (r.priority, -r.sequence), default=None)
             if victim is None or victim.priority >= head.priority:
                 return True
-            if len(running) < self.config.max_running_requests and not self._blocked_by_memory(head):
+            if len(running) < self.config.max_running_requests and not self._blocked_by_memory(
+                head
+            ):
                 return True
             if self.in_flight:
                 return False
@@ -499,14 +520,16 @@ class Scheduler:
         self.kv.grow(request, need)
         request.scheduled_tokens = request.prompt_tokens
         self.book.awaiting[request.request_id] = request
-        plan.transfers.append(self.transfers.open(request, TransferDirection.RECEIVE, now))
+        receive = self.transfers.open(request, TransferDirection.RECEIVE, now)
+        plan.transfers = [*plan.transfers, receive]
         self.book.note(now, request, RequestEvent.AWAIT_KV)
 
     def _start_sends(self, plan: StepPlan, now: int) -> None:
         """Open a transfer for every computed prompt whose KV has to leave."""
         for request in self._to_send:
             if request.status == RequestStatus.HOLDING_KV:
-                plan.transfers.append(self.transfers.open(request, TransferDirection.SEND, now))
+                send = self.transfers.open(request, TransferDirection.SEND, now)
+                plan.transfers = [*plan.transfers, send]
         self._to_send.clear()
 
     def _hold_kv(self, request: Request, now: int) -> None:
@@ -553,7 +576,9 @@ class Scheduler:
         """
         if not self.in_flight or self.in_flight[0].plan_id != plan_id:
             expected = self.in_flight[0].plan_id if self.in_flight else None
-            raise PlanOrderError(f"plan {plan_id} committed, but the oldest in flight is {expected}")
+            raise PlanOrderError(
+                f"plan {plan_id} committed, but the oldest in flight is {expected}"
+            )
         plan = self.in_flight[0]
         if self._journal is not None:
             self._journal.commit(plan_id, result, now)
@@ -572,7 +597,8 @@ class Scheduler:
                 book.committed_iteration = plan.decode_iteration
             if result.stopped:
                 ended += self._finish_stopped(plan, result, now)
-            if book.draining or book.batch.limit_reached:
+            limits = book.batch.limits
+            if book.draining or (limits and limits[0][0] <= book.batch.iteration):
                 ended += self._finish_limits(plan, now)
         if self.kv.has_deferred:
             self.kv.plan_done(plan_id)
@@ -758,7 +784,9 @@ class Scheduler:
             after.append(free)
         facts = [self._facts(plan) for plan in self.in_flight]
         waiting, block = len(self.book.waiting.live), self.stable_block_reason()
-        facts += [(free, waiting, block, 0, 0, self.book.running, self.kv.cached_pages) for free in after]
+        facts += [
+            (free, waiting, block, 0, 0, self.book.running, self.kv.cached_pages) for free in after
+        ]
         batch.iteration += steps
         self.book.committed_iteration += steps
         self.next_plan_id += steps

@@ -24,7 +24,12 @@ class TransferDesk:
         """Start a transfer of all pages of a request."""
         deadline = now + self._timeout_ns
         transfer = Transfer(
-            self._next_id, request.request_id, direction, tuple(request.pages), request.epoch, deadline
+            self._next_id,
+            request.request_id,
+            direction,
+            tuple(request.pages),
+            request.epoch,
+            deadline,
         )
         self._next_id += 1
         self._pool.lease(transfer.transfer_id, transfer.pages, transfer.epoch, deadline)
