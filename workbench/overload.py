@@ -100,7 +100,7 @@ def judge_load(requests: Columns, load_kind: str, run_end_ns: int) -> LoadVerdic
             f"too short to tell overload: {unfinished} of {len(arrivals)} requests were "
             "unfinished at the last arrival",
         )
-    return LoadVerdict("stable", "the backlog did not grow over the arrivals")
+    return LoadVerdict("stable", "the backlog did not grow beyond chance over the arrivals")
 
 
 def _arrivals(requests: Columns, run_end_ns: int) -> _Arrivals:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,7 @@ from workbench.summary import headlines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.figure import Figure
 
 Float64 = NDArray[np.float64]
 ImageFormat = Literal["png", "svg"]
@@ -39,7 +38,7 @@ _INK: Final = "#222222"
 _GREY: Final = "#6B6B6B"
 _PALE: Final = "#ECECEC"
 
-_LEFT: Final = (-6, -4)
+_LEFT: Final = (-5, 5)
 _RIGHT: Final = (6, -9)
 
 _STYLE: Final[Any] = {
@@ -137,38 +136,79 @@ def _save(figure: Figure, path: Path, suffix: ImageFormat) -> Path:
     return path
 
 
+class _Panel(NamedTuple):
+    """A rectangle of a figure, in inches from its lower left corner, for plots and their labels.
+
+    Plots are placed by hand: an automatic layout costs more than all drawing, and differs in its
+    last bits from run to run.
+    """
+
+    figure: Figure
+    left: float
+    bottom: float
+    width: float
+    height: float
+
+    def title(self, text: str) -> None:
+        x, y, _, _ = self._share(0.1, self.height - 0.12, 0, 0)
+        self.figure.text(x, y, text, fontsize=11, fontweight="bold", va="top")
+
+    def plots(self, heights: Sequence[float]) -> list[Axes]:
+        """Plots above each other, with heights in these proportions and one x axis."""
+        left, bottom, top, gap = 0.9, 0.5, 0.58, 0.16 if len(heights) > 2 else 0.45
+        free = self.height - bottom - top - gap * (len(heights) - 1)
+        plots: list[Axes] = []
+        upper = self.height - top
+        for share in heights:
+            high = free * share / sum(heights)
+            place = self._share(left, upper - high, self.width - left - 0.15, high)
+            plots.append(self.figure.add_axes(place, sharex=plots[0] if plots else None))
+            plots[-1].yaxis.set_label_coords(-(left - 0.1) / (self.width - left - 0.15), 0.5)
+            plots[-1].yaxis.label.set_verticalalignment("top")  # the left side, as it is turned
+            upper -= high + gap
+        for plot in plots[:-1]:
+            plot.tick_params(labelbottom=False)
+        return plots
+
+    def _share(
+        self, left: float, bottom: float, width: float, height: float
+    ) -> tuple[float, float, float, float]:
+        """Inches within the panel as shares of the figure."""
+        across, up = self.figure.get_size_inches()
+        return (
+            (self.left + left) / across,
+            (self.bottom + bottom) / up,
+            width / across,
+            height / up,
+        )
+
+
 def _overview(data: ReportData, title: str, warning: str) -> Figure:
     """The four panels, two by two."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(14, 9.2), layout=_layout(0.93))
-    figure.text(0.012, 0.972, title, fontsize=14, fontweight="bold", va="center")
+    wide, high = 7.0, 4.3
+    figure = Figure(figsize=(2 * wide, 2 * high + 0.65))
+    figure.text(0.007, 0.988, title, fontsize=14, fontweight="bold", va="top")
     if warning:
-        figure.text(0.012, 0.945, warning, fontsize=9.5, color=_RED, va="center")
-    panels = figure.subfigures(2, 2, squeeze=False, wspace=0.02, hspace=0.02)
-    for panel, draw in zip(np.ravel(panels), _PANELS.values(), strict=True):
-        draw(panel, data)
+        figure.text(0.007, 0.952, warning, fontsize=9.5, color=_RED, va="top")
+    for number, draw in enumerate(_PANELS.values()):
+        down, across = divmod(number, 2)
+        draw(_Panel(figure, wide * across, high * (1 - down), wide, high), data)
     return figure
 
 
-def _single(data: ReportData, draw: Panel, title: str) -> Figure:
+def _single(data: ReportData, draw: _Draw, title: str) -> Figure:
     """One panel on its own."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5.4), layout=_layout(0.93))
-    figure.text(0.018, 0.965, title, fontsize=10, color=_GREY, va="center")
-    draw(figure.add_subfigure(figure.add_gridspec(1, 1)[0, 0]), data)
+    figure = Figure(figsize=(9, 5.4))
+    figure.text(0.011, 0.982, title, fontsize=10, color=_GREY, va="top")
+    draw(_Panel(figure, 0, 0, 9, 5.15), data)
     return figure
 
 
-def _layout(top: float) -> ConstrainedLayoutEngine:
-    """Room for titles above `top`, a share of the height."""
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    return ConstrainedLayoutEngine(rect=(0.005, 0.005, 0.99, top - 0.005))
-
-
-def _draw_batch(panel: SubFigure, data: ReportData) -> None:
+def _draw_batch(panel: _Panel, data: ReportData) -> None:
     """Three lanes, each with its own scale: decode tokens vanish beside a prefill chunk."""
     lanes = _lanes(panel, data, "What a step computes", (1.3, 1.0, 1.0))
     batch = data.batch
@@ -184,7 +224,7 @@ def _draw_batch(panel: SubFigure, data: ReportData) -> None:
     _note(lanes[0], f"full colour: mean of the steps within {_span(data)}, pale: the largest")
 
 
-def _draw_kv(panel: SubFigure, data: ReportData) -> None:
+def _draw_kv(panel: _Panel, data: ReportData) -> None:
     (axes,) = _lanes(panel, data, "KV memory", (1.0,))
     pages = sum(replica.num_pages for replica in data.header.replicas)
     kv = data.kv
@@ -194,10 +234,10 @@ def _draw_kv(panel: SubFigure, data: ReportData) -> None:
     _key(axes, ["requests", "prefix cache (evictable)", "free"], [_BLUE, _SKY, _PALE])
 
 
-def _draw_latencies(panel: SubFigure, data: ReportData) -> None:
+def _draw_latencies(panel: _Panel, data: ReportData) -> None:
     """Distributions on a log axis; a dotted line is the objective of the same colour."""
-    panel.suptitle("Latency of requests", x=0.02, ha="left", fontweight="bold", fontsize=11)
-    axes = panel.subplots(1, 1)
+    panel.title("Latency of requests")
+    (axes,) = panel.plots([1.0])
     slo, latencies = data.header.slo, data.latencies
     for name, samples, limit, colour, place in (
         ("TPOT", latencies.tpot_ms, slo.tpot_ms, _GREEN, _LEFT),
@@ -209,7 +249,7 @@ def _draw_latencies(panel: SubFigure, data: ReportData) -> None:
             axes.axvline(limit, color=colour, linestyle=":", linewidth=1.4)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-    axes.set_ylim(0, 103)
+    axes.set_ylim(0, 107)
     axes.set_xlabel("latency (ms, log scale)")
     axes.set_ylabel("requests that are faster (%)")
     _legend(axes)
@@ -219,9 +259,9 @@ def _draw_latencies(panel: SubFigure, data: ReportData) -> None:
         _note(axes, "dots: p50 and p99 in ms")
 
 
-def _draw_queue(panel: SubFigure, data: ReportData) -> None:
+def _draw_queue(panel: _Panel, data: ReportData) -> None:
     replicas = len(data.header.replicas)
-    where = f" on all {replicas} replicas" if replicas > 1 else ""
+    where = f" on {replicas} replicas" if replicas > 1 else ""
     lanes = _lanes(panel, data, f"Running and waiting requests{where}", (1.0, 1.3))
     edges = data.bins.edges_s
     lanes[0].stairs(data.queue.running, edges, fill=True, color=_BLUE)
@@ -241,9 +281,9 @@ def _draw_queue(panel: SubFigure, data: ReportData) -> None:
     _key(lanes[1], names, colours)
 
 
-Panel = Callable[["SubFigure", ReportData], None]
+_Draw = Callable[[_Panel, ReportData], None]
 
-_PANELS: Final[dict[str, Panel]] = {
+_PANELS: Final[dict[str, _Draw]] = {
     "batch": _draw_batch,
     "kv_memory": _draw_kv,
     "queue": _draw_queue,
@@ -251,12 +291,10 @@ _PANELS: Final[dict[str, Panel]] = {
 }
 
 
-def _lanes(panel: SubFigure, data: ReportData, title: str, heights: Sequence[float]) -> list[Axes]:
+def _lanes(panel: _Panel, data: ReportData, title: str, heights: Sequence[float]) -> list[Axes]:
     """Plots above each other over the same time axis."""
-    panel.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=11)
-    lanes = panel.subplots(
-        len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
-    )[:, 0]
+    panel.title(title)
+    lanes = panel.plots(heights)
     edges = data.bins.edges_s
     for lane in lanes:
         lane.set_xlim(edges[0], edges[-1])
@@ -265,8 +303,7 @@ def _lanes(panel: SubFigure, data: ReportData, title: str, heights: Sequence[flo
         lane.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
         _mark_window(lane, data)
     lanes[-1].set_xlabel("time (s)")
-    panel.align_ylabels(lanes)
-    return list(lanes)
+    return lanes
 
 
 def _mark_window(lane: Axes, data: ReportData) -> None:
@@ -317,6 +354,7 @@ def _distribution(
             ha="right" if place[0] < 0 else "left",
             color=colour,
             fontsize=8.5,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.4},
         )
 
 
