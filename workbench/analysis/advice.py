@@ -75,8 +75,8 @@ def advise(evidence: Evidence) -> tuple[str, ...]:
         (evidence.after_ns, "the time after the first token", _DECODE_RULES),
     ):
         total = sum(causes.values())
-        for cause, rule in rules.items():
-            ns = causes.get(cause, 0)
+        for group, rule in rules.items():
+            ns = sum(causes.get(cause, 0) for cause in group)
             text = rule(evidence) if ns and ns >= DOMINANT * total else None
             if text is not None:
                 found.append((ns, f"{ns / total:.0%} of {what} is {text}"))
@@ -221,21 +221,21 @@ def _retractions(evidence: Evidence) -> list[tuple[int, str]]:
 
 
 _Rule = Callable[[Evidence], str | None]
-_TTFT_RULES: Final[dict[str, _Rule]] = {
-    queue_cause(AdmissionBlock.RUNNING_LIMIT): _running_limit,
-    queue_cause(AdmissionBlock.KV_PAGES): _kv_pages,
-    queue_cause(AdmissionBlock.KV_RESERVED): _kv_reserved,
-    queue_cause(AdmissionBlock.TOKEN_BUDGET): _token_budget,
-    queue_cause(AdmissionBlock.PREFILL_LIMIT): _prefill_limit,
-    queue_cause(AdmissionBlock.RETRACTION): _retraction,
-    STEP_IN_FLIGHT: _long_steps,
-    PIPELINE: _long_steps,
-    PREFILL_OWN: _own_prefill,
-    PREFILL_OTHERS: _others_prefill,
-    HOST: _host,
+# Causes that share a remedy -> what to say once they dominate together.
+_TTFT_RULES: Final[dict[tuple[str, ...], _Rule]] = {
+    (queue_cause(AdmissionBlock.RUNNING_LIMIT),): _running_limit,
+    (queue_cause(AdmissionBlock.KV_PAGES),): _kv_pages,
+    (queue_cause(AdmissionBlock.KV_RESERVED),): _kv_reserved,
+    (queue_cause(AdmissionBlock.TOKEN_BUDGET),): _token_budget,
+    (queue_cause(AdmissionBlock.PREFILL_LIMIT),): _prefill_limit,
+    (queue_cause(AdmissionBlock.RETRACTION),): _retraction,
+    (STEP_IN_FLIGHT, PIPELINE): _long_steps,
+    (PREFILL_OWN,): _own_prefill,
+    (PREFILL_OTHERS,): _others_prefill,
+    (HOST,): _host,
 }
-_DECODE_RULES: Final[dict[str, _Rule]] = {
-    PREFILL_OTHERS: _decode_interference,
-    DECODE_OWN: _decode_pace,
-    HOST: _host,
+_DECODE_RULES: Final[dict[tuple[str, ...], _Rule]] = {
+    (PREFILL_OTHERS,): _decode_interference,
+    (DECODE_OWN,): _decode_pace,
+    (HOST,): _host,
 }

@@ -52,7 +52,7 @@ def decode_share(
             part[rows] = _modelled(
                 steps, rows, gpu[rows], model, graph_batch_sizes.get(replica, ())
             )
-    return part, "; ".join(sorted(rules)) or "exact (no step mixed prefill with decode)"
+    return part, "; ".join(sorted(rules)) or "exactly (no step mixed prefill with decode)"
 
 
 def _modelled(

@@ -34,9 +34,10 @@ def _(explanation: RequestExplanation) -> str:
         after_ns = explanation.e2e_ns - explanation.ttft_ns
         lines += ["", f"TTFT {_ms(explanation.ttft_ns)}"]
         lines += _causes(explanation.ttft, explanation.ttft_ns)
-        lines += ["", f"After the first token {_ms(after_ns)}"]
-        lines += _causes(explanation.after_first, after_ns)
-        lines += ["", f"E2E {_ms(explanation.e2e_ns)}, the sum of the two"]
+        if after_ns:
+            lines += ["", f"After the first token {_ms(after_ns)}"]
+            lines += _causes(explanation.after_first, after_ns)
+        lines += ["", f"E2E {_ms(explanation.e2e_ns)}"]
     return "\n".join([*lines, "", _rule(explanation.rule)]) + "\n"
 
 
