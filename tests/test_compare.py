@@ -334,6 +334,16 @@ def test_the_state_before_a_divergence_is_told():
     assert (found.state.a, found.state.b) == (0, 7)
 
 
+def test_a_larger_pool_is_no_difference_of_state():
+    """Pages are compared by how many are held, so more free ones alone do not count."""
+    a, b = _batches(), _batches()
+    facts = msgspec.structs.replace(b.header.replicas[0], num_pages=140)
+    b.header = msgspec.structs.replace(b.header, replicas=(facts,))
+    for row in b.rows["steps"]:
+        row["free_pages"] = 40
+    assert first_divergence(a, b).state is None
+
+
 def test_times_are_no_decisions():
     """An engine whose steps take three times as long decides the same."""
     a, b = _batches(), _batches()

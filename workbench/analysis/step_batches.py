@@ -23,7 +23,7 @@ BATCH: Final = (
     "retracted",
 )
 # Columns that say in which state the scheduler was left; they bear on later steps.
-STATE: Final = ("block_reason", "waiting", "free_pages", "cached_pages", "evicted_pages")
+STATE: Final = ("block_reason", "waiting", "used_pages", "cached_pages", "evicted_pages")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class ReplicaSteps:
 
     Attributes:
         replica: its number.
-        steps: columns of `steps`, int64[n].
+        steps: columns of `steps`, int64[n], and `used_pages`, those that requests hold.
         items: prefill and verify items as columns of int64, ordered by (step, request).
         spans: `decode_spans` as columns of int64, ordered by (request, first iteration).
         lifecycle: that table's rows of this replica.
@@ -134,9 +134,12 @@ class ReplicaSteps:
 def replica_steps(run: RunTables, replica: int) -> ReplicaSteps:
     """Steps of `replica`, with as much about their batches as was recorded."""
     detail = detail_of(run)
+    steps = _rows(run.table("steps"), replica, ("step",))
+    pool = [facts.num_pages for facts in run.header.replicas][replica : replica + 1]
+    steps["used_pages"] = sum(pool) - steps["free_pages"] - steps["cached_pages"]
     return ReplicaSteps(
         replica=replica,
-        steps=_rows(run.table("steps"), replica, ("step",)),
+        steps=steps,
         items=_rows(run.table("items"), replica, ("step", "request_id")),
         spans=_rows(run.table("decode_spans"), replica, ("request_id", "first_iteration")),
         lifecycle=_rows(run.table("lifecycle"), replica, ()),
