@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 from workbench.cli.failures import UsageError
+
+if TYPE_CHECKING:
+    from workbench.scenario_source import LoadedScenario
 
 # What `--num-prompts` sets, by the kind of the workload.
 NUM_PROMPTS_KEYS: Final = {
@@ -13,6 +17,34 @@ NUM_PROMPTS_KEYS: Final = {
     "trace": "workload.limit",
 }
 _GOODPUT_METRICS: Final = ("ttft", "tpot", "e2el")
+
+
+def load_with_flags(
+    scenario: str,
+    overrides: Sequence[str],
+    seed: int | None,
+    num_prompts: int | None,
+    goodput: Sequence[str],
+    percentiles: str | None,
+) -> LoadedScenario:
+    """Load a scenario with its overrides, flags last.
+
+    Raises:
+        UsageError: a flag makes no sense.
+        ScenarioErrors: the scenario does not, or an override.
+    """
+    from workbench.scenario_source import load_scenario
+
+    changes = [*overrides, *goodput_overrides(goodput)]
+    if seed is not None:
+        changes.append(f"seed={seed}")
+    if percentiles is not None:
+        changes.append(percentiles_override(percentiles))
+    loaded = load_scenario(scenario, changes)
+    if num_prompts is None:
+        return loaded
+    changes.append(num_prompts_override(loaded.scenario.workload.kind, num_prompts))
+    return load_scenario(scenario, changes)
 
 
 def num_prompts_override(workload_kind: str, num_prompts: int) -> str:
@@ -30,7 +62,7 @@ def num_prompts_override(workload_kind: str, num_prompts: int) -> str:
     return f"{key}={num_prompts}"
 
 
-def goodput_overrides(limits: list[str]) -> list[str]:
+def goodput_overrides(limits: Sequence[str]) -> list[str]:
     """`["ttft:200 tpot:50"]` as overrides of `slo`; limits are in ms, as in `vllm bench serve`.
 
     Raises:

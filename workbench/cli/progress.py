@@ -5,8 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Self, TextIO
+from typing import TYPE_CHECKING, Self, TextIO
 
+if TYPE_CHECKING:
+    from simulator.world import Progress
+
+_NS_PER_S = 1e9
 _REFRESH_S = 0.1
 _CLEAR_LINE = "\r\x1b[K"
 
@@ -36,13 +40,16 @@ class ProgressLine:
             self._stream.write(_CLEAR_LINE)
             self._stream.flush()
 
-    def update(self, done: int, total: int, simulated_s: float) -> None:
-        """Show that `done` of `total` requests ended by `simulated_s` of virtual time."""
+    def update(self, progress: Progress) -> None:
+        """Show how many requests have ended, and how much virtual time that took."""
         now_s = time.monotonic()
         if not self._enabled or now_s < self._next_s:
             return
         self._next_s = now_s + _REFRESH_S
-        share = done / total if total else 1.0
-        text = f"{done:,} of {total:,} requests ({share:.0%}), {simulated_s:,.1f} s simulated"
-        self._stream.write(f"{_CLEAR_LINE}{text} in {now_s - self._started_s:.1f} s")
+        share = progress.ended / progress.total if progress.total else 1.0
+        text = (
+            f"{progress.ended:,} of {progress.total:,} requests ({share:.0%}), "
+            f"{progress.now_ns / _NS_PER_S:,.1f} s simulated in {now_s - self._started_s:.1f} s"
+        )
+        self._stream.write(_CLEAR_LINE + text)
         self._stream.flush()

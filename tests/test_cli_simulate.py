@@ -1,0 +1,311 @@
+"""`workbench simulate` and what reads its runs, end to end."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from workbench.cli import app
+from workbench.cli.progress import ProgressLine
+from workbench.run_record import RunReader
+from workbench.run_stream import HeaderFrame, SummaryFrame, read_frames
+
+WORKBENCH = [sys.executable, "-m", "workbench"]
+SMALL = ["simulate", "quickstart", "--num-prompts", "150"]
+
+
+@pytest.fixture(autouse=True)
+def own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test runs in an empty directory, where the runs go."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments)
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    return {p.relative_to(run).as_posix(): p.read_bytes() for p in run.rglob("*") if p.is_file()}
+
+
+# Results and the record
+
+
+def test_result_is_on_stdout_and_talk_on_stderr() -> None:
+    """stdout is the result alone; stderr says where the run is recorded."""
+    result = invoke(*SMALL)
+    assert result.exit_code == 0
+    assert result.stdout.startswith("============ Serving Benchmark Result ============\n")
+    assert result.stderr == "recorded in runs/quickstart-1\n"
+
+
+def test_quiet_says_nothing() -> None:
+    """With --quiet nothing is on stderr."""
+    assert invoke(*SMALL, "--quiet").stderr == ""
+
+
+def test_json_is_the_recorded_summary() -> None:
+    """--json prints the very summary that the record holds."""
+    result = invoke(*SMALL, "--json")
+    assert json.loads(result.stdout) == RunReader(Path("runs/quickstart-1")).summary
+    assert json.loads(result.stdout)["cost_model"] == "analytic, uncalibrated"
+
+
+def test_no_record_writes_no_file(own_directory: Path) -> None:
+    """--no-record leaves nothing behind."""
+    assert invoke(*SMALL, "--no-record").exit_code == 0
+    assert not list(own_directory.iterdir())
+
+
+def test_same_seed_gives_the_same_bytes_in_another_process() -> None:
+    """A run's files are the same, byte for byte, in processes with other hash seeds."""
+    for number in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": number}
+        subprocess.run([*WORKBENCH, *SMALL, "-q"], env=environment, check=True)
+    first = files_of(Path("runs/quickstart-1"))
+    assert first == files_of(Path("runs/quickstart-2"))
+    assert any(name.startswith("events/") for name in first)
+
+
+def test_another_seed_gives_another_run() -> None:
+    """--seed reaches the workload."""
+    first, second = (invoke(*SMALL, "--json", "--seed", seed).stdout for seed in "12")
+    assert json.loads(first)["total_input_tokens"] != json.loads(second)["total_input_tokens"]
+
+
+@pytest.mark.parametrize("detail", ["none", "steps", "items", "pages"])
+def test_detail_decides_the_tables_and_not_the_result(detail: str) -> None:
+    """Each detail records its tables, and all give the same summary."""
+    summary = json.loads(invoke(*SMALL, "--json", "--detail", detail).stdout)
+    run = RunReader(Path("runs/quickstart-1"))
+    assert run.header.detail == detail
+    assert run.recorded("steps") == (detail != "none")
+    reference = json.loads(invoke(*SMALL, "--json", "--no-record").stdout)
+    assert summary == reference
+
+
+def test_name_and_directory_of_the_record() -> None:
+    """--name and --runs-dir say where the record goes; numbers count up."""
+    for _ in range(2):
+        invoke(*SMALL, "--runs-dir", "elsewhere", "--name", "mine")
+    assert {path.name for path in Path("elsewhere").iterdir()} == {"mine-1", "mine-2"}
+
+
+def test_flags_and_set_change_the_scenario() -> None:
+    """Flags and --set end up in the resolved scenario of the header."""
+    flags = ["--goodput", "ttft:300", "--metric-percentiles", "50,75", "--seed", "9"]
+    invoke(*SMALL, *flags, "--set", "load.request_rate=5")
+    scenario = RunReader(Path("runs/quickstart-1")).header.scenario
+    assert scenario["seed"] == 9
+    assert scenario["workload"]["num_requests"] == 150
+    assert scenario["load"]["request_rate"] == 5
+    assert scenario["slo"]["ttft_ms"] == 300
+    assert scenario["report"]["percentiles"] == [50, 75]
+
+
+# Goals and failures
+
+
+def test_fail_under_tells_by_the_exit_code() -> None:
+    """--fail-under ends with 3 when too few requests keep the SLO, and prints the result."""
+    met = invoke(*SMALL, "--goodput", "ttft:60000 tpot:60000", "--fail-under", "99%")
+    missed = invoke(*SMALL, "--goodput", "ttft:0.001 tpot:0.001", "--fail-under", "99%")
+    assert (met.exit_code, missed.exit_code) == (0, 3)
+    assert "Serving Benchmark Result" in missed.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--fail-under", "most"], "no percentage"),
+        (["--set", "slo=null", "--fail-under", "99"], "needs an SLO"),
+        (["--no-record", "--trace", "t.json"], "--no-record"),
+        (["--goodput", "ttft"], "METRIC:MILLISECONDS"),
+        (["--set", "load.request_rat=1"], "request_rate"),
+        (["--set", "model.name=Llama-3.1-70B", "--set", "hardware.gpu=l4"], "GiB"),
+        (["--set", "deployment.pools=[{num_pages: 100000000}]"], "do not fit"),
+        (["--set", "deployment.pools=[{tensor_parallel_size: 3}]"], "does not divide"),
+        (["--set", "workload.prompt_len=9000000"], "no request can ever be served"),
+    ],
+)
+def test_what_cannot_be_is_wrong_usage(
+    own_directory: Path, arguments: list[str], says: str
+) -> None:
+    """A senseless flag and an impossible set-up end with 2, say why, and leave no record."""
+    result = invoke("simulate", "quickstart", *arguments)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not result.stdout
+    assert not list(own_directory.iterdir())
+
+
+def test_broken_trace_names_the_line() -> None:
+    """A trace with a bad line is a failure that names file and line."""
+    Path("bad.jsonl").write_text('{"timestamp": 0, "input_length": 3}\n')
+    text = "{kind: trace, path: bad.jsonl, format: mooncake}"
+    result = invoke("simulate", "quickstart", "--set", f"workload={text}")
+    assert result.exit_code in (1, 2)
+    assert "bad.jsonl:1" in result.stderr
+    assert not Path("runs").exists()
+
+
+def test_runs_directory_that_is_a_file_is_a_failure() -> None:
+    """Where no record can be written the run fails before it starts, with the path."""
+    Path("runs").write_text("")
+    result = invoke(*SMALL)
+    assert result.exit_code == 1
+    assert "runs" in result.stderr
+    assert not result.stdout
+
+
+# Ctrl-C, streams, progress
+
+
+def test_interrupt_keeps_the_partial_run() -> None:
+    """Ctrl-C ends a long run with 130, prints what there is, and keeps a readable record."""
+    command = [
+        *WORKBENCH,
+        "simulate",
+        "quickstart",
+        "--num-prompts",
+        "1000000",
+        "--detail",
+        "steps",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first_segment = Path("runs/quickstart-1/events/00000.npz")
+    deadline = time.monotonic() + 120
+    while not first_segment.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert stdout.startswith("STOPPED EARLY")
+    assert "partial run is kept in runs/quickstart-1" in stderr
+    run = RunReader(Path("runs/quickstart-1"))
+    assert run.status == "interrupted"
+    assert run.summary["unfinished"] > 0
+    assert run.table("requests")["request_id"].size == 1_000_000
+
+
+def test_emit_streams_the_run_on_stdout() -> None:
+    """--emit - gives frames alone on stdout: the header first, the recorded summary last."""
+    process = subprocess.run([*WORKBENCH, *SMALL, "--emit", "-"], capture_output=True, check=True)
+    frames = list(read_frames(io.BytesIO(process.stdout)))
+    assert isinstance(frames[0], HeaderFrame)
+    assert isinstance(frames[-1], SummaryFrame)
+    assert frames[-1].summary == RunReader(Path("runs/quickstart-1")).summary
+
+
+def test_emit_into_a_closed_pipe_ends_the_run() -> None:
+    """When the reader of the stream leaves, the run ends quietly with code 1."""
+    process = subprocess.Popen(
+        [*WORKBENCH, "simulate", "quickstart", "--emit", "-", "-q"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=60) == 1
+
+
+class Terminal(io.StringIO):
+    """A stream that passes for a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_one_line_that_vanishes() -> None:
+    """Progress rewrites one line of a terminal and clears it; elsewhere it says nothing."""
+    from simulator.world import Progress
+
+    terminal, pipe = Terminal(), io.StringIO()
+    for stream in (terminal, pipe):
+        with ProgressLine(stream) as line:
+            line.update(Progress(now_ns=2_500_000_000, sent=9, ended=5, total=20, steps=7))
+    assert "5 of 20 requests (25%), 2.5 s simulated" in terminal.getvalue()
+    assert "\n" not in terminal.getvalue()
+    assert terminal.getvalue().endswith("\r\x1b[K")
+    assert pipe.getvalue() == ""
+
+
+# Readers of the record
+
+
+def test_explain_reads_the_run_by_path_and_by_name() -> None:
+    """`explain` finds a run by its path and by its name under runs/."""
+    invoke(*SMALL)
+    by_path, by_name = invoke("explain", "runs/quickstart-1"), invoke("explain", "quickstart-1")
+    assert by_path.exit_code == 0
+    assert by_path.stdout == by_name.stdout
+    assert "Why requests waited" in by_path.stdout
+
+
+def test_explain_one_request_sums_to_its_latency() -> None:
+    """The causes that `explain --request --json` gives sum to the TTFT and to the rest."""
+    invoke(*SMALL)
+    told = json.loads(invoke("explain", "quickstart-1", "--request", "17", "--json").stdout)
+    assert sum(cause["ns"] for cause in told["ttft"]) == told["ttft_ns"]
+    rest_ns = told["e2e_ns"] - told["ttft_ns"]
+    assert sum(cause["ns"] for cause in told["after_first"]) == rest_ns
+
+
+@pytest.mark.parametrize(
+    "arguments", [["explain", "nowhere"], ["report", "nowhere"], ["compare", "nowhere", "nowhere"]]
+)
+def test_missing_run_is_a_failure(arguments: list[str]) -> None:
+    """A run that is not there is a failure that names it."""
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    assert "nowhere" in result.stderr
+    assert not result.stdout
+
+
+def test_too_little_detail_says_which_would_do() -> None:
+    """`explain` on a run without items says with which detail to record it."""
+    invoke(*SMALL, "--detail", "none")
+    result = invoke("explain", "quickstart-1")
+    assert result.exit_code == 1
+    assert "--detail items" in result.stderr
+
+
+def test_compare_fails_over_a_regression_only() -> None:
+    """`compare --fail-over` ends with 3 on a regression and with 0 on the same run again."""
+    invoke(*SMALL)
+    invoke(*SMALL)
+    invoke(*SMALL, "--set", "hardware.gpu=l4")
+    same = invoke("compare", "quickstart-1", "quickstart-2", "--fail-over", "5%")
+    worse = invoke("compare", "quickstart-1", "quickstart-3", "--fail-over", "5%")
+    assert (same.exit_code, worse.exit_code) == (0, 3)
+    assert "worse" in worse.stdout
+
+
+def test_report_names_the_pictures_it_drew() -> None:
+    """`report` writes what its stdout names, into the run or where --out says."""
+    invoke(*SMALL)
+    drawn = invoke("report", "quickstart-1", "--format", "png").stdout.split()
+    elsewhere = invoke("report", "quickstart-1", "--format", "svg", "--out", "here").stdout.split()
+    assert drawn == ["runs/quickstart-1/report.png"]
+    assert elsewhere == ["here/report.svg"]
+    assert all(Path(name).stat().st_size for name in [*drawn, *elsewhere])
+
+
+def test_trace_is_the_same_from_both_commands() -> None:
+    """`simulate --trace` and `report --perfetto` write the same trace of a run."""
+    invoke(*SMALL, "--trace", "a.json")
+    assert invoke("report", "quickstart-1", "--perfetto", "b.json").stdout == "b.json\n"
+    assert Path("a.json").read_bytes() == Path("b.json").read_bytes()
+    assert json.loads(Path("a.json").read_text())["traceEvents"]

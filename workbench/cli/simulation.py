@@ -1,0 +1,94 @@
+"""A simulation from the command line: where its events go, what is said meanwhile, how it stops."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from workbench.cli.interrupt import stop_on_interrupt
+from workbench.cli.progress import ProgressLine
+from workbench.run_header import RunHeader
+from workbench.run_record import RunReader, RunWriter
+from workbench.run_stream import FrameWriter
+from workbench.scenario_source import LoadedScenario
+from workbench.simulate import DetailName, Simulated, prepare, run
+
+INTERRUPTED_EXIT_CODE = 130
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """Where a simulation goes besides its summary.
+
+    Attributes:
+        runs_directory: of the record; None: no record.
+        run_name: of the record.
+        stream: whether frames go to stdout.
+        trace: file for a Perfetto trace of the recorded run, or None.
+        talk: whether to show progress and remarks on stderr.
+    """
+
+    runs_directory: Path | None
+    run_name: str
+    stream: bool
+    trace: Path | None
+    talk: bool
+
+
+def simulate(loaded: LoadedScenario, detail: DetailName, outputs: Outputs) -> dict[str, Any]:
+    """Simulate, feed the outputs, and give the summary. Ctrl-C ends the run early and keeps it."""
+    simulation = prepare(loaded, detail)
+    if outputs.talk:
+        for note in simulation.header.notes:
+            typer.echo(f"note: {note}", err=True)
+    frames = FrameWriter(sys.stdout.buffer, simulation.header) if outputs.stream else None
+    with stop_on_interrupt() as should_stop, _recording(outputs, simulation.header) as writer:
+        sinks = [output.write_segment for output in (writer, frames) if output is not None]
+        with ProgressLine(enabled=outputs.talk) as line:
+            simulated = run(simulation, sinks, should_stop=should_stop, on_progress=line.update)
+        if writer is not None:
+            _close_record(writer, simulated)
+    if frames is not None:
+        frames.summary(simulated.summary, "interrupted" if simulated.stopped_early else "complete")
+    if writer is not None:
+        _after(writer, simulated, outputs)
+    return simulated.summary
+
+
+@contextmanager
+def _recording(outputs: Outputs, header: RunHeader) -> Iterator[RunWriter | None]:
+    """The writer of the record, if there is to be one; a failure is noted in the record."""
+    if outputs.runs_directory is None:
+        yield None
+        return
+    writer = RunWriter(outputs.runs_directory, outputs.run_name, header)
+    try:
+        yield writer
+    except BaseException as error:
+        if writer.header.status == "running":
+            writer.failed(f"{type(error).__name__}: {error}")
+        raise
+
+
+def _close_record(writer: RunWriter, simulated: Simulated) -> None:
+    if simulated.stopped_early is None:
+        writer.finish(simulated.summary)
+    else:
+        writer.interrupted(simulated.summary, simulated.stopped_early)
+
+
+def _after(writer: RunWriter, simulated: Simulated, outputs: Outputs) -> None:
+    """Say where the record is, and make the trace from it."""
+    if outputs.trace is not None:
+        from workbench.perfetto import write_trace
+
+        write_trace(RunReader(writer.path), outputs.trace)
+    if outputs.talk:
+        what = "recorded in" if simulated.stopped_early is None else "the partial run is kept in"
+        typer.echo(f"{what} {writer.path}", err=True)

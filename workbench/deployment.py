@@ -1,0 +1,163 @@
+"""A scenario's deployment with everything resolved: shapes, memory, scheduler settings, costs.
+
+What physics forbids is an error of the scenario, with the arithmetic, like any other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.core.config import SchedulerConfig
+from engine.core.hardware_spec import HardwareSpec, UnsupportedGpuDtypeError, load_hardware_spec
+from engine.core.hf_config import ModelConfigError
+from engine.core.memory_plan import MemoryPlan, MemoryPlanError, plan_kv_pages
+from engine.core.model_spec import ModelSpec, TensorParallelError, load_model_spec
+from simulator.cost_model import CostModel
+from simulator.roofline import RooflineCostModel
+from simulator.router import RouterConfig
+from simulator.world import ReplicaConfig
+from workbench.run_header import ReplicaFacts
+from workbench.scenario import Pool, Scenario
+from workbench.scenario_errors import ScenarioError, ScenarioErrors
+from workbench.scenario_source import LoadedScenario
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One replica of the deployment.
+
+    Attributes:
+        config: how it schedules and what its steps cost.
+        facts: the same for the header of the run.
+        memory: where the memory of each of its GPUs goes.
+    """
+
+    config: ReplicaConfig
+    facts: ReplicaFacts
+    memory: MemoryPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Replicas behind a router, all of one model on one kind of GPU."""
+
+    model: ModelSpec
+    gpu: HardwareSpec
+    replicas: tuple[Replica, ...]
+    router: RouterConfig
+
+    @property
+    def max_context_tokens(self) -> int:
+        """The longest prompt + max_tokens that every replica can serve."""
+        pools = (r.facts.num_pages * r.facts.page_size for r in self.replicas)
+        return min(self.model.max_model_len, *pools)
+
+    @property
+    def cost_model_name(self) -> str:
+        """Who says how long steps take."""
+        return self.replicas[0].config.cost_model.name
+
+
+def resolve_deployment(loaded: LoadedScenario) -> Deployment:
+    """The deployment of a scenario.
+
+    Raises:
+        ScenarioErrors: a model that cannot be read, does not divide over its GPUs or does not fit
+            them, for every pool that has this fault.
+    """
+    scenario = loaded.scenario
+    try:
+        model = load_model_spec(scenario.model.name or str(scenario.model.path))
+    except ModelConfigError as error:
+        raise ScenarioErrors([loaded.error(("model", "path"), "S203", str(error))]) from None
+    gpu = load_hardware_spec(scenario.hardware.gpu)
+    replicas: list[Replica] = []
+    errors: list[ScenarioError] = []
+    for index, pool in enumerate(scenario.deployment.pools):
+        path = ("deployment", "pools", index)
+        try:
+            replicas += [_replica(scenario, model, gpu, pool)] * pool.replicas
+        except _NoRoomError as error:
+            errors.append(loaded.error((*path, "num_pages"), "S201", str(error), error.arithmetic))
+        except MemoryPlanError as error:
+            summary, _, arithmetic = str(error).partition("\n")
+            errors.append(loaded.error(("hardware", "gpu"), "S201", summary, arithmetic))
+        except TensorParallelError as error:
+            errors.append(loaded.error((*path, "tensor_parallel_size"), "S202", str(error)))
+        except UnsupportedGpuDtypeError as error:
+            errors.append(loaded.error(("model", "weight_dtype"), "S204", str(error)))
+    if errors:
+        raise ScenarioErrors(errors)
+    wish = scenario.deployment.router
+    router = RouterConfig(wish.policy, wish.imbalance_threshold)
+    return Deployment(model, gpu, tuple(replicas), router)
+
+
+class _NoRoomError(Exception):
+    """More pages are asked for than the memory holds."""
+
+    def __init__(self, num_pages: int, memory: MemoryPlan) -> None:
+        super().__init__(f"{num_pages:,} pages do not fit, {memory.num_pages:,} do")
+        self.arithmetic = "\n".join(memory.lines())
+
+
+def _replica(scenario: Scenario, model: ModelSpec, gpu: HardwareSpec, pool: Pool) -> Replica:
+    memory = _memory(scenario, model, gpu, pool)
+    num_pages = pool.num_pages or memory.num_pages
+    if num_pages > memory.num_pages:
+        raise _NoRoomError(num_pages, memory)
+    facts = ReplicaFacts(
+        num_pages=num_pages,
+        page_size=pool.page_size,
+        max_num_batched_tokens=pool.max_num_batched_tokens,
+        max_running_requests=pool.max_running_requests,
+        tensor_parallel_size=pool.tensor_parallel_size,
+        role=pool.role,
+    )
+    scheduler = _scheduler(scenario, model, pool, num_pages)
+    return Replica(ReplicaConfig(scheduler, _costs(scenario, model, gpu, pool)), facts, memory)
+
+
+def _memory(scenario: Scenario, model: ModelSpec, gpu: HardwareSpec, pool: Pool) -> MemoryPlan:
+    return plan_kv_pages(
+        model,
+        gpu,
+        page_size=pool.page_size,
+        tensor_parallel_size=pool.tensor_parallel_size,
+        weight_dtype=scenario.model.weight_dtype,
+        kv_dtype=scenario.model.kv_dtype,
+        memory_fraction=scenario.hardware.memory_fraction,
+        max_num_batched_tokens=pool.max_num_batched_tokens,
+        max_running_requests=pool.max_running_requests,
+    )
+
+
+def _scheduler(scenario: Scenario, model: ModelSpec, pool: Pool, num_pages: int) -> SchedulerConfig:
+    wish = scenario.scheduler
+    return SchedulerConfig(
+        num_pages=num_pages,
+        max_model_len=model.max_model_len,
+        page_size=pool.page_size,
+        max_num_batched_tokens=pool.max_num_batched_tokens,
+        max_running_requests=pool.max_running_requests,
+        max_prefill_tokens=wish.max_prefill_tokens,
+        chunked_prefill=wish.chunked_prefill,
+        policy=wish.policy,
+        mode=wish.mode,
+        admission=wish.admission,
+        schedule_conservativeness=wish.schedule_conservativeness,
+        prefix_cache=wish.prefix_cache.enabled,
+        eviction=wish.prefix_cache.eviction,
+        max_plans_in_flight=pool.max_plans_in_flight,
+        cuda_graph_batch_sizes=pool.cuda_graph_batch_sizes,
+    )
+
+
+def _costs(scenario: Scenario, model: ModelSpec, gpu: HardwareSpec, pool: Pool) -> CostModel:
+    return RooflineCostModel(
+        model,
+        gpu,
+        tensor_parallel_size=pool.tensor_parallel_size,
+        weight_dtype=scenario.model.weight_dtype,
+        kv_dtype=scenario.model.kv_dtype,
+    )

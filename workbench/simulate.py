@@ -1,0 +1,177 @@
+"""From a scenario to a summary: workload, deployment, simulated world; events go to sinks.
+
+Whoever calls this decides where events go (a run record, a pipe) and when to stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from engine.core.events import Detail, EventLog, Segment
+from engine.core.journal import Journal
+from engine.core.workload import Workload
+from simulator.world import Outcome, Progress, World
+from workbench.deployment import Deployment, resolve_deployment
+from workbench.metrics import SummaryTables, summarize
+from workbench.provenance import source_commit, workbench_version
+from workbench.run_header import LoadFacts, MeasureFacts, RunHeader, SloFacts, scenario_digest
+from workbench.scenario import Scenario
+from workbench.scenario_errors import ScenarioErrors
+from workbench.scenario_source import LoadedScenario
+from workbench.workload import BuiltWorkload, build_workload
+
+Sink = Callable[[Segment], None]
+DetailName = Literal["none", "steps", "items", "pages"]
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """A simulation that is ready to run: everything is resolved, nothing has happened."""
+
+    header: RunHeader
+    workload: Workload
+    deployment: Deployment
+    max_concurrency: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """What came of a simulation.
+
+    Attributes:
+        summary: by `workbench.metrics.summarize`.
+        stopped_early: why it ended before its workload did; None if it did not.
+        journals: inputs of each replica's scheduler, if they were asked for.
+    """
+
+    summary: dict[str, Any]
+    stopped_early: str | None
+    journals: Sequence[Journal]
+
+
+def prepare(loaded: LoadedScenario, detail: DetailName) -> Simulation:
+    """Resolve a scenario into a simulation.
+
+    Raises:
+        ScenarioErrors: the set-up is physically impossible.
+        WorkloadError: its trace or the workload cannot be used.
+    """
+    deployment = resolve_deployment(loaded)
+    built = build_workload(
+        loaded.scenario,
+        vocab_size=deployment.model.vocab_size,
+        max_context_tokens=deployment.max_context_tokens,
+    )
+    _refuse_hopeless(loaded, deployment, built)
+    header = _header(loaded, detail, deployment, built)
+    load = loaded.scenario.load
+    return Simulation(header, built.workload, deployment, load.max_concurrency)
+
+
+def run(
+    simulation: Simulation,
+    sinks: Sequence[Sink] = (),
+    *,
+    journal: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> Simulated:
+    """Run a simulation to its end, or until `should_stop` says so.
+
+    Args:
+        simulation: what to run.
+        sinks: get the segments of events, in order.
+        journal: keep the inputs of the schedulers.
+        should_stop: asked about once a simulated second.
+        on_progress: told as often.
+    """
+    kept = SummaryTables()
+
+    def hand_out(segment: Segment) -> None:
+        kept.add(segment)
+        for sink in sinks:
+            sink(segment)
+
+    deployment, header = simulation.deployment, simulation.header
+    log = EventLog(Detail[header.detail.upper()], hand_out)
+    world = World(
+        simulation.workload,
+        [replica.config for replica in deployment.replicas],
+        deployment.router,
+        max_concurrency=simulation.max_concurrency,
+        log=log,
+        journal=journal,
+    )
+    result = world.run(should_stop=should_stop, on_progress=on_progress)
+    stopped = "interrupted" if result.outcome is Outcome.STOPPED else None
+    return Simulated(summarize(kept.tables(), header, stopped), stopped, result.journals)
+
+
+def _refuse_hopeless(loaded: LoadedScenario, deployment: Deployment, built: BuiltWorkload) -> None:
+    """A workload of which not one request can ever be served is a mistake in the scenario."""
+    requests = built.workload
+    if built.too_long_requests < len(requests) or loaded.scenario.too_long != "reject":
+        return
+    shortest = int((requests.prompt_tokens + requests.max_tokens).min())
+    message = (
+        f"no request can ever be served: the shortest needs {shortest:,} tokens (prompt and "
+        f"max_tokens), the deployment holds {deployment.max_context_tokens:,}"
+    )
+    pools = "\n".join(
+        f"KV cache: {facts.num_pages:,} pages * {facts.page_size} tokens = "
+        f"{facts.num_pages * facts.page_size:,} tokens"
+        for facts in dict.fromkeys(replica.facts for replica in deployment.replicas)
+    )
+    limit = f"context length of {deployment.model.name}: {deployment.model.max_model_len:,} tokens"
+    raise ScenarioErrors([loaded.error(("workload",), "S205", message, f"{limit}\n{pools}")])
+
+
+def _header(
+    loaded: LoadedScenario, detail: DetailName, deployment: Deployment, built: BuiltWorkload
+) -> RunHeader:
+    scenario = loaded.scenario
+    return RunHeader(
+        name=scenario.name,
+        kind="simulation",
+        detail=detail,
+        seed=scenario.seed,
+        model=deployment.model.name,
+        gpu=deployment.gpu.name,
+        cost_model=deployment.cost_model_name,
+        replicas=tuple(replica.facts for replica in deployment.replicas),
+        load=_load_facts(scenario),
+        measure=_measure_facts(scenario),
+        slo=_slo_facts(scenario),
+        scenario=loaded.resolved,
+        scenario_sha256=scenario_digest(loaded.resolved),
+        commit=source_commit(),
+        version=workbench_version(),
+        notes=built.notes,
+    )
+
+
+def _load_facts(scenario: Scenario) -> LoadFacts:
+    load = scenario.load
+    return LoadFacts(
+        kind=load.kind,
+        request_rate=getattr(load, "request_rate", None),
+        burstiness=getattr(load, "burstiness", None),
+        max_concurrency=load.max_concurrency,
+    )
+
+
+def _measure_facts(scenario: Scenario) -> MeasureFacts:
+    load = scenario.load
+    return MeasureFacts(
+        warmup_requests=load.warmup_requests,
+        window_start_s=load.measure_from_s or None,
+        window_end_s=load.measure_until_s,
+        percentiles=scenario.report.percentiles,
+    )
+
+
+def _slo_facts(scenario: Scenario) -> SloFacts:
+    limits = scenario.slo.limits_ms() if scenario.slo else {}
+    return SloFacts(**{f"{name}_ms": limit for name, limit in limits.items()})
