@@ -115,6 +115,42 @@ class World:
         ]
         self.router = Router(router or RouterConfig(), self.replicas)
 
+    def run_before(
+        self,
+        time_ns: int,
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+    ) -> bool:
+        """Do all that happens before `time_ns` and nothing of what happens then or later.
+
+        `run` goes on from there. Returns False if `should_stop` ended it early.
+        """
+        self._arm_clients()
+        self._pulse_ns = min(_next_heartbeat(self.clock.now), time_ns)  # nobody runs ahead of it
+        while (next_ns := self.clock.next_event_ns()) < time_ns:
+            if next_ns >= self._pulse_ns:
+                self._pulse_ns = min(_next_heartbeat(next_ns), time_ns)
+                on_progress(self.progress())
+                if should_stop():
+                    return False
+            self.clock.step()
+        return True
+
+    def reconfigure(
+        self, schedulers: Sequence[SchedulerConfig], router: RouterConfig, now: int
+    ) -> None:
+        """Go on with other settings from `now` on, the time of the last `run_before`.
+
+        Raises:
+            ValueError: a scheduler cannot change to its new settings while it runs.
+        """
+        self.router.config = router
+        for replica, config in zip(self.replicas, schedulers, strict=True):
+            if config != replica.scheduler.config:
+                replica.scheduler.reconfigure(config, now)
+                replica.wake(now)
+
     def run(
         self,
         *,
@@ -130,7 +166,7 @@ class World:
                 outcome = Outcome.STOPPED
                 break
             if next_ns >= self._pulse_ns:
-                self._pulse_ns = (int(next_ns) // HEARTBEAT_NS + 1) * HEARTBEAT_NS
+                self._pulse_ns = _next_heartbeat(next_ns)
                 on_progress(self.progress())
                 if should_stop():
                     outcome = Outcome.STOPPED
@@ -221,3 +257,7 @@ class World:
             int(w.parent[request_id]), int(w.prompt_tokens[request_id]),
             int(w.max_tokens[request_id]), 0, 0, 0, 0, 0, -1, -1, -1, -1, 0, 0,
         )  # fmt: skip
+
+
+def _next_heartbeat(time_ns: float) -> int:
+    return (int(time_ns) // HEARTBEAT_NS + 1) * HEARTBEAT_NS

@@ -24,6 +24,7 @@ class ReplicaFacts(msgspec.Struct, frozen=True, kw_only=True):
         max_running_requests: requests in the batch at most.
         tensor_parallel_size: GPUs of the replica.
         role: mixed, prefill or decode.
+        max_model_len: longest prompt and output together, in tokens.
     """
 
     num_pages: int
@@ -32,6 +33,7 @@ class ReplicaFacts(msgspec.Struct, frozen=True, kw_only=True):
     max_running_requests: int
     tensor_parallel_size: int = 1
     role: str = "mixed"
+    max_model_len: int | None = None
 
 
 class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +70,35 @@ class SloFacts(msgspec.Struct, frozen=True, kw_only=True):
         return not (self.ttft_ms is None and self.tpot_ms is None and self.e2el_ms is None)
 
 
+class InputFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that the scenario names, as it was when the run read it.
+
+    Attributes:
+        path: absolute.
+        sha256: of its content, in hex.
+    """
+
+    path: str
+    sha256: str
+
+
+class ForkFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a run left the one that it repeats, and what was changed there.
+
+    Attributes:
+        run: directory name of the run that was repeated.
+        replica, step: the first step of that replica that was planned with the changes.
+        t_ns: when.
+        changes: dotted key of the scenario -> (before, after); empty if nothing was changed.
+    """
+
+    run: str
+    replica: int
+    step: int
+    t_ns: int
+    changes: dict[str, tuple[Any, Any]]
+
+
 class RunHeader(msgspec.Struct, frozen=True, kw_only=True):
     """Facts of a run, resolved before it starts; the last four fields are the record's own.
 
@@ -80,10 +111,12 @@ class RunHeader(msgspec.Struct, frozen=True, kw_only=True):
         cost_model: who said how long steps take, e.g. "analytic, uncalibrated".
         replicas: one entry per replica, in the order of the tables' replica numbers.
         load, measure, slo: what `workbench.metrics` needs of the scenario.
-        scenario: the whole resolved scenario.
+        scenario: the whole resolved scenario; of a fork, with its changes.
         scenario_sha256: `scenario_digest(scenario)`.
         commit: of the source tree, where it is one.
-        version: of the workbench.
+        version, python_version, numpy_version: of the workbench and what it ran on.
+        inputs: dotted key of the scenario -> the file that it names.
+        forks: the changes on the way from the first run to this one, oldest first; () is no fork.
         notes: remarks about the workload, for people.
         format: version of the record format.
         status: "running" until the record is finished.
@@ -107,6 +140,10 @@ class RunHeader(msgspec.Struct, frozen=True, kw_only=True):
     scenario_sha256: str = ""
     commit: str | None = None
     version: str = ""
+    python_version: str = ""
+    numpy_version: str = ""
+    inputs: dict[str, InputFacts] = {}
+    forks: tuple[ForkFacts, ...] = ()
     notes: tuple[str, ...] = ()
     format: int = FORMAT_VERSION
     status: Status = "running"

@@ -5,9 +5,10 @@ Everything that is wrong is collected and raised as one `ScenarioErrors`, each e
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -104,6 +105,44 @@ def load_scenario(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Lo
         resolved=resolved,
         sha256=hashlib.sha256(canonical_json(resolved)).hexdigest(),
         path=path,
+        sources=sources,
+    )
+
+
+def load_resolved(
+    resolved: Mapping[str, Any],
+    label: str,
+    overrides: Sequence[str] = (),
+    files: Mapping[str, str] | None = None,
+) -> LoadedScenario:
+    """A scenario from what `LoadedScenario.resolved` once was, with overrides.
+
+    Args:
+        resolved: as a run record holds it.
+        label: what errors call its source.
+        overrides: `path=value` each, in order.
+        files: dotted key -> where the file that it names is now; the others are taken as written.
+
+    Raises:
+        ScenarioErrors: everything that is wrong with it.
+    """
+    source = Source(label, "")
+    parsed = ParsedYaml(copy.deepcopy(dict(resolved)))
+    apply_overrides(parsed, tuple(overrides))
+    sources = parsed.source_map(source)
+    scenario = _validate(parsed, sources)
+    changed = scenario.model_dump(mode="json", by_alias=True)
+    for key, path in (files or {}).items():
+        part, _, name = key.partition(".")
+        model = getattr(scenario, part).model_copy(update={name: path})
+        scenario = scenario.model_copy(update={part: model})
+    return LoadedScenario(
+        scenario=scenario,
+        source_text="",
+        overrides=tuple(overrides),
+        resolved=changed,
+        sha256=hashlib.sha256(canonical_json(changed)).hexdigest(),
+        path=None,
         sources=sources,
     )
 
