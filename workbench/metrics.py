@@ -243,10 +243,22 @@ def _use(window: occupancy.Window, header: RunHeader) -> Summary:
     }
 
 
+_BATCH_COLUMNS: Final = (
+    "gpu_ns",
+    "prefill_tokens",
+    "decode_tokens",
+    "decode_requests",
+    "running",
+    "waiting",
+    "evicted_pages",
+    "extrapolated",
+)
+
+
 def _batches(window: occupancy.Window) -> Summary:
     """Plain means over the steps of the window; `running` and `waiting` over time."""
-    steps = window.steps()
-    count = len(steps["step"])
+    steps = window.steps(_BATCH_COLUMNS)
+    count = len(steps["gpu_ns"])
     decoding = steps["decode_requests"][steps["decode_requests"] > 0]
     prefill, decode = (int(steps[f"{kind}_tokens"].sum()) for kind in ("prefill", "decode"))
     mixed = (steps["prefill_tokens"] > 0) & (steps["decode_tokens"] > 0)

@@ -7,6 +7,7 @@ the next arrival; such a pause counts as idle, and the prefix cache keeps its pa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,9 +41,8 @@ class Timeline:
     @classmethod
     def of(cls, steps: Columns, requests: Columns, run_end_ns: int) -> Timeline:
         """From the `steps` and `requests` tables of a run."""
-        order = np.lexsort((steps["step"], steps["replica"]))
-        ordered = {name: column[order] for name, column in steps.items()}
-        next_plan = np.full(len(order), max(run_end_ns, 0), np.int64)
+        ordered = _in_order(steps)
+        next_plan = np.full(len(steps["step"]), max(run_end_ns, 0), np.int64)
         same = ordered["replica"][1:] == ordered["replica"][:-1]
         next_plan[:-1][same] = ordered["plan_ns"][1:][same]
         end = ordered["end_ns"].astype(np.int64)
@@ -84,11 +84,11 @@ class Window:
         end = start + self.timeline.steps["gpu_ns"]
         return _overlap_s(start, end, self.start_ns, self.end_ns)
 
-    def steps(self) -> Columns:
-        """The steps that began in the window."""
+    def steps(self, names: Sequence[str]) -> Columns:
+        """The named columns of the steps that began in the window."""
         columns = self.timeline.steps
         kept = (columns["start_ns"] >= self.start_ns) & (columns["start_ns"] <= self.end_ns)
-        return {name: column[kept] for name, column in columns.items()}
+        return {name: columns[name][kept] for name in names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +185,15 @@ def waiting_for_next_step(timeline: Timeline, requests: Columns) -> float:
         met = row < len(plans)
         total += int((plans[row[met]] - arrived[met]).sum())
     return total / NS_PER_S
+
+
+def _in_order(steps: Columns) -> Columns:
+    """Steps by replica and number; those of one replica mostly are in order already."""
+    one_replica = (steps["replica"] == 0).all()
+    if one_replica and (steps["step"][1:] > steps["step"][:-1]).all():
+        return steps
+    order = np.lexsort((steps["step"], steps["replica"]))
+    return {name: column[order] for name, column in steps.items()}
 
 
 def _overlap_s(begin_ns: Int64, end_ns: Int64, window_start_ns: int, window_end_ns: int) -> Float64:
