@@ -16,7 +16,7 @@ from simulator.world import Outcome, Progress, World
 from workbench.deployment import Deployment, resolve_deployment
 from workbench.metrics import SummaryTables, summarize
 from workbench.provenance import source_commit, workbench_version
-from workbench.run_header import LoadFacts, MeasureFacts, RunHeader, SloFacts, scenario_digest
+from workbench.run_header import LoadFacts, MeasureFacts, RunHeader, SloFacts
 from workbench.scenario import Scenario
 from workbench.scenario_errors import ScenarioErrors
 from workbench.scenario_source import LoadedScenario
@@ -145,7 +145,7 @@ def _header(
         measure=_measure_facts(scenario),
         slo=_slo_facts(scenario),
         scenario=loaded.resolved,
-        scenario_sha256=scenario_digest(loaded.resolved),
+        scenario_sha256=loaded.sha256,
         commit=source_commit(),
         version=workbench_version(),
         notes=built.notes,

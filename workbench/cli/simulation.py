@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import typer
 
 from workbench.cli.interrupt import stop_on_interrupt
 from workbench.cli.progress import ProgressLine
+from workbench.run_errors import RunRecordError
 from workbench.run_header import RunHeader
 from workbench.run_record import RunReader, RunWriter
 from workbench.run_stream import FrameWriter
@@ -72,7 +73,8 @@ def _recording(outputs: Outputs, header: RunHeader) -> Iterator[RunWriter | None
         yield writer
     except BaseException as error:
         if writer.header.status == "running":
-            writer.failed(f"{type(error).__name__}: {error}")
+            with suppress(RunRecordError):  # the first failure is the one to report
+                writer.failed(f"{type(error).__name__}: {error}")
         raise
 
 
