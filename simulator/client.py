@@ -11,7 +11,6 @@ from engine.core.enums import FinishReason
 from engine.core.request import Request
 from engine.core.workload import NEVER, Workload
 
-
 NO_TIME = float("inf")
 
 

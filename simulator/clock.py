@@ -7,9 +7,10 @@ that skips ahead and one that goes step by step see the same order.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import simpy
-from simpy.events import Event
+from simpy.events import Event, EventPriority
 
 CLIENT_RANK = 0  # requests arrive before replicas act; replica i has rank 1 + i
 
@@ -38,7 +39,8 @@ class Clock:
         event = Event(self._env)
         event._ok, event._value = True, None  # triggered now, processed at `time_ns`
         event.callbacks.append(callback)
-        self._env.schedule(event, rank, delay)
+        # SimPy compares priorities as integers; its type names only the two that it uses itself.
+        self._env.schedule(event, cast(EventPriority, rank), delay)
 
     def next_event_ns(self) -> float:
         """Time of the next event, infinity if there is none."""

@@ -19,8 +19,8 @@ class RouterConfig:
     Attributes:
         policy: `round_robin` in turn; `least_loaded` to the fewest live requests; `cache_aware` to
             the longest cached prefix, unless the load is out of balance.
-        imbalance_threshold: cache_aware falls back to least_loaded while the busiest replica has more
-            than this many live requests more than the idlest.
+        imbalance_threshold: cache_aware falls back to least_loaded while the busiest replica has
+            more than this many live requests more than the idlest.
     """
 
     policy: RouterPolicy = "round_robin"

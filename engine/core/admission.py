@@ -11,10 +11,10 @@ RETRACT_LOOKAHEAD = 20
 class NewTokenRatio:
     """The share of their remaining max_tokens that running requests are expected to generate.
 
-    It starts pessimistic, falls with every decode iteration in which memory sufficed, and jumps back
-    when requests had to be retracted. The method and its constants are those of SGLang's scheduler
-    (`new_token_ratio`, `schedule_conservativeness`); here the decay is a closed form of the iteration,
-    so that skipping iterations changes nothing.
+    It starts pessimistic, falls with every decode iteration in which memory sufficed, and jumps
+    back when requests had to be retracted. The method and its constants are those of SGLang's
+    scheduler (`new_token_ratio`, `schedule_conservativeness`); here the decay is a closed form of
+    the iteration, so that skipping iterations changes nothing.
     """
 
     def __init__(self, conservativeness: float) -> None:

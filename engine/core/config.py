@@ -26,15 +26,16 @@ class SchedulerConfig:
         max_prefill_tokens: prefill tokens per step, below the budget; None: only the budget counts.
         chunked_prefill: whether a prompt may be spread over several steps.
         policy: order of the queue.
-        mode: `mixed` puts prefill chunks and decodes into one step; `prefill_first` lets decodes wait
-            while there is anything to prefill.
+        mode: `mixed` puts prefill chunks and decodes into one step; `prefill_first` lets decodes
+            wait while there is anything to prefill.
         admission: `estimate` admits by the output that running requests are likely to need (the
-            new-token ratio), `reserve` by what max_tokens allows, so that nothing is ever retracted.
+            new-token ratio), `reserve` by what max_tokens allows, so that nothing is ever
+            retracted.
         schedule_conservativeness: scales that estimate; larger admits fewer.
         prefix_cache, eviction: radix cache on or off, and which leaves it gives up first.
         max_plans_in_flight: 1 plans after results are known, 2 plans while the GPU runs.
-        cuda_graph_batch_sizes: batch sizes that decode steps are padded to, ascending; larger batches
-            and steps with prefill run eagerly.
+        cuda_graph_batch_sizes: batch sizes that decode steps are padded to, ascending; larger
+            batches and steps with prefill run eagerly.
         num_speculative_tokens: drafted tokens per verify item; 0 decodes one token at a time.
         transfer_timeout_ns: a KV transfer that takes longer is given up.
         check_every: recount all invariants after every n-th commit; 0: never.
@@ -86,14 +87,10 @@ class SchedulerConfig:
         least_budget = self.max_running_requests * (1 + self.num_speculative_tokens)
         if self.max_num_batched_tokens < least_budget:
             raise ValueError(
-                f"max_num_batched_tokens={self.max_num_batched_tokens} cannot hold one token of each "
-                f"of max_running_requests={self.max_running_requests} requests"
-                + (
-                    f" with {self.num_speculative_tokens} drafts"
-                    if least_budget > self.max_running_requests
-                    else ""
-                )
-                + f": raise it to {least_budget} or lower max_running_requests"
+                f"max_num_batched_tokens={self.max_num_batched_tokens} cannot hold "
+                f"{1 + self.num_speculative_tokens} token(s) of each of max_running_requests="
+                f"{self.max_running_requests} requests: raise it to {least_budget} or lower "
+                "max_running_requests"
             )
         sizes = self.cuda_graph_batch_sizes
         if list(sizes) != sorted(set(sizes)) or (sizes and sizes[0] < 1):

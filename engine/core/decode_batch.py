@@ -54,8 +54,7 @@ class DecodeBatch:
         return iteration - longest[0][0] if longest else 0
 
     def sums(self, iteration: int) -> tuple[int, int, int]:
-        """(members, `context_tokens`, `max_context_tokens`) after `iteration`, for a batch that has
-        members."""
+        """Members, `context_tokens`, `max_context_tokens` after `iteration`, of a filled batch."""
         longest, members = self._longest, self.members
         top = longest[0]
         while (request := members.get(top[1])) is None or request.epoch != top[2]:
@@ -128,7 +127,7 @@ class DecodeBatch:
         return limits[0][0] if limits else None
 
     def pop_finished(self) -> list[Request]:
-        """Members whose last allowed iteration has been planned leave the batch; they are returned."""
+        """Members whose last allowed iteration has been planned leave and are returned."""
         finished: list[Request] = []
         limits = self.limits
         while limits and limits[0][0] <= self.iteration:

@@ -1,8 +1,8 @@
 """The event stream of a run: append-only integer tables that both drivers fill at the same points.
 
-A table is rows of integers; times are ns since the start of the run. Rows collect in flat buffers and
-leave as *segments* (table name -> column name -> numpy array), to a file, a pipe or memory. What a
-table holds depends on the `Detail` of the run:
+A table is rows of integers; times are ns since the start of the run. Rows collect in flat buffers
+and leave as *segments* (table name -> column name -> numpy array), to a file, a pipe or memory.
+What a table holds depends on the `Detail` of the run:
 
     none    requests, decode_spans (kept for the summary)
     steps   + steps, lifecycle
@@ -10,8 +10,9 @@ table holds depends on the `Detail` of the run:
     pages   + memory, radix
 
 Decoding requests are not listed step by step. A decode *iteration* is a step that decodes, counted
-per replica; every decoding request takes part in every iteration between joining and leaving, so one
-row of `decode_spans` per stay says it all, and `steps.decode_iteration` ties iterations to steps.
+per replica; every decoding request takes part in every iteration between joining and leaving, so
+one row of `decode_spans` per stay says it all, and `steps.decode_iteration` ties iterations to
+steps.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ TABLES: Final[dict[str, dict[str, str]]] = {
         "prefill_tokens": "int32",
         "prefill_requests": "int32",
         "prefill_context": "int64",  # sum over prefill items of tokens already in the KV cache
-        "prefill_pairs": "int64",  # sum over prefill items of (query, key) pairs under the causal mask
+        "prefill_pairs": "int64",  # sum over prefill items of causal (query, key) pairs
         "decode_requests": "int32",  # decode and verify items
         "decode_tokens": "int32",  # = decode_requests without speculation
         "decode_context": "int64",  # sum of their context lengths, new tokens included
@@ -165,8 +166,9 @@ class EventLog:
     """Collects the rows of one run from all its replicas.
 
     `write(table)` gives the append function of a table, or None if this detail does not collect it,
-    so that a caller can hoist the decision out of its loop. A row is a tuple of ints in the order of
-    `TABLES`. With a `sink`, full segments are handed over and forgotten; without one they are kept.
+    so that a caller can hoist the decision out of its loop. A row is a tuple of ints in the order
+    of `TABLES`. With a `sink`, full segments are handed over and forgotten; without one they are
+    kept.
     """
 
     def __init__(

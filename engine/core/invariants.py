@@ -1,7 +1,8 @@
 """A recount of everything the core keeps as running totals, from scratch.
 
 `check` walks all requests, pages and tree nodes and raises with a readable difference. It costs
-O(pages + nodes + requests): tests and the fuzzer call it after every event, production every n steps.
+O(pages + nodes + requests): tests and the fuzzer call it after every event, production every n
+steps.
 """
 
 from __future__ import annotations

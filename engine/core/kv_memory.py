@@ -26,8 +26,8 @@ class _Deferred(NamedTuple):
 class KvMemory:
     """Gives pages to requests, shares prefixes between them and takes everything back.
 
-    When free pages run short it evicts from the prefix cache, a batch at a time (`1/256` of the pool
-    at least), so that a full cache does not cost an eviction per step.
+    When free pages run short it evicts from the prefix cache, a batch at a time (`1/256` of the
+    pool at least), so that a full cache does not cost an eviction per step.
 
     Attributes:
         pool, cache: the parts; `cache` is None when prefix caching is off.

@@ -78,8 +78,8 @@ class StepPlan:
         decode_requests, decode_context, decode_max_context: size of the decode batch, sum and
             maximum of its KV lengths with this step's tokens; verify items are counted in.
         decode_tokens: tokens computed for them.
-        prefill_tokens, prefill_context, prefill_pairs: sums over `prefills` of new tokens, of tokens
-            cached before, and of attended (query, key) pairs.
+        prefill_tokens, prefill_context, prefill_pairs: sums over `prefills` of new tokens, of
+            tokens cached before, and of attended (query, key) pairs.
         sampled_tokens: rows of logits.
         graph_batch: CUDA Graph bucket that the step fits, 0 for an eager step.
         hit_tokens: prefix-cache hits of requests admitted by this plan.
@@ -129,7 +129,8 @@ class StepPlan:
         """(request, epoch) of each member of the decode batch, in slot order.
 
         Raises:
-            PlanOrderError: first read after the batch has changed; a driver that needs members reads
+            PlanOrderError: first read after the batch has changed; a driver that needs members
+            reads
                 them before it calls the scheduler again.
         """
         if self._members is None:
@@ -171,12 +172,9 @@ class StepPlan:
             self.cached_pages, int(self.block_reason), self.retracted, self.evicted_pages,
             len(self.prefills), len(self.verifies),
         )  # fmt: skip
-        rows = [
-            number
-            for item in (*self.prefills, *self.verifies)
-            for number in (item.request.request_id, item.num_tokens, item.context_tokens)
-        ]
-        return head + tuple(rows)
+        items: list[PrefillItem | VerifyItem] = [*self.prefills, *self.verifies]
+        rows = [(i.request.request_id, i.num_tokens, i.context_tokens) for i in items]
+        return head + tuple(number for row in rows for number in row)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,9 @@ class RadixNode:
         "children", "hits", "key", "last_access", "locks", "node_id", "pages", "parent", "queued",
     )  # fmt: skip
 
-    def __init__(self, node_id: int, key: bytes, pages: list[int], parent: RadixNode | None):
+    def __init__(
+        self, node_id: int, key: bytes, pages: list[int], parent: RadixNode | None
+    ) -> None:
         self.node_id = node_id
         self.key = key
         self.pages = pages
@@ -97,8 +99,8 @@ class RadixCache:
     def match(self, ids: Int32, namespace: int = 0) -> PrefixMatch:
         """The longest cached prefix of `ids`, in whole pages; marks it as used.
 
-        Splits a node when the match ends inside it, so that the result can be locked. Lock it before
-        the next call that may evict.
+        Splits a node when the match ends inside it, so that the result can be locked. Lock it
+        before the next call that may evict.
         """
         node, pages = self.root(namespace), list[int]()
         blob, at = ids.tobytes(), 0
@@ -128,7 +130,7 @@ class RadixCache:
         return self._child(node, ids[: self.page_size].tobytes(), 0) is not None
 
     def insert(self, node: RadixNode, ids: Int32, pages: list[int]) -> InsertResult:
-        """Cache what follows the prefix of `node`: whole pages of `ids` and the pages that hold them.
+        """Cache what follows the prefix of `node`: whole pages of `ids`, held by `pages`.
 
         The tree takes ownership of all `pages` but the first `duplicate_pages`, whose content it
         already had; those stay the caller's. Trailing ids that fill no page are ignored.
@@ -252,7 +254,7 @@ class RadixCache:
         return same // self.page_size * self._page_bytes
 
     def _split(self, node: RadixNode, pages: int) -> RadixNode:
-        """Cut a node after `pages` pages; the new upper half is returned, the lower keeps its id."""
+        """Cut a node after `pages` pages; returns the new upper half, the lower keeps its id."""
         cut = pages * self._page_bytes
         parent = node.parent
         if parent is None:

@@ -42,8 +42,9 @@ class Request:
     """One request as the scheduler sees it. The model's true output length is not here.
 
     Token counts, smallest to largest: *committed* KV (its step came back), *scheduled* KV (a plan
-    computes it), *reserved* slots (`len(pages) * page_size`). `known_tokens` are those whose ids are
-    decided when a prefill (re)starts: the prompt, and after a retraction also the output so far.
+    computes it), *reserved* slots (`len(pages) * page_size`). `known_tokens` are those whose ids
+    are decided when a prefill (re)starts: the prompt, and after a retraction also the output so
+    far.
 
     Attributes:
         request_id: unique in the run.

@@ -21,7 +21,8 @@ class RequestBook:
         requests: all live requests by id.
         waiting: not admitted.
         prefilling: admitted, with known tokens that no plan computes yet; in order of admission.
-        joining: fully planned prompts that enter the decode batch (or `verifying`) at the next plan.
+        joining: fully planned prompts that enter the decode batch (or `verifying`) at the next
+            plan.
         batch: decoding one token per iteration.
         verifying: decoding with speculation.
         draining: plan id -> requests whose last allowed token that plan brings.
@@ -37,7 +38,7 @@ class RequestBook:
 
     def __init__(
         self, config: SchedulerConfig, kv: KvMemory, events: EventLog | None, replica: int
-    ):
+    ) -> None:
         self._kv = kv
         self._replica = replica
         self._page_size = config.page_size
@@ -204,7 +205,7 @@ class RequestBook:
         return True
 
     def _close_span(self, request: Request) -> None:
-        """End a stay in the decode batch: counters become plain numbers, the record gets its row."""
+        """End a stay in the decode batch: settle the counters and write its row."""
         if request.span_first < 0 and request.span_token_ns < 0:
             return
         done = self._span_committed(request)

@@ -1,16 +1,16 @@
 """The scheduler: which request computes how many tokens in the next step.
 
-Sans-IO. A driver calls `add`, `abort`, `plan`, `commit`, `transfer_done` with the time in ns and does
-what the plans say. The rules, in one place:
+Sans-IO. A driver calls `add`, `abort`, `plan`, `commit`, `transfer_done` with the time in ns and
+does what the plans say. The rules, in one place:
 
 * One token budget per step covers decodes (or verify items) first and prefill chunks with what is
   left; in `prefill_first` mode decodes wait while there is anything to prefill.
-* A request that can never fit is rejected by `add`. Admission estimates future memory; when pages run
-  out all the same, running requests are retracted, cheapest to recompute first, never the oldest. So
-  the oldest always finishes, and every request that fits the pool does in the end.
-* Several plans may be in flight. They come back in order; a result for a request that has left since
-  is void, and pages a plan may touch become free only when it is back. Retraction waits until nothing
-  is in flight.
+* A request that can never fit is rejected by `add`. Admission estimates future memory; when pages
+  run out all the same, running requests are retracted, cheapest to recompute first, never the
+  oldest. So the oldest always finishes, and every request that fits the pool does in the end.
+* Several plans may be in flight. They come back in order; a result for a request that has left
+  since is void, and pages a plan may touch become free only when it is back. Retraction waits
+  until nothing is in flight.
 * The scheduler knows max_tokens, never where a text really ends.
 """
 
@@ -57,7 +57,7 @@ def _graph_buckets(sizes: tuple[int, ...]) -> list[int]:
 
 
 class Scheduler:
-    """Schedules one replica. See the module docstring for the rules and `plan.py` for the results."""
+    """Schedules one replica; the module docstring has the rules, `plan.py` the results."""
 
     def __init__(
         self,
@@ -336,8 +336,10 @@ class Scheduler:
         return count
 
     def _must_be_whole(self, tokens: int) -> bool:
-        """Without chunked prefill a prompt runs in one step, unless no step could ever hold it (a
-        request that was retracted after generating much)."""
+        """Whether a prompt must run in one step: without chunked prefill, if any step can hold it.
+
+        A request that was retracted after generating much may exceed every step.
+        """
         return not self.config.chunked_prefill and tokens <= self.config.prefill_budget
 
     def _prompt_planned(self, plan: StepPlan, request: Request) -> None:
@@ -408,7 +410,7 @@ class Scheduler:
         return RejectReason.NONE
 
     def _memory_block(self, request: Request, shared_pages: int) -> AdmissionBlock:
-        """Whether memory forbids admitting a request whose first `shared_pages` pages are cached."""
+        """Whether memory forbids a request whose first `shared_pages` pages are cached."""
         book, kv, size = self.book, self.kv, self.config.page_size
         available = kv.available_pages
         now_pages = -(-request.known_tokens // size) - shared_pages
@@ -634,7 +636,8 @@ class Scheduler:
     def _commit_verifies(self, plan: StepPlan, result: StepResult, now: int) -> list[Request]:
         if len(result.verified) != len(plan.verifies):
             raise ValueError(
-                f"plan {plan.plan_id} verifies {len(plan.verifies)} items, got {len(result.verified)}"
+                f"plan {plan.plan_id} verifies {len(plan.verifies)} items, "
+                f"got {len(result.verified)}"
             )
         ended = []
         for at, (item, kept) in enumerate(zip(plan.verifies, result.verified, strict=True)):
@@ -674,7 +677,8 @@ class Scheduler:
             request.span_last < 0 or iteration <= request.span_last
         ):
             return True
-        items = (*(i for i in plan.prefills if i.samples), *plan.verifies)
+        items: list[PrefillItem | VerifyItem] = [i for i in plan.prefills if i.samples]
+        items += plan.verifies
         return any(i.request is request and i.epoch == request.epoch for i in items)
 
     def _finish_limits(self, plan: StepPlan, now: int) -> list[Request]:
@@ -696,7 +700,8 @@ class Scheduler:
     def _fail(self, plan: StepPlan, now: int) -> list[Request]:
         """A step did not happen: its requests compute again, or end after too many failures."""
         book, iteration = self.book, plan.decode_iteration
-        hit = [i.request for i in (*plan.prefills, *plan.verifies) if i.epoch == i.request.epoch]
+        items: tuple[PrefillItem | VerifyItem, ...] = (*plan.prefills, *plan.verifies)
+        hit = [item.request for item in items if item.epoch == item.request.epoch]
         if iteration >= 0:
             drained = [r for place in book.draining.values() for r in place.values()]
             members = list(book.batch.members.values()) + drained
@@ -729,8 +734,8 @@ class Scheduler:
         if (
             not batch.members
             or book.joining or book.prefilling or book.verifying or book.draining or book.retracted
-            or self.kv.has_deferred or self.kv.evicted_pages or self.transfers.pending or book.holding
-            or len(self.in_flight) != self.config.max_plans_in_flight - 1
+            or self.kv.has_deferred or self.kv.evicted_pages or self.transfers.pending or
+            book.holding or len(self.in_flight) != self.config.max_plans_in_flight - 1
         ):  # fmt: skip
             return 0
         if len(book.waiting.live) and (
@@ -761,7 +766,8 @@ class Scheduler:
     def advance(self, steps: int, now: int) -> list[int]:
         """Do `steps` cycles of plan and commit at once, with no text ending in any of them.
 
-        Equal in every respect to making the calls one by one; costs O(pages allocated). The plans in
+        Equal in every respect to making the calls one by one; costs O(pages allocated). The plans
+        in
         flight are the newest afterwards: their ids and contexts move on by `steps`.
 
         Args:
@@ -800,8 +806,8 @@ class Scheduler:
             plan.decode_context += size * steps
             plan.decode_max_context += steps
             (
-                plan.free_pages, plan.waiting, plan.block_reason, plan.retracted, plan.evicted_pages,
-                plan.running, plan.cached_pages,
+                plan.free_pages, plan.waiting, plan.block_reason, plan.retracted,
+                plan.evicted_pages, plan.running, plan.cached_pages,
             ) = facts[at + steps]  # fmt: skip
         if self.in_flight:
             self.book.oldest_in_flight = self.in_flight[0].plan_id

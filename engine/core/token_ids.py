@@ -55,8 +55,8 @@ class SyntheticTokens:
     """Deterministic ids for text that exists only as `(key, length)` segments.
 
     Position p of a segment with key k has id `(k + p * stride(k)) % vocab_size`. The first id of a
-    segment is the key itself modulo the vocabulary, so segments of different keys part at their first
-    token as long as there are fewer keys than vocabulary entries.
+    segment is the key itself modulo the vocabulary, so segments of different keys part at their
+    first token as long as there are fewer keys than vocabulary entries.
     """
 
     __slots__ = ("_ends", "_keys", "_strides", "_vocab_size")

@@ -17,8 +17,8 @@ MAX_BYPASS = 128  # after so many later admissions the oldest request goes first
 class WaitingQueue:
     """A priority queue with removal by id.
 
-    fcfs orders by arrival, priority by (priority, arrival). lpm takes the longest cached prefix among
-    the `LPM_WINDOW` oldest, unless the oldest was bypassed `MAX_BYPASS` times.
+    fcfs orders by arrival, priority by (priority, arrival). lpm takes the longest cached prefix
+    among the `LPM_WINDOW` oldest, unless the oldest was bypassed `MAX_BYPASS` times.
 
     Attributes:
         live: (ticket, request) by request id; heap entries with another ticket are stale.
