@@ -135,7 +135,7 @@ def test_fail_under_tells_by_the_exit_code() -> None:
         (["--set", "model.name=Llama-3.1-70B", "--set", "hardware.gpu=l4"], "GiB"),
         (["--set", "deployment.pools=[{num_pages: 100000000}]"], "do not fit"),
         (["--set", "deployment.pools=[{tensor_parallel_size: 3}]"], "does not divide"),
-        (["--set", "workload.prompt_len=9000000"], "no request can ever be served"),
+        (["--set", "workload.prompt_len=9000000"], "can never be served"),
     ],
 )
 def test_what_cannot_be_is_wrong_usage(

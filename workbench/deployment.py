@@ -48,8 +48,11 @@ class Deployment:
 
     @property
     def max_context_tokens(self) -> int:
-        """The longest prompt + max_tokens that every replica can serve."""
-        pools = (r.facts.num_pages * r.facts.page_size for r in self.replicas)
+        """The longest prompt + max_tokens that every replica can serve.
+
+        One more than the pages hold, because the last token's KV is never written.
+        """
+        pools = (r.facts.num_pages * r.facts.page_size + 1 for r in self.replicas)
         return min(self.model.max_model_len, *pools)
 
     @property
@@ -88,9 +91,13 @@ def resolve_deployment(loaded: LoadedScenario) -> Deployment:
             errors.append(loaded.error(("model", "weight_dtype"), "S204", str(error)))
     if errors:
         raise ScenarioErrors(errors)
+    return Deployment(model, gpu, tuple(replicas), router_config(scenario))
+
+
+def router_config(scenario: Scenario) -> RouterConfig:
+    """What a scenario tells the router."""
     wish = scenario.deployment.router
-    router = RouterConfig(wish.policy, wish.imbalance_threshold)
-    return Deployment(model, gpu, tuple(replicas), router)
+    return RouterConfig(wish.policy, wish.imbalance_threshold)
 
 
 class _NoRoomError(Exception):
@@ -113,8 +120,11 @@ def _replica(scenario: Scenario, model: ModelSpec, gpu: HardwareSpec, pool: Pool
         max_running_requests=pool.max_running_requests,
         tensor_parallel_size=pool.tensor_parallel_size,
         role=pool.role,
+        max_model_len=model.max_model_len,
     )
-    scheduler = _scheduler(scenario, model, pool, num_pages)
+    scheduler = scheduler_config(
+        scenario, pool, num_pages=num_pages, max_model_len=model.max_model_len
+    )
     return Replica(ReplicaConfig(scheduler, _costs(scenario, model, gpu, pool)), facts, memory)
 
 
@@ -132,11 +142,14 @@ def _memory(scenario: Scenario, model: ModelSpec, gpu: HardwareSpec, pool: Pool)
     )
 
 
-def _scheduler(scenario: Scenario, model: ModelSpec, pool: Pool, num_pages: int) -> SchedulerConfig:
+def scheduler_config(
+    scenario: Scenario, pool: Pool, *, num_pages: int, max_model_len: int
+) -> SchedulerConfig:
+    """What a scenario tells the schedulers of a pool."""
     wish = scenario.scheduler
     return SchedulerConfig(
         num_pages=num_pages,
-        max_model_len=model.max_model_len,
+        max_model_len=max_model_len,
         page_size=pool.page_size,
         max_num_batched_tokens=pool.max_num_batched_tokens,
         max_running_requests=pool.max_running_requests,

@@ -1,16 +1,42 @@
-"""Which code made a result."""
+"""Which code and which files made a result."""
 
 from __future__ import annotations
 
+import hashlib
 from importlib import metadata
 from pathlib import Path
+
+from workbench.run_header import InputFacts
+from workbench.scenario import Scenario, TraceWorkload
 
 _DISTRIBUTION = "llm-serving-workbench"
 
 
 def workbench_version() -> str:
-    """Version of the installed workbench."""
-    return metadata.version(_DISTRIBUTION)
+    """Version of the workbench, "not installed" when it runs from a bare source tree."""
+    try:
+        return metadata.version(_DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def input_files(scenario: Scenario) -> dict[str, InputFacts]:
+    """The files that a scenario names, by the key that names them, as they are now.
+
+    Raises:
+        OSError: one of them cannot be read.
+    """
+    named = {"model.path": scenario.model.path}
+    if isinstance(scenario.workload, TraceWorkload):
+        named["workload.path"] = scenario.workload.path
+    return {key: input_file(Path(path)) for key, path in named.items() if path is not None}
+
+
+def input_file(path: Path) -> InputFacts:
+    """A file's place and content. Raises OSError if it cannot be read."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return InputFacts(path=str(path.resolve()), sha256=digest)
 
 
 def source_commit(source: Path = Path(__file__).parent.parent) -> str | None:

@@ -32,6 +32,7 @@ Arrays = Mapping[str, NDArray[np.generic]]
 HEADER: Final = "header.json"
 SUMMARY: Final = "summary.json"
 EVENTS: Final = "events"
+JOURNAL: Final = "journal.npz"
 
 
 class RunWriter:

@@ -5,35 +5,54 @@ Whoever calls this decides where events go (a run record, a pipe) and when to st
 
 from __future__ import annotations
 
+import platform
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
+
+import numpy as np
 
 from engine.core.events import Detail, EventLog, Segment
 from engine.core.journal import Journal
 from engine.core.workload import Workload
 from simulator.world import Outcome, Progress, World
 from workbench.deployment import Deployment, resolve_deployment
+from workbench.feasibility import refuse_hopeless, refuse_too_long
 from workbench.metrics import SummaryTables, summarize
-from workbench.provenance import source_commit, workbench_version
+from workbench.provenance import input_files, source_commit, workbench_version
 from workbench.run_header import LoadFacts, MeasureFacts, RunHeader, SloFacts
 from workbench.scenario import Scenario
-from workbench.scenario_errors import ScenarioErrors
 from workbench.scenario_source import LoadedScenario
 from workbench.workload import BuiltWorkload, build_workload
 
 Sink = Callable[[Segment], None]
+ShouldStop = Callable[[], bool]
+OnProgress = Callable[[Progress], None]
+Replay = Callable[[World, ShouldStop, OnProgress], None]
 DetailName = Literal["none", "steps", "items", "pages"]
+
+_LIVE_SEGMENT_ROWS: Final = 10_000
+_LIVE_FLUSH_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """A simulation that is ready to run: everything is resolved, nothing has happened."""
+    """A simulation that is ready to run: everything is resolved, nothing has happened.
+
+    Attributes:
+        header: of its record.
+        workload: what is asked.
+        deployment: of whom.
+        max_concurrency: the clients' own cap, or None.
+        replay: brings a fresh world to the point from which it goes on; it has a journal then.
+    """
 
     header: RunHeader
     workload: Workload
     deployment: Deployment
     max_concurrency: int | None
+    replay: Replay | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +78,13 @@ def prepare(loaded: LoadedScenario, detail: DetailName) -> Simulation:
         WorkloadError: its trace or the workload cannot be used.
     """
     deployment = resolve_deployment(loaded)
+    refuse_too_long(loaded, deployment)
     built = build_workload(
         loaded.scenario,
         vocab_size=deployment.model.vocab_size,
         max_context_tokens=deployment.max_context_tokens,
     )
-    _refuse_hopeless(loaded, deployment, built)
+    refuse_hopeless(loaded, deployment, built)
     header = _header(loaded, detail, deployment, built)
     load = loaded.scenario.load
     return Simulation(header, built.workload, deployment, load.max_concurrency)
@@ -74,18 +94,24 @@ def run(
     simulation: Simulation,
     sinks: Sequence[Sink] = (),
     *,
+    live: bool = False,
     journal: bool = False,
-    should_stop: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    should_stop: ShouldStop = lambda: False,
+    on_progress: OnProgress = lambda _: None,
 ) -> Simulated:
     """Run a simulation to its end, or until `should_stop` says so.
 
     Args:
         simulation: what to run.
         sinks: get the segments of events, in order.
+        live: somebody watches: segments come at least every 10,000 rows, and every 50 ms as far as
+            a simulated second is over by then.
         journal: keep the inputs of the schedulers.
         should_stop: asked about once a simulated second.
         on_progress: told as often.
+
+    Raises:
+        MetricsError: the tables contradict each other, which is a defect.
     """
     kept = SummaryTables()
 
@@ -96,36 +122,36 @@ def run(
 
     deployment, header = simulation.deployment, simulation.header
     log = EventLog(Detail[header.detail.upper()], hand_out)
+    if live:
+        log = EventLog(Detail[header.detail.upper()], hand_out, _LIVE_SEGMENT_ROWS)
+        on_progress = _flushing(log, on_progress)
     world = World(
         simulation.workload,
         [replica.config for replica in deployment.replicas],
         deployment.router,
         max_concurrency=simulation.max_concurrency,
         log=log,
-        journal=journal,
+        journal=journal or simulation.replay is not None,
     )
+    if simulation.replay is not None:
+        simulation.replay(world, should_stop, on_progress)
     result = world.run(should_stop=should_stop, on_progress=on_progress)
     stopped = "interrupted" if result.outcome is Outcome.STOPPED else None
     return Simulated(summarize(kept.tables(), header, stopped), stopped, result.journals)
 
 
-def _refuse_hopeless(loaded: LoadedScenario, deployment: Deployment, built: BuiltWorkload) -> None:
-    """A workload of which not one request can ever be served is a mistake in the scenario."""
-    requests = built.workload
-    if built.too_long_requests < len(requests) or loaded.scenario.too_long != "reject":
-        return
-    shortest = int((requests.prompt_tokens + requests.max_tokens).min())
-    message = (
-        f"no request can ever be served: the shortest needs {shortest:,} tokens (prompt and "
-        f"max_tokens), the deployment holds {deployment.max_context_tokens:,}"
-    )
-    pools = "\n".join(
-        f"KV cache: {facts.num_pages:,} pages * {facts.page_size} tokens = "
-        f"{facts.num_pages * facts.page_size:,} tokens"
-        for facts in dict.fromkeys(replica.facts for replica in deployment.replicas)
-    )
-    limit = f"context length of {deployment.model.name}: {deployment.model.max_model_len:,} tokens"
-    raise ScenarioErrors([loaded.error(("workload",), "S205", message, f"{limit}\n{pools}")])
+def _flushing(log: EventLog, on_progress: OnProgress) -> OnProgress:
+    """`on_progress` that also hands out what the log holds, every now and then."""
+    next_s = 0.0
+
+    def flush_and_tell(progress: Progress) -> None:
+        nonlocal next_s
+        on_progress(progress)
+        if time.monotonic() >= next_s:
+            log.flush()
+            next_s = time.monotonic() + _LIVE_FLUSH_S
+
+    return flush_and_tell
 
 
 def _header(
@@ -148,6 +174,9 @@ def _header(
         scenario_sha256=loaded.sha256,
         commit=source_commit(),
         version=workbench_version(),
+        python_version=platform.python_version(),
+        numpy_version=np.__version__,
+        inputs=input_files(scenario),
         notes=built.notes,
     )
 

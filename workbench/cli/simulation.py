@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,11 @@ from workbench.cli.interrupt import stop_on_interrupt
 from workbench.cli.progress import ProgressLine
 from workbench.run_errors import RunRecordError
 from workbench.run_header import RunHeader
-from workbench.run_record import RunReader, RunWriter
+from workbench.run_record import JOURNAL, RunReader, RunWriter
 from workbench.run_stream import FrameWriter
 from workbench.scenario_source import LoadedScenario
-from workbench.simulate import DetailName, Simulated, prepare, run
+from workbench.segment_buffer import SegmentBuffer
+from workbench.simulate import DetailName, Simulated, Simulation, prepare, run
 
 INTERRUPTED_EXIT_CODE = 130
 
@@ -44,15 +45,18 @@ class Outputs:
 
 def simulate(loaded: LoadedScenario, detail: DetailName, outputs: Outputs) -> dict[str, Any]:
     """Simulate, feed the outputs, and give the summary. Ctrl-C ends the run early and keeps it."""
-    simulation = prepare(loaded, detail)
+    return carry_out(prepare(loaded, detail), outputs)
+
+
+def carry_out(simulation: Simulation, outputs: Outputs) -> dict[str, Any]:
+    """Run what was prepared, feed the outputs, and give the summary."""
     if outputs.talk:
         for note in simulation.header.notes:
             typer.echo(f"note: {note}", err=True)
     frames = FrameWriter(sys.stdout.buffer, simulation.header) if outputs.stream else None
     with stop_on_interrupt() as should_stop, _recording(outputs, simulation.header) as writer:
-        sinks = [output.write_segment for output in (writer, frames) if output is not None]
         with ProgressLine(enabled=outputs.talk) as line:
-            simulated = run(simulation, sinks, should_stop=should_stop, on_progress=line.update)
+            simulated = _run(simulation, writer, frames, should_stop, line)
         if writer is not None:
             _close_record(writer, simulated)
     if frames is not None:
@@ -60,6 +64,31 @@ def simulate(loaded: LoadedScenario, detail: DetailName, outputs: Outputs) -> di
     if writer is not None:
         _after(writer, simulated, outputs)
     return simulated.summary
+
+
+def _run(
+    simulation: Simulation,
+    writer: RunWriter | None,
+    frames: FrameWriter | None,
+    should_stop: Callable[[], bool],
+    line: ProgressLine,
+) -> Simulated:
+    """Run into the record and the stream, whichever there are."""
+    record = None if writer is None else SegmentBuffer(writer.write_segment)
+    sinks = [] if record is None else [record.add]
+    if frames is not None:
+        sinks.append(frames.write_segment)
+    simulated = run(
+        simulation,
+        sinks,
+        live=frames is not None,
+        journal=writer is not None and simulation.header.detail != "none",
+        should_stop=should_stop,
+        on_progress=line.update,
+    )
+    if record is not None:
+        record.flush()
+    return simulated
 
 
 @contextmanager
@@ -79,6 +108,9 @@ def _recording(outputs: Outputs, header: RunHeader) -> Iterator[RunWriter | None
 
 
 def _close_record(writer: RunWriter, simulated: Simulated) -> None:
+    if simulated.journals and writer.header.detail != "none":
+        journals = {str(i): journal.to_array() for i, journal in enumerate(simulated.journals)}
+        writer.add_arrays(JOURNAL, journals)
     if simulated.stopped_early is None:
         writer.finish(simulated.summary)
     else:

@@ -12,7 +12,9 @@ def run() -> None:
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
-    typer.echo(f"workbench {version('llm-serving-workbench')}")
+    from workbench.provenance import workbench_version
+
+    typer.echo(f"workbench {workbench_version()}")
     typer.echo(f"python    {platform.python_version()} ({platform.system()} {platform.machine()})")
     typer.echo(f"numpy     {version('numpy')}")
     try:
