@@ -161,6 +161,7 @@ def _lock_problems(scheduler: Scheduler) -> Iterator[str]:
         return
     holders = [r.node for r in scheduler.book.requests.values() if r.node is not None]
     holders += [node for _, _, node in scheduler.kv.deferred() if node is not None]
+    holders += scheduler.transfers.locked.values()
     expected: Counter[int] = Counter()
     for holder in holders:
         step: RadixNode | None = holder

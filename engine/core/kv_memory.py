@@ -180,11 +180,14 @@ class KvMemory:
 
         Args:
             request: its page table is empty afterwards.
-            committed_tokens: KV entries that are surely written.
+            committed_tokens: KV entries that are surely written; nothing new is cached of a request
+                that a transfer still reads or writes.
             until_plan: a plan in flight that may still touch the pages; they become free when
                 `plan_done` is called with it or a later one. None: free at once.
         """
         self.held_pages -= len(request.pages)
+        if self.pool.any_leased(request.pages):  # or pages that evicting does not free get cached
+            committed_tokens = request.cached_depth
         ids = self._unpublished(request, committed_tokens)
         private = [] if ids is None else self._insert(request, ids)
         if request.cached_depth:

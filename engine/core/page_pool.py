@@ -113,6 +113,11 @@ class PagePool:
                 self._free.append(page)
         return lease
 
+    def any_leased(self, pages: Sequence[int]) -> bool:
+        """Whether a transfer holds one of these pages."""
+        counts = self._lease_counts
+        return bool(counts) and any(page in counts for page in pages)
+
     def leases(self) -> dict[int, Lease]:
         """All leases by id (a copy)."""
         return dict(self._leases)

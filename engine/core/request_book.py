@@ -11,7 +11,7 @@ from engine.core.events import EventLog
 from engine.core.kv_memory import KvMemory
 from engine.core.request import Request
 from engine.core.token_ids import TokenBuffer
-from engine.core.waiting_queue import WaitingQueue
+from engine.core.waiting_queue import Policy, WaitingQueue
 
 
 class RequestBook:
@@ -61,6 +61,13 @@ class RequestBook:
         self.retracted = 0
         self.running = 0
         self._sequence = 0
+
+    def reorder(self, policy: Policy) -> None:
+        """Let the queue follow another policy."""
+        waiting = sorted(self.waiting, key=lambda request: request.sequence)
+        self.waiting = WaitingQueue(policy, self._kv.peek)
+        for request in waiting:
+            self.waiting.push(request)
 
     def running_requests(self) -> Iterator[Request]:
         """Requests that could be retracted, in no meaningful order but a fixed one."""
@@ -185,7 +192,8 @@ class RequestBook:
             self.waiting.remove(request)
         elif request_id in self.batch.members:
             self.batch.leave(request)
-            request.last_plan_id = self.last_decode_plan_id
+            # Its prompt's plan is newer when no plan has decoded since it joined.
+            request.last_plan_id = max(request.last_plan_id, self.last_decode_plan_id)
             self.running -= 1
         elif not self._undrain(request):
             for place in (self.prefilling, self.joining, self.verifying, self.awaiting):

@@ -20,7 +20,7 @@ import bisect
 from collections import deque
 
 from engine.core.admission import NewTokenRatio
-from engine.core.config import SchedulerConfig
+from engine.core.config import UNCHANGEABLE, SchedulerConfig
 from engine.core.enums import (
     AdmissionBlock,
     FinishReason,
@@ -78,7 +78,7 @@ class Scheduler:
         )
         self.book = RequestBook(config, self.kv, events, replica)
         self._graph_buckets = _graph_buckets(config.cuda_graph_batch_sizes)
-        self.transfers = TransferDesk(self.kv.pool, config.transfer_timeout_ns)
+        self.transfers = TransferDesk(self.kv, config.transfer_timeout_ns)
         self.in_flight: deque[StepPlan] = deque()
         self.next_plan_id = 0
         self._ratio = NewTokenRatio(config.schedule_conservativeness)
@@ -132,6 +132,34 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether any request is alive here."""
         return bool(self.book.requests)
+
+    def reconfigure(self, config: SchedulerConfig, now: int) -> None:
+        """Go on with other settings. Pages, the queue and running requests stay.
+
+        Plans in flight stay as they are. Under a lower `max_running_requests` requests above it are
+        retracted at once, cheapest to recompute first, never the oldest.
+
+        Raises:
+            ValueError: a setting in `UNCHANGEABLE` would change, or more requests await their KV
+                than may run.
+        """
+        fixed = [n for n in UNCHANGEABLE if getattr(config, n) != getattr(self.config, n)]
+        if fixed:
+            raise ValueError(f"{', '.join(fixed)} cannot change while the scheduler runs")
+        book, before = self.book, self.config
+        least = len(book.awaiting) + (book.running > len(book.awaiting))
+        if book.awaiting and least > config.max_running_requests:
+            raise ValueError(f"max_running_requests must be at least {least} while KV is awaited")
+        if self._journal is not None:
+            self._journal.reconfigure(config, now)
+        self.config = config
+        self._graph_buckets = _graph_buckets(config.cuda_graph_batch_sizes)
+        if config.schedule_conservativeness != before.schedule_conservativeness:
+            self._ratio = NewTokenRatio(config.schedule_conservativeness, book.batch.iteration)
+        if config.policy != before.policy:
+            book.reorder(config.policy)
+        while book.running > config.max_running_requests and (victim := self._cheapest_running()):
+            book.retract(victim, RetractReason.RUNNING_LIMIT, now)
 
     # ---- planning --------------------------------------------------------------------------------
 
@@ -229,9 +257,11 @@ class Scheduler:
                 continue
             count = min(wanted, left)
             need = self._pages_missing(request, request.scheduled_tokens + count)
-            while not self.kv.ensure_free(need):
-                if self.in_flight or items:
-                    return bool(items)
+            while request.request_id in self.book.verifying and not self.kv.ensure_free(need):
+                if items:
+                    return True
+                if self.in_flight:
+                    return False
                 if not self._retract_one(now):
                     return True
             if request.request_id not in self.book.verifying:
@@ -244,14 +274,14 @@ class Scheduler:
             items.append(item)
             plan.decode_requests += 1
             plan.decode_tokens += count
+            plan.sampled_tokens += count
             plan.decode_context += request.scheduled_tokens
             plan.decode_max_context = max(plan.decode_max_context, request.scheduled_tokens)
-        plan.sampled_tokens += plan.decode_tokens
         return True
 
     def _plan_prefills(self, plan: StepPlan, budget: int, now: int) -> None:
         """Continue admitted prompts in order of admission, then admit from the queue."""
-        book, capped = self.book, False
+        book, capped, slots = self.book, False, self.config.max_running_requests
         cap = self.config.max_prefill_tokens
         if cap is not None and cap < budget:
             budget, capped = cap, True
@@ -265,7 +295,7 @@ class Scheduler:
                 plan.block_reason = AdmissionBlock.KV_PAGES if stuck else full
             elif self._memory_ran_out:
                 plan.block_reason = AdmissionBlock.RETRACTION
-            elif book.running >= self.config.max_running_requests:
+            elif book.running + len(book.draining.get(plan.plan_id, ())) >= slots:
                 plan.block_reason = AdmissionBlock.RUNNING_LIMIT
             elif budget <= 0:
                 plan.block_reason = full
@@ -467,16 +497,9 @@ class Scheduler:
 
     def _retract_one(self, now: int) -> bool:
         """Send back the running request that is cheapest to recompute, never the oldest."""
-        running = list(self.book.running_requests())
-        if len(running) < 2:
+        victim = self._cheapest_running()
+        if victim is None:
             return False
-        keep = min(running, key=lambda r: (-r.priority, r.sequence))
-        victim = min(
-            (request for request in running if request is not keep),
-            key=lambda r: (
-                r.priority, r.retractions, self.book.kv_committed(r) - r.cached_depth, -r.sequence
-            ),
-        )  # fmt: skip
         self._memory_ran_out = True
         self.book.retract(victim, RetractReason.KV_PAGES, now)
         left = list(self.book.batch.members.values())
@@ -484,6 +507,19 @@ class Scheduler:
         limits = sum(r.max_tokens for r in left)
         self._ratio.retracted(self.book.batch.iteration, generated, len(left), limits)
         return True
+
+    def _cheapest_running(self) -> Request | None:
+        """The running request that is cheapest to recompute, never the oldest; None if it is alone."""
+        running = list(self.book.running_requests())
+        if len(running) < 2:
+            return None
+        keep = min(running, key=lambda r: (-r.priority, r.sequence))
+        return min(
+            (request for request in running if request is not keep),
+            key=lambda r: (
+                r.priority, r.retractions, self.book.kv_committed(r) - r.cached_depth, -r.sequence
+            ),
+        )  # fmt: skip
 
     def _unblock_prefills(self, now: int) -> StepPlan | None:
         """Nothing can run because half-computed prompts hold the pages: send the cheapest back."""
@@ -555,7 +591,6 @@ class Scheduler:
         if not done:
             self.book.retract(request, RetractReason.STEP_FAILED, now)
             return None
-        del self.book.awaiting[request.request_id]
         request.committed_tokens = request.prompt_tokens
         request.pending_outputs += 1
         self.book.commit_first(request, now)
@@ -563,6 +598,7 @@ class Scheduler:
             request.move_to(RequestStatus.DECODING)
             self.book.finish(request, FinishReason.LENGTH, now)
             return request
+        del self.book.awaiting[request.request_id]
         self.kv.publish(request, request.committed_tokens)
         self.book.joining[request.request_id] = request
         return None
@@ -656,7 +692,8 @@ class Scheduler:
                     request.tokens.append(int(token_id))
             if rejected:
                 self.kv.shrink(request, -(-request.scheduled_tokens // self.config.page_size))
-            if request.committed_outputs >= request.max_tokens:
+            stopped = request.request_id in result.stopped  # which ends it with its own reason
+            if request.committed_outputs >= request.max_tokens and not stopped:
                 self.book.finish(request, FinishReason.LENGTH, now)
                 ended.append(request)
         return ended
