@@ -17,12 +17,12 @@ class NewTokenRatio:
     the iteration, so that skipping iterations changes nothing.
     """
 
-    def __init__(self, conservativeness: float) -> None:
+    def __init__(self, conservativeness: float, iteration: int = 0) -> None:
         self._initial = min(INITIAL_RATIO * conservativeness, 1.0)
         self._least = self._initial * MIN_RATIO_FACTOR
         self._decay = (self._initial - self._least) / DECAY_ITERATIONS
         self._start = self._initial
-        self._start_iteration = 0
+        self._start_iteration = iteration
 
     def at(self, iteration: int) -> float:
         """The ratio at a decode iteration, between 0 and 1."""

@@ -13,6 +13,12 @@ Admission = Literal["estimate", "reserve"]
 
 MAX_PLANS_IN_FLIGHT = 4
 
+# Settings that a running scheduler keeps: its memory, and what its requests were accepted under.
+UNCHANGEABLE = (
+    "num_pages", "page_size", "max_model_len", "prefix_cache", "eviction",
+    "num_speculative_tokens", "transfer_timeout_ns",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:

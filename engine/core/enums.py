@@ -81,6 +81,7 @@ class RetractReason(IntEnum):
     KV_PAGES = 0
     PRIORITY = 1
     STEP_FAILED = 2
+    RUNNING_LIMIT = 3  # max_running_requests was lowered
 
 
 class TransferStatus(IntEnum):

@@ -7,21 +7,30 @@ because a workload (or the recorded ids) already holds them.
 
 from __future__ import annotations
 
+import struct
 from array import array
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.core.config import Admission, Mode, SchedulerConfig
 from engine.core.enums import TransferStatus
 from engine.core.plan import StepPlan, StepResult
 from engine.core.request import KVHandoff, Request
 from engine.core.token_ids import TokenSource
+from engine.core.waiting_queue import Policy
 
 if TYPE_CHECKING:
     from engine.core.scheduler import Scheduler
+
+# Stored by position: append, never reorder.
+_POLICIES: Final = get_args(Policy)
+_MODES: Final = get_args(Mode)
+_ADMISSIONS: Final = get_args(Admission)
 
 
 class Op(IntEnum):
@@ -33,6 +42,7 @@ class Op(IntEnum):
     COMMIT = 3  # plan id, failed, has ids, counts of the lists that follow, then the lists
     ADVANCE = 4  # steps
     TRANSFER_DONE = 5  # transfer id, status
+    RECONFIGURE = 6  # the settings that may change, see `_settings`
 
 
 class Call(NamedTuple):
@@ -97,6 +107,10 @@ class Journal:
         """`Scheduler.transfer_done` was called."""
         self._write(Op.TRANSFER_DONE, now, (transfer_id, status))
 
+    def reconfigure(self, config: SchedulerConfig, now: int) -> None:
+        """`Scheduler.reconfigure` was called."""
+        self._write(Op.RECONFIGURE, now, _settings(config))
+
     def to_array(self) -> NDArray[np.int64]:
         """The journal as int64[n], for storage."""
         return np.array(self._data, np.int64)
@@ -158,9 +172,43 @@ def apply(call: Call, scheduler: Scheduler, tokens_of: Callable[[int], TokenSour
         scheduler.commit(plan_id, result, now)
     elif call.op == Op.ADVANCE:
         scheduler.advance(args[0], now)
+    elif call.op == Op.RECONFIGURE:
+        scheduler.reconfigure(_with_settings(scheduler.config, args), now)
     else:
         scheduler.transfer_done(args[0], TransferStatus(args[1]), now)
     return False
+
+
+def _settings(config: SchedulerConfig) -> tuple[int, ...]:
+    """The settings that `Scheduler.reconfigure` may change; the float as its bits."""
+    cap = config.max_prefill_tokens
+    return (
+        _POLICIES.index(config.policy), _MODES.index(config.mode),
+        _ADMISSIONS.index(config.admission), config.chunked_prefill, 0 if cap is None else cap,
+        *struct.unpack("<q", struct.pack("<d", config.schedule_conservativeness)),
+        config.max_num_batched_tokens, config.max_running_requests, config.max_plans_in_flight,
+        config.check_every, *config.cuda_graph_batch_sizes,
+    )  # fmt: skip
+
+
+def _with_settings(config: SchedulerConfig, args: tuple[int, ...]) -> SchedulerConfig:
+    """The inverse of `_settings`, on a configuration that has all else."""
+    policy, mode, admission, chunked, cap, bits, tokens, running, plans, every = args[:10]
+    (conservativeness,) = struct.unpack("<d", struct.pack("<q", bits))
+    return replace(
+        config,
+        policy=_POLICIES[policy],
+        mode=_MODES[mode],
+        admission=_ADMISSIONS[admission],
+        chunked_prefill=bool(chunked),
+        max_prefill_tokens=cap or None,
+        schedule_conservativeness=conservativeness,
+        max_num_batched_tokens=tokens,
+        max_running_requests=running,
+        max_plans_in_flight=plans,
+        check_every=every,
+        cuda_graph_batch_sizes=args[10:],
+    )
 
 
 def _request(args: tuple[int, ...], tokens: TokenSource | None) -> Request:
