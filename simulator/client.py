@@ -10,8 +10,7 @@ from enum import IntEnum
 from engine.core.enums import FinishReason
 from engine.core.request import Request
 from engine.core.workload import NEVER, Workload
-
-NO_TIME = float("inf")
+from simulator.clock import FOREVER
 
 
 class Wish(IntEnum):
@@ -36,7 +35,7 @@ class Clients:
         give_up: called with a request id and the time.
 
     Attributes:
-        due_ns: when the next wish is due, as far as is known now; infinity for never.
+        due_ns: when the next wish is due, as far as is known now; FOREVER if never.
         sent: requests sent so far.
         reacts: whether the end of a request can cause another to be sent.
     """
@@ -73,7 +72,7 @@ class Clients:
         self._held: deque[tuple[int, int]] = deque()  # (wanted at, request id)
         self._with_deployment = 0
         self.sent = 0
-        self.due_ns: float = self._arrivals[0][0] if self._arrivals else NO_TIME
+        self.due_ns = self._arrivals[0][0] if self._arrivals else FOREVER
 
     @property
     def last_arrival_ns(self) -> int:
@@ -115,7 +114,7 @@ class Clients:
         return held + wished + later
 
     def _look_ahead(self) -> None:
-        self.due_ns = NO_TIME
+        self.due_ns = FOREVER
         if self._next_arrival < len(self._arrivals):
             self.due_ns = self._arrivals[self._next_arrival][0]
         if self._wishes and self._wishes[0][0] < self.due_ns:

@@ -12,6 +12,8 @@ from typing import cast
 import simpy
 from simpy.events import Event, EventPriority
 
+FOREVER = 1 << 62  # later than any event, in ns: 146 years
+_NO_EVENT = float("inf")  # SimPy's word for it
 CLIENT_RANK = 0  # requests arrive before replicas act; replica i has rank 1 + i
 
 
@@ -42,9 +44,10 @@ class Clock:
         # SimPy compares priorities as integers; its type names only the two that it uses itself.
         self._env.schedule(event, cast(EventPriority, rank), delay)
 
-    def next_event_ns(self) -> float:
-        """Time of the next event, infinity if there is none."""
-        return self._env.peek()
+    def next_event_ns(self) -> int:
+        """Time of the next event, FOREVER if there is none."""
+        next_ns = self._env.peek()
+        return FOREVER if next_ns == _NO_EVENT else int(next_ns)
 
     def step(self) -> None:
         """Process the next event.
@@ -52,7 +55,7 @@ class Clock:
         Raises:
             simpy.core.EmptySchedule: there is none.
         """
-        next_ns = self._env.peek()
-        if next_ns != float("inf"):
-            self._now_ns = int(next_ns)
+        next_ns = self.next_event_ns()
+        if next_ns < FOREVER:
+            self._now_ns = next_ns
         self._env.step()

@@ -65,7 +65,7 @@ class Replica:
         cost_model: CostModel,
         behaviour: OutputLengths,
         log: EventLog,
-        horizon: Callable[[], float],
+        horizon: Callable[[], int],
         on_end: Callable[[Request, int], None],
         fast_forward: bool = True,
     ) -> None:
@@ -163,7 +163,7 @@ class Replica:
         pace = running[-1].gpu_ns if running else self._pace_ns
         if not batch.members or now + 2 * pace >= horizon:
             return now
-        limit = int(min((horizon - now) // pace + 1, _LONGEST_RUN))
+        limit = min((horizon - now) // pace + 1, _LONGEST_RUN)
         if self._behaviour.active:
             end = self._behaviour.steps_until_end(batch.iteration)
             if end is not None:
@@ -175,7 +175,7 @@ class Replica:
             self._overlapped(now, horizon, steps) if running else self._serial(now, horizon, steps)
         )
 
-    def _overlapped(self, now: int, horizon: float, steps: int) -> int:
+    def _overlapped(self, now: int, horizon: int, steps: int) -> int:
         """Skip with one step in flight: each plan is made when the step before it starts."""
         flying = self._running[0]
         shape = self._next_shape()
@@ -204,7 +204,7 @@ class Replica:
         self._host_free_ns, self._gpu_free_ns = planned + host_ns, done
         return plan_ns
 
-    def _serial(self, now: int, horizon: float, steps: int) -> int:
+    def _serial(self, now: int, horizon: int, steps: int) -> int:
         """Skip with nothing in flight: plan, run, commit, one after the other."""
         shape = self._next_shape()
         gpu, host_ns, extrapolated = self.cost_model.decode_run(shape, steps)

@@ -15,8 +15,8 @@ from engine.core.request import Request
 from engine.core.scheduler import Scheduler
 from engine.core.workload import Workload
 from simulator.behaviour import OutputLengths
-from simulator.client import NO_TIME, Clients
-from simulator.clock import CLIENT_RANK, Clock
+from simulator.client import Clients
+from simulator.clock import CLIENT_RANK, FOREVER, Clock
 from simulator.cost_model import CostModel
 from simulator.replica import Replica
 from simulator.router import Router, RouterConfig
@@ -107,7 +107,7 @@ class World:
         )
         self._workload = workload
         self._ended = 0
-        self._client_alarm_ns = NO_TIME
+        self._client_alarm_ns = FOREVER
         self._home: dict[int, Replica] = {}
         self._pulse_ns = HEARTBEAT_NS
         self.replicas = [
@@ -161,7 +161,7 @@ class World:
         """Run until every request has ended, `until_ns` is reached or `should_stop` says so."""
         self._arm_clients()
         outcome = Outcome.COMPLETE
-        while (next_ns := self.clock.next_event_ns()) != float("inf"):
+        while (next_ns := self.clock.next_event_ns()) < FOREVER:
             if until_ns is not None and next_ns > until_ns:
                 outcome = Outcome.STOPPED
                 break
@@ -193,7 +193,7 @@ class World:
             fast_forward,
         )
 
-    def _horizon(self) -> float:
+    def _horizon(self) -> int:
         """Time before which nothing but a replica itself can change that replica."""
         clients = self.clients
         horizon = clients.due_ns if clients.due_ns < self._pulse_ns else self._pulse_ns
@@ -205,12 +205,12 @@ class World:
         due = self.clients.due_ns
         if due < self._client_alarm_ns:
             self._client_alarm_ns = due
-            self.clock.at(int(due), CLIENT_RANK, self._on_client_alarm)
+            self.clock.at(due, CLIENT_RANK, self._on_client_alarm)
 
     def _on_client_alarm(self, _: Event) -> None:
         now = self.clock.now
         if now == self._client_alarm_ns:
-            self._client_alarm_ns = NO_TIME
+            self._client_alarm_ns = FOREVER
             self.clients.act(now)
             self._arm_clients()
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-
-class OutOfPagesError(RuntimeError):
-    """More pages were asked for than are free."""
+from engine.core.errors import OutOfPagesError
 
 
 class Lease(NamedTuple):

@@ -9,11 +9,8 @@ from typing import NamedTuple
 
 from engine.core.decode_batch import DecodeBatch
 from engine.core.enums import AdmissionBlock, ItemKind
+from engine.core.errors import PlanOrderError
 from engine.core.request import Request
-
-
-class PlanOrderError(RuntimeError):
-    """A plan was committed out of order, or asked for when none may be made or read."""
 
 
 class PrefillItem(NamedTuple):
@@ -106,7 +103,6 @@ class StepPlan:
     waiting = 0
     free_pages = 0
     cached_pages = 0
-    block_reason = AdmissionBlock.NONE
     retracted = 0
     evicted_pages = 0
     batch: DecodeBatch | None = None
@@ -119,6 +115,7 @@ class StepPlan:
 
     def __init__(self, plan_id: int) -> None:
         self.plan_id = plan_id
+        self.block_reason = AdmissionBlock.NONE
 
     @property
     def is_pure_decode(self) -> bool:

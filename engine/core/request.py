@@ -6,6 +6,7 @@ from enum import IntEnum
 from typing import Final
 
 from engine.core.enums import FinishReason, RejectReason, RequestStatus
+from engine.core.errors import IllegalTransitionError
 from engine.core.radix_cache import RadixNode
 from engine.core.token_ids import TokenSource
 
@@ -24,10 +25,6 @@ LEGAL_TRANSITIONS: Final[dict[RequestStatus, frozenset[RequestStatus]]] = {
 _LEGAL_MASKS: Final = [
     sum(1 << after for after in LEGAL_TRANSITIONS[before]) for before in RequestStatus
 ]
-
-
-class IllegalTransitionError(RuntimeError):
-    """A request was moved to a status that cannot follow its present one."""
 
 
 class KVHandoff(IntEnum):
@@ -67,11 +64,9 @@ class Request:
     priority = 0
     tenant = 0
     tokens: TokenSource | None = None
-    handoff = KVHandoff.NONE
     parent = -1
     client_wait_ns = 0
 
-    status = RequestStatus.WAITING
     epoch = 0
     sequence = -1
     bypassed = 0  # times a later request was admitted while this one was the oldest
@@ -100,8 +95,6 @@ class Request:
     cached_tokens = 0
     retractions = 0
     recomputed_tokens = 0
-    finish_reason = FinishReason.NONE
-    reject_reason = RejectReason.NONE
 
     def __init__(
         self,
@@ -126,14 +119,16 @@ class Request:
         self.max_tokens = max_tokens
         self.known_tokens = prompt_tokens
         self.pages: list[int] = []
+        self.status = RequestStatus.WAITING
+        self.handoff = handoff
+        self.finish_reason = FinishReason.NONE
+        self.reject_reason = RejectReason.NONE
         if priority:
             self.priority = priority
         if tenant:
             self.tenant = tenant
         if tokens is not None:
             self.tokens = tokens
-        if handoff:
-            self.handoff = handoff
         if parent >= 0:
             self.parent = parent
         if client_wait_ns:
