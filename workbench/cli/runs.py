@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 RUNS_DIRECTORY = Path("runs")
 
 
-def open_run(path: Path) -> RunReader:
-    """The run at `path`, or of that name in the default directory of runs.
+def open_run(path: Path, runs_directory: Path = RUNS_DIRECTORY) -> RunReader:
+    """The run at `path`, or of that name in the directory of runs.
 
     Raises:
         RunRecordError: there is no readable run.
     """
     from workbench.run_record import RunReader
 
-    named = RUNS_DIRECTORY / path
+    named = runs_directory / path
     return RunReader(named if not path.exists() and named.is_dir() else path)

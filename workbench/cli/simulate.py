@@ -11,14 +11,15 @@ EPILOG = """\b
 Examples:
   workbench simulate quickstart
   workbench simulate my.yaml --set load.request_rate=20 --seed 3
-  workbench simulate my.yaml --goodput "ttft:200 tpot:50" --json > result.json"""
+  workbench simulate my.yaml --goodput "ttft:200 tpot:50" --json > result.json
+  workbench simulate --fork runs/my-1@500 --set scheduler.policy=lpm"""
 
 
 def run(
     scenario: Annotated[
-        str,
+        str | None,
         typer.Argument(help="Scenario file, or the name of a shipped one (workbench scenarios)."),
-    ],
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -71,6 +72,13 @@ def run(
         Path | None,
         typer.Option(metavar="FILE", help="Also write a trace for ui.perfetto.dev to FILE."),
     ] = None,
+    fork: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN@[REPLICA:]STEP",
+            help="Repeat a recorded run; from this step on, decide with what --set changes.",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr.")] = False,
 ) -> None:
     """Simulate a scenario and print its serving metrics.
@@ -79,29 +87,46 @@ def run(
     `compare` and `report`.
     """
     from workbench.cli.failures import REGRESSION_EXIT_CODE, UsageError
-    from workbench.cli.overrides import load_with_flags
     from workbench.cli.percent import parse_percent
-    from workbench.cli.simulation import INTERRUPTED_EXIT_CODE, Outputs, simulate
+    from workbench.cli.simulation import INTERRUPTED_EXIT_CODE, Outputs, carry_out
     from workbench.summary import render
 
     if trace is not None and not record:
         raise UsageError("--trace is made from the recorded run: leave --no-record out")
+    if trace is not None and detail == "none":
+        raise UsageError("--trace needs steps: leave --detail none out")
     limit_percent = None if fail_under is None else parse_percent("--fail-under", fail_under)
-    loaded = load_with_flags(
-        scenario, overrides or [], seed, num_prompts, goodput or [], metric_percentiles
-    )
-    if limit_percent is not None and loaded.scenario.slo is None:
+    if fork is not None:
+        from workbench.cli.forks import fork_of
+
+        given = (scenario, seed, num_prompts, goodput, metric_percentiles)
+        if any(value is not None for value in given):
+            raise UsageError("--fork repeats a recorded run; only --set can change it on the way")
+        simulation = fork_of(fork, runs_dir, overrides or [], detail)
+    elif scenario is None:
+        raise UsageError(
+            "which scenario? A file, or a name that `workbench scenarios` lists, such as quickstart"
+        )
+    else:
+        from workbench.cli.overrides import load_with_flags
+        from workbench.simulate import prepare
+
+        loaded = load_with_flags(
+            scenario, overrides or [], seed, num_prompts, goodput or [], metric_percentiles
+        )
+        simulation = prepare(loaded, detail)
+    if limit_percent is not None and not simulation.header.slo.given():
         raise UsageError(
             '--fail-under needs an SLO: `slo` in the scenario, or --goodput "ttft:200"'
         )
     outputs = Outputs(
         runs_directory=runs_dir if record else None,
-        run_name=name or loaded.scenario.name,
+        run_name=name or simulation.header.name,
         stream=emit is not None,
         trace=trace,
         talk=not quiet,
     )
-    summary = simulate(loaded, detail, outputs)
+    summary = carry_out(simulation, outputs)
     if emit is None:
         typer.echo(render(summary, "json" if as_json else output_format), nl=False)
     if summary["stopped_early"]:

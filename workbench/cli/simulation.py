@@ -17,9 +17,8 @@ from workbench.run_errors import RunRecordError
 from workbench.run_header import RunHeader
 from workbench.run_record import JOURNAL, RunReader, RunWriter
 from workbench.run_stream import FrameWriter
-from workbench.scenario_source import LoadedScenario
 from workbench.segment_buffer import SegmentBuffer
-from workbench.simulate import DetailName, Simulated, Simulation, prepare, run
+from workbench.simulate import Simulated, Simulation, run
 
 INTERRUPTED_EXIT_CODE = 130
 
@@ -43,13 +42,11 @@ class Outputs:
     talk: bool
 
 
-def simulate(loaded: LoadedScenario, detail: DetailName, outputs: Outputs) -> dict[str, Any]:
-    """Simulate, feed the outputs, and give the summary. Ctrl-C ends the run early and keeps it."""
-    return carry_out(prepare(loaded, detail), outputs)
-
-
 def carry_out(simulation: Simulation, outputs: Outputs) -> dict[str, Any]:
-    """Run what was prepared, feed the outputs, and give the summary."""
+    """Run what was prepared, feed the outputs, and give the summary.
+
+    Ctrl-C ends the run early and keeps it.
+    """
     if outputs.talk:
         for note in simulation.header.notes:
             typer.echo(f"note: {note}", err=True)
