@@ -46,8 +46,9 @@ class PromptSegments:
     def tokens(self, request_id: int, output_tokens: int) -> SyntheticTokens:
         """Token ids of a prompt followed by `output_tokens` generated ones, made when asked for."""
         first, last = int(self.offsets[request_id]), int(self.offsets[request_id + 1])
-        keys = np.append(self.keys[first:last], self.output_keys[request_id])
-        lengths = np.append(self.lengths[first:last], np.int32(output_tokens))
+        keys, lengths = self.keys[first:last].tolist(), self.lengths[first:last].tolist()
+        keys.append(int(self.output_keys[request_id]))
+        lengths.append(output_tokens)
         return SyntheticTokens(keys, lengths, self.vocab_size)
 
 
