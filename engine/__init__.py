@@ -2,3 +2,7 @@
 
 Importing this package never imports torch.
 """
+
+from engine.compiled import activate
+
+activate()

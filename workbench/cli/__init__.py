@@ -12,7 +12,17 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli import compare, explain, init, report, scenarios, schema, simulate, version
+from workbench.cli import (
+    compare,
+    explain,
+    init,
+    native,
+    report,
+    scenarios,
+    schema,
+    simulate,
+    version,
+)
 from workbench.cli.failures import FailureReportingGroup, flush_stdout, report_failure
 
 app = typer.Typer(
@@ -50,7 +60,7 @@ def workbench(
     """What will an LLM-serving setup do under a given load, and why?"""
 
 
-for _command in (simulate, explain, compare, report, scenarios, init, schema, version):
+for _command in (simulate, explain, compare, report, scenarios, init, schema, native, version):
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name, epilog=_command.EPILOG)(_command.run)
 

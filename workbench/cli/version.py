@@ -12,6 +12,7 @@ def run() -> None:
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
+    from engine.compiled import active_build
     from workbench.provenance import workbench_version
 
     typer.echo(f"workbench {workbench_version()}")
@@ -22,3 +23,4 @@ def run() -> None:
     except PackageNotFoundError:
         torch = "not installed (only the engine needs it)"
     typer.echo(f"torch     {torch}")
+    typer.echo(f"core      {active_build() or 'Python (workbench native compiles it)'}")

@@ -1,0 +1,104 @@
+"""The compiled core gives the Python one's results, and is never used when out of date."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine import compiled
+from workbench import native_build
+
+ROOT = Path(__file__).parent.parent
+
+RUN = """
+import hashlib, sys
+sys.path.insert(0, {tests!r})
+from native_probe import fingerprint
+import engine.core.scheduler
+print(engine.core.scheduler.__file__)
+print(fingerprint())
+"""
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a fresh build of the present sources."""
+    if shutil.which("cc") is None and shutil.which("gcc") is None:
+        pytest.skip("no C compiler")
+    folder = tmp_path_factory.mktemp("native")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORKBENCH_NATIVE_DIR", str(folder))
+        native_build.build()
+    return folder
+
+
+def _run(**environment: str) -> list[str]:
+    result = subprocess.run(
+        [sys.executable, "-c", RUN.format(tests=str(ROOT / "tests"))],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=True,
+    )
+    return result.stdout.split()
+
+
+def test_compiled_runs_equal_python_runs(builds: Path) -> None:
+    """Every table of random runs is the same, byte for byte, compiled or not."""
+    native_file, native = _run(WORKBENCH_NATIVE_DIR=str(builds))
+    python_file, python = _run(WORKBENCH_NATIVE="0")
+    assert Path(native_file).is_relative_to(builds)
+    assert python_file.endswith("engine/core/scheduler.py")
+    assert native == python
+
+
+def test_build_of_other_sources_is_ignored(builds: Path, tmp_path: Path) -> None:
+    """A build whose key is not that of the present sources is not used."""
+    stale = tmp_path / "0123456789abcdef"
+    shutil.copytree(builds / compiled.build_key(), stale)
+    file, _ = _run(WORKBENCH_NATIVE_DIR=str(tmp_path))
+    assert file.endswith("engine/core/scheduler.py")
+
+
+def test_second_build_is_instant(builds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Building again finds the build and compiles nothing."""
+    monkeypatch.setenv("WORKBENCH_NATIVE_DIR", str(builds))
+    monkeypatch.setattr(native_build, "_compile", lambda work: pytest.fail("compiled again"))
+    assert native_build.build() == builds / compiled.build_key()
+
+
+def test_failed_compilation_says_what_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiler that fails gives an error with its last lines, and leaves no build."""
+    monkeypatch.setenv("WORKBENCH_NATIVE_DIR", str(tmp_path))
+    monkeypatch.setattr(compiled, "MODULES", ("engine.core.no_such_module",))
+    with pytest.raises(native_build.NativeBuildError, match="C compiler"):
+        native_build.build()
+    assert not any(tmp_path.iterdir())
+
+
+def test_missing_mypyc_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without mypyc the error names the packages."""
+    monkeypatch.setenv("WORKBENCH_NATIVE_DIR", str(tmp_path))
+    monkeypatch.setattr(native_build.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(native_build.NativeBuildError, match="pip install mypy"):
+        native_build.build()
+
+
+def test_remove_deletes_all_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`remove` counts and deletes what is there, and nothing when there is nothing."""
+    monkeypatch.setenv("WORKBENCH_NATIVE_DIR", str(tmp_path / "none"))
+    assert native_build.remove() == 0
+    monkeypatch.setenv("WORKBENCH_NATIVE_DIR", str(tmp_path))
+    (tmp_path / "a").mkdir()
+    assert native_build.remove() == 1
+    assert not any(tmp_path.iterdir())

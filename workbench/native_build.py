@@ -1,0 +1,105 @@
+"""Builds the machine code that `engine.compiled` finds. Needs mypy (for mypyc) and a C compiler."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+from engine import compiled
+
+INSTALL_HINT = "`pip install mypy setuptools` and a C compiler (gcc, clang or Xcode's tools)"
+
+
+class NativeBuildError(RuntimeError):
+    """The build failed; the message says what to do, with the compiler's last lines."""
+
+
+def build() -> Path:
+    """Compile the present sources; returns the folder of the build, at once if it is there.
+
+    Raises:
+        NativeBuildError: mypyc or a C compiler is missing, or the compilation failed.
+    """
+    target = compiled.builds_dir() / compiled.build_key()
+    if target.is_dir():
+        return target
+    if importlib.util.find_spec("mypyc") is None:
+        raise NativeBuildError(f"mypyc is not installed; it takes {INSTALL_HINT}")
+    with tempfile.TemporaryDirectory(prefix="workbench-native-") as scratch:
+        work = Path(scratch)
+        _copy_sources(work)
+        _compile(work)
+        _store(work, target)
+    _check(target)
+    return target
+
+
+def remove() -> int:
+    """Delete all builds; returns how many there were."""
+    root = compiled.builds_dir()
+    builds = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+    for path in builds:
+        shutil.rmtree(path)
+    return len(builds)
+
+
+def _copy_sources(work: Path) -> None:
+    for path in ("engine/__init__.py", "engine/compiled.py", *compiled.source_files()):
+        (work / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(compiled.ROOT / path, work / path)
+
+
+def _compile(work: Path) -> None:
+    files = [name.replace(".", "/") + ".py" for name in compiled.MODULES]
+    result = subprocess.run(  # noqa: S603 - our own interpreter on our own sources
+        [sys.executable, "-m", "mypyc", *files],
+        cwd=work,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "WORKBENCH_NATIVE": "0"},
+        check=False,
+    )
+    if result.returncode != 0:
+        last = "\n".join((result.stdout + result.stderr).strip().splitlines()[-15:])
+        raise NativeBuildError(f"the compilation failed; it takes {INSTALL_HINT}\n{last}")
+
+
+def _store(work: Path, target: Path) -> None:
+    """Put the extension modules into place, named by module, all at once."""
+    suffix = EXTENSION_SUFFIXES[0]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as fresh:
+        complete = Path(fresh) / "build"
+        complete.mkdir()
+        for file in work.glob(f"*{suffix}"):
+            shutil.copy(file, complete / file.name)
+        for module in compiled.MODULES:
+            file = work / (module.replace(".", "/") + suffix)
+            shutil.copy(file, complete / f"{module}{suffix}")
+        try:
+            complete.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster
+                raise
+
+
+def _check(target: Path) -> None:
+    """The build must load in a fresh interpreter; one that does not is deleted."""
+    code = "import engine.core.scheduler as s, simulator.world; print(s.__file__)"
+    result = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", code],
+        cwd=compiled.ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "WORKBENCH_NATIVE": "1"},
+        check=False,
+    )
+    if result.returncode != 0 or str(target) not in result.stdout:
+        shutil.rmtree(target, ignore_errors=True)
+        raise NativeBuildError(f"the build does not load:\n{result.stdout}{result.stderr}")
