@@ -38,9 +38,18 @@ class DecodeBatch:
         self.crossings: dict[int, dict[int, Request]] = {}
         self.limits: list[tuple[int, int, int]] = []
         self._longest: list[tuple[int, int, int]] = []
+        self._snapshot: list[tuple[Request, int]] = []
+        self._snapshot_version = 0
 
     def __len__(self) -> int:
         return len(self.members)
+
+    def snapshot(self) -> list[tuple[Request, int]]:
+        """(request, epoch) of each member in slot order; made anew only when membership changed."""
+        if self._snapshot_version != self.version:
+            self._snapshot_version = self.version
+            self._snapshot = [(request, request.epoch) for request in self.members.values()]
+        return self._snapshot
 
     def context_tokens(self, iteration: int) -> int:
         """Sum of the members' KV lengths after `iteration`, its own tokens included."""

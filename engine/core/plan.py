@@ -138,7 +138,7 @@ class StepPlan:
                     f"plan {self.plan_id}: its members must be read before the batch changes"
                 )
             else:
-                self._members = [(r, r.epoch) for r in self.batch.members.values()]
+                self._members = self.batch.snapshot()
         return self._members
 
     def items(self) -> list[Item]:
