@@ -31,11 +31,11 @@ from engine.core.enums import (
     RetractReason,
     TransferStatus,
 )
+from engine.core.errors import PlanOrderError
 from engine.core.events import EventLog
 from engine.core.journal import Journal
 from engine.core.kv_memory import KvMemory
 from engine.core.plan import (
-    PlanOrderError,
     PrefillItem,
     StepPlan,
     StepResult,
@@ -509,7 +509,7 @@ class Scheduler:
         return True
 
     def _cheapest_running(self) -> Request | None:
-        """The running request that is cheapest to recompute, never the oldest; None if it is alone."""
+        """The running request that is cheapest to recompute, never the oldest; None without one."""
         running = list(self.book.running_requests())
         if len(running) < 2:
             return None
