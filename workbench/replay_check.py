@@ -90,7 +90,7 @@ def _same_advance(expected: Call, call: Call, record: _Reader, replay: _Reader) 
     whole_reader.advanced(whole, 1)
     commit = reader.next()
     if commit is None:
-        return True
+        return reader is replay
     last = whole.args[0] == 1
     return _is_clean_commit(commit) and (not last or commit.now == whole.now)
 
