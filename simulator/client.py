@@ -71,6 +71,7 @@ class Clients:
         self._wishes: list[tuple[int, Wish, int]] = []
         self._held: deque[tuple[int, int]] = deque()  # (wanted at, request id)
         self._with_deployment = 0
+        self._was_sent = bytearray(len(workload))
         self.sent = 0
         self.due_ns = self._arrivals[0][0] if self._arrivals else FOREVER
 
@@ -107,11 +108,8 @@ class Clients:
             self._look_ahead()
 
     def never_sent(self) -> list[int]:
-        """Ids of requests that were held back or waited for a turn that did not come."""
-        held = [request_id for _, request_id in self._held]
-        wished = [i for _, wish, i in self._wishes if wish == Wish.SEND and i != NEVER]
-        later = [request_id for _, request_id in self._arrivals[self._next_arrival :]]
-        return held + wished + later
+        """Ids of requests that were held back, or whose turn in a conversation did not come."""
+        return [request_id for request_id, sent in enumerate(self._was_sent) if not sent]
 
     def _look_ahead(self) -> None:
         self.due_ns = FOREVER
@@ -144,6 +142,7 @@ class Clients:
         )
         self._with_deployment += 1
         self.sent += 1
+        self._was_sent[request_id] = True
         if self._patience is not None and self._patience[request_id] != NEVER:
             due = now + self._patience[request_id]
             heapq.heappush(self._wishes, (due, Wish.GIVE_UP, request_id))
