@@ -71,7 +71,7 @@ class Clients:
         self._wishes: list[tuple[int, Wish, int]] = []
         self._held: deque[tuple[int, int]] = deque()  # (wanted at, request id)
         self._with_deployment = 0
-        self._was_sent = bytearray(len(workload))
+        self._was_sent = [False] * len(workload)
         self.sent = 0
         self.due_ns = self._arrivals[0][0] if self._arrivals else FOREVER
 
