@@ -166,10 +166,8 @@ class KvMemory:
             return []
         start = request.cached_depth // size
         offered = request.pages[start : start + len(ids) // size]
-        result = cache.insert(request.node or cache.root(request.tenant), ids, offered)
-        cache.lock(result.node)
-        if request.node is not None:
-            cache.unlock(request.node)
+        node = request.node or cache.root(request.tenant)
+        result = cache.insert_locked(node, ids, offered)
         request.node = result.node
         request.cached_depth += len(ids)
         self._record(MemoryOp.CACHE, CACHE_OWNER, offered[result.duplicate_pages :])

@@ -90,7 +90,7 @@ class RadixCache:
         self._next_id = 0
 
     def root(self, namespace: int) -> RadixNode:
-        """The empty prefix of a namespace. It owns no page and is never evicted."""
+        """The empty prefix of a namespace. It owns no page and is never evicted, locked or not."""
         root = self._roots.get(namespace)
         if root is None:
             root = self._roots[namespace] = self._new_node(b"", [], None)
@@ -105,14 +105,10 @@ class RadixCache:
         node, pages = self.root(namespace), list[int]()
         blob, at = ids.tobytes(), 0
         self._clock += 1
-        while (child := self._child(node, blob, at)) is not None:
-            length = self._common_bytes(child.key, blob, at)
-            if length < len(child.key):
-                child = self._split(child, length // self._page_bytes)
+        while (child := self._descend(node, blob, at)) is not None:
             child.hits += 1
-            self._touch(child)
             pages += child.pages
-            at += length
+            at += len(child.key)
             node = child
         return PrefixMatch(node, pages)
 
@@ -127,7 +123,7 @@ class RadixCache:
 
     def continues(self, node: RadixNode, ids: Int32) -> bool:
         """Whether the tree holds the first page of `ids` after the prefix of `node`."""
-        return self._child(node, ids[: self.page_size].tobytes(), 0) is not None
+        return bool(node.children) and ids[: self.page_size].tobytes() in node.children
 
     def insert(self, node: RadixNode, ids: Int32, pages: list[int]) -> InsertResult:
         """Cache what follows the prefix of `node`: whole pages of `ids`, held by `pages`.
@@ -138,33 +134,33 @@ class RadixCache:
         Raises:
             ValueError: fewer pages than whole pages of ids.
         """
-        blob, at = ids.tobytes(), 0
-        end = len(blob) // self._page_bytes
-        if len(pages) < end:
-            raise ValueError(f"{end} full pages of ids but only {len(pages)} pages")
-        blob = blob[: end * self._page_bytes]
-        self._clock += 1
-        while (child := self._child(node, blob, at)) is not None:
-            length = self._common_bytes(child.key, blob, at)
-            if length < len(child.key):
-                child = self._split(child, length // self._page_bytes)
-            self._touch(child)
-            at += length
-            node = child
-        duplicates = at // self._page_bytes
-        if duplicates < end:
-            node = self._add_leaf(node, blob[at:], pages[duplicates:end])
-        return InsertResult(node, duplicates)
+        return self._insert(node, ids, pages, lock=False)
+
+    def insert_locked(self, node: RadixNode, ids: Int32, pages: list[int]) -> InsertResult:
+        """`insert` by the holder of a lock on `node`, which moves to the end of what was inserted.
+
+        A leaf that nobody else holds grows instead of getting a child.
+
+        Raises:
+            ValueError: fewer pages than whole pages of ids, or `node` is not locked.
+        """
+        if node.parent is not None:
+            if node.locks < 1:
+                raise ValueError(f"node {node.node_id} is not locked")
+            if node.locks == 1 and not node.children:
+                self._grow(node, ids, pages)
+                return InsertResult(node, 0)
+        result = self._insert(node, ids, pages, lock=True)
+        self._tell(RadixOp.LOCK, result.node)
+        self._tell(RadixOp.UNLOCK, node)
+        return result
 
     def lock(self, node: RadixNode) -> None:
         """Protect the path from `node` to the root from eviction; locks nest."""
-        step: RadixNode | None = node
-        while step is not None:
-            if step.locks == 0:
-                self.evictable_pages -= len(step.pages)
-                self.protected_pages += len(step.pages)
-            step.locks += 1
-            step = step.parent
+        step = node
+        while (parent := step.parent) is not None:
+            self._lock_one(step)
+            step = parent
         self._tell(RadixOp.LOCK, node)
 
     def unlock(self, node: RadixNode) -> None:
@@ -173,16 +169,16 @@ class RadixCache:
         Raises:
             ValueError: the node is not locked.
         """
-        if node.locks < 1:
+        if node.locks < 1 and node.parent is not None:
             raise ValueError(f"node {node.node_id} is not locked")
-        step: RadixNode | None = node
-        while step is not None:
+        step = node
+        while (parent := step.parent) is not None:
             step.locks -= 1
             if step.locks == 0:
                 self.evictable_pages += len(step.pages)
                 self.protected_pages -= len(step.pages)
                 self._queue_if_evictable(step)
-            step = step.parent
+            step = parent
         self._tell(RadixOp.UNLOCK, node)
 
     def evict(self, count: int) -> list[int]:
@@ -240,6 +236,19 @@ class RadixCache:
     def _child(self, node: RadixNode, blob: bytes, at: int) -> RadixNode | None:
         return node.children.get(blob[at : at + self._page_bytes])
 
+    def _descend(self, node: RadixNode, blob: bytes, at: int) -> RadixNode | None:
+        """The child that `blob` continues with from `at` on, split where they part; now used."""
+        size = self._page_bytes
+        child = node.children.get(blob[at : at + size])
+        if child is None:
+            return None
+        key = child.key
+        if not blob.startswith(key, at):
+            child = self._split(child, self._common_bytes(key, blob, at) // size)
+        child.last_access = self._clock
+        self._tell(RadixOp.TOUCH, child)
+        return child
+
     def _common_bytes(self, key: bytes, blob: bytes, at: int) -> int:
         """Bytes of `key`, in whole pages, that `blob` repeats from `at` on; at least one page."""
         part = blob[at : at + len(key)]
@@ -267,15 +276,56 @@ class RadixCache:
         self._tell(RadixOp.SPLIT, upper)
         return upper
 
-    def _add_leaf(self, parent: RadixNode, key: bytes, pages: list[int]) -> RadixNode:
+    def _insert(self, node: RadixNode, ids: Int32, pages: list[int], *, lock: bool) -> InsertResult:
+        """Insert below `node` and, if so wished, lock what lies between it and the end."""
+        end = self._whole_pages(ids, pages)
+        blob, at = ids[: end * self.page_size].tobytes(), 0
+        self._clock += 1
+        while (child := self._descend(node, blob, at)) is not None:
+            at += len(child.key)
+            node = child
+            if lock:
+                self._lock_one(child)
+        duplicates = at // self._page_bytes
+        if duplicates < end:
+            node = self._add_leaf(node, blob[at:], pages[duplicates:end], lock)
+        return InsertResult(node, duplicates)
+
+    def _whole_pages(self, ids: Int32, pages: list[int]) -> int:
+        count = len(ids) // self.page_size
+        if len(pages) < count:
+            raise ValueError(f"{count} full pages of ids but only {len(pages)} pages")
+        return count
+
+    def _add_leaf(self, parent: RadixNode, key: bytes, pages: list[int], lock: bool) -> RadixNode:
         leaf = self._new_node(key, pages, parent)
         leaf.last_access = self._clock
         parent.children[key[: self._page_bytes]] = leaf
-        self.evictable_pages += len(pages)
         self.version += 1
-        self._queue_if_evictable(leaf)
+        self.evictable_pages += len(pages)
+        if lock:
+            self._lock_one(leaf)
+        else:
+            self._queue_if_evictable(leaf)
         self._tell(RadixOp.INSERT, leaf)
         return leaf
+
+    def _grow(self, leaf: RadixNode, ids: Int32, pages: list[int]) -> None:
+        """Lengthen a locked leaf."""
+        count = self._whole_pages(ids, pages)
+        self._clock += 1
+        self.version += 1
+        leaf.key += ids[: count * self.page_size].tobytes()
+        leaf.pages += pages[:count]
+        leaf.last_access = self._clock
+        self.protected_pages += count
+        self._tell(RadixOp.INSERT, leaf)
+
+    def _lock_one(self, node: RadixNode) -> None:
+        if node.locks == 0:
+            self.evictable_pages -= len(node.pages)
+            self.protected_pages += len(node.pages)
+        node.locks += 1
 
     def _remove(self, leaf: RadixNode) -> list[int]:
         parent = leaf.parent
@@ -298,10 +348,6 @@ class RadixCache:
         self.evictable_pages -= count
         self._tell(RadixOp.EVICT, leaf)
         return pages
-
-    def _touch(self, node: RadixNode) -> None:
-        node.last_access = self._clock
-        self._tell(RadixOp.TOUCH, node)
 
     def _queue_if_evictable(self, node: RadixNode) -> None:
         if not (node.queued or node.locks or node.children or node.parent is None):
