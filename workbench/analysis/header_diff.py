@@ -125,6 +125,8 @@ def _flat(name: str, value: Any) -> list[tuple[str, str]]:
     if isinstance(value, Mapping):
         return [pair for key, inner in value.items() for pair in _flat(f"{name}.{key}", inner)]
     if isinstance(value, Sequence) and not isinstance(value, str):
+        if not value:
+            return []
         if any(isinstance(inner, Mapping) for inner in value):
             return [pair for i, inner in enumerate(value) for pair in _flat(f"{name}[{i}]", inner)]
         return [(name, ", ".join(str(inner) for inner in value))]
