@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal, get_args
 
 from engine.core.radix_cache import Eviction
 from engine.core.waiting_queue import Policy
 
 Mode = Literal["mixed", "prefill_first"]
 Admission = Literal["estimate", "reserve"]
+
+_CHOICES: Final[dict[str, tuple[str, ...]]] = {
+    "policy": get_args(Policy),
+    "mode": get_args(Mode),
+    "admission": get_args(Admission),
+    "eviction": get_args(Eviction),
+}
 
 MAX_PLANS_IN_FLIGHT = 4
 
@@ -77,6 +84,11 @@ class SchedulerConfig:
         for name in ("num_speculative_tokens", "check_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
+                )
         if not 1 <= self.max_plans_in_flight <= MAX_PLANS_IN_FLIGHT:
             raise ValueError(
                 f"max_plans_in_flight must be 1 to {MAX_PLANS_IN_FLIGHT}, "

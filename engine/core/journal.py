@@ -127,7 +127,7 @@ def read_calls(data: NDArray[np.int64]) -> Iterator[Call]:
     """
     values, at = data.tolist(), 0
     while at < len(values):
-        if at + 3 > len(values) or at + 3 + values[at + 2] > len(values):
+        if at + 3 > len(values) or not 0 <= values[at + 2] <= len(values) - at - 3:
             raise ValueError(f"journal ends inside the call at position {at}")
         count = values[at + 2]
         yield Call(Op(values[at]), values[at + 1], tuple(values[at + 3 : at + 3 + count]))

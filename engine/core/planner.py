@@ -179,7 +179,7 @@ class Planner:
         else:
             reason = self._memory.block_reason(request, shared)
         if reason:
-            self._memory.unlock_prefix(match)
+            self._memory.unlock_prefix(request, match)
             plan.block_reason = reason
             return 0
         if match is not None:
@@ -296,9 +296,8 @@ class Planner:
             victim = min(running, key=lambda r: (r.priority, -r.sequence), default=None)
             if victim is None or victim.priority >= head.priority:
                 return True
-            if len(running) < self._state.config.max_running_requests and not self._memory.blocks(
-                head
-            ):
+            slots = self._state.config.max_running_requests
+            if self._book.running < slots and not self._memory.blocks(head):
                 return True
             if self._in_flight:
                 return False

@@ -21,16 +21,38 @@ class Results:
         self._book = state.book
         self._handoff = handoff
 
-    def append_tokens(self, plan: StepPlan, result: StepResult) -> None:
-        """Add the sampled ids of a step to the texts they belong to.
+    def check(self, plan: StepPlan, result: StepResult) -> None:
+        """Look whether a result fits a plan, before anything is changed by it.
 
         Raises:
-            ValueError: their number is not that of the plan's rows of logits.
+            ValueError: it does not.
         """
-        rows, ids = plan.sampling_requests(), result.token_ids or ()
-        if len(ids) != len(rows):
-            raise ValueError(f"plan {plan.plan_id} samples {len(rows)} tokens, got {len(ids)}")
-        for (request, epoch), token_id in zip(rows, ids, strict=True):
+        if result.failed:
+            return
+        if result.token_ids is not None:
+            rows, ids = len(plan.sampling_requests()), len(result.token_ids)
+            if rows != ids:
+                raise ValueError(f"plan {plan.plan_id} samples {rows} tokens, got {ids}")
+        if len(result.verified) != len(plan.verifies):
+            raise ValueError(
+                f"plan {plan.plan_id} verifies {len(plan.verifies)} items, "
+                f"got {len(result.verified)}"
+            )
+        for item, kept in zip(plan.verifies, result.verified, strict=True):
+            if not 0 <= kept <= item.num_tokens:
+                raise ValueError(f"{kept} tokens kept of a verify item of {item.num_tokens}")
+        if result.verified_ids is not None:
+            lengths = [len(ids) for ids in result.verified_ids]
+            if lengths != list(result.verified):
+                raise ValueError(
+                    f"plan {plan.plan_id} kept {list(result.verified)} tokens per verify item, "
+                    f"got {lengths} ids"
+                )
+
+    def append_tokens(self, plan: StepPlan, result: StepResult) -> None:
+        """Add the sampled ids of a step to the texts they belong to."""
+        ids = result.token_ids or ()
+        for (request, epoch), token_id in zip(plan.sampling_requests(), ids, strict=True):
             if request.epoch == epoch and isinstance(request.tokens, TokenBuffer):
                 request.tokens.append(int(token_id))
 
@@ -66,16 +88,9 @@ class Results:
                 self._handoff.hold_kv(request, now)
 
     def _commit_verifies(self, plan: StepPlan, result: StepResult, now: int) -> list[Request]:
-        if len(result.verified) != len(plan.verifies):
-            raise ValueError(
-                f"plan {plan.plan_id} verifies {len(plan.verifies)} items, "
-                f"got {len(result.verified)}"
-            )
         ended = []
         for at, (item, kept) in enumerate(zip(plan.verifies, result.verified, strict=True)):
             request = item.request
-            if not 0 <= kept <= item.num_tokens:
-                raise ValueError(f"{kept} tokens kept of a verify item of {item.num_tokens}")
             if item.epoch != request.epoch:
                 continue
             rejected = item.num_tokens - kept

@@ -166,7 +166,7 @@ class Scheduler:
 
         Raises:
             PlanOrderError: `plan_id` is not the oldest plan in flight.
-            ValueError: `result` does not fit the plan.
+            ValueError: `result` does not fit the plan; nothing has changed.
         """
         if not self.in_flight or self.in_flight[0].plan_id != plan_id:
             expected = self.in_flight[0].plan_id if self.in_flight else None
@@ -174,9 +174,11 @@ class Scheduler:
                 f"plan {plan_id} committed, but the oldest in flight is {expected}"
             )
         plan = self.in_flight[0]
+        if result.token_ids is not None or plan.verifies or result.verified:
+            self._results.check(plan, result)
         if self._journal is not None:
             self._journal.commit(plan_id, result, now)
-        if result.token_ids is not None:
+        if result.token_ids is not None and not result.failed:
             self._results.append_tokens(plan, result)
         self.in_flight.popleft()
         self.book.oldest_in_flight = self.in_flight[0].plan_id if self.in_flight else None
