@@ -109,8 +109,7 @@ class Clients:
 
     def never_sent(self) -> list[int]:
         """Ids of requests that were held back, or whose turn in a conversation did not come."""
-        sent = self._was_sent  # mypyc cannot enumerate a bytearray
-        return [request_id for request_id in range(len(sent)) if not sent[request_id]]
+        return [request_id for request_id, sent in enumerate(self._was_sent) if not sent]
 
     def _look_ahead(self) -> None:
         self.due_ns = FOREVER
