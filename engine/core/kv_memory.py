@@ -123,13 +123,18 @@ class KvMemory:
         return self.cache.match(ids, request.tenant)
 
     def peek(self, request: Request) -> int:
-        """Tokens that `match` would find, changing nothing; remembered until the cache changes."""
-        if self.cache is None or request.tokens is None:
+        """Tokens that `match` would find, changing nothing.
+
+        The request remembers the last answer until this cache changes, or another one is asked.
+        """
+        cache, tokens = self.cache, request.tokens
+        if cache is None or tokens is None:
             return 0
-        if request.peek[0] != self.cache.version:
-            ids = request.tokens.ids(0, request.known_tokens - 1)
-            request.peek = (self.cache.version, self.cache.peek(ids, request.tenant))
-        return request.peek[1]
+        asked, version, known, found = request.peek
+        if asked is not cache or version != cache.version or known != request.known_tokens:
+            found = cache.peek(tokens.ids(0, request.known_tokens - 1), request.tenant)
+            request.peek = (cache, cache.version, request.known_tokens, found)
+        return found
 
     def attach(self, request: Request, match: PrefixMatch) -> None:
         """Start a request's page table with a cached prefix that its caller has locked."""

@@ -79,7 +79,9 @@ class MemoryPolicy:
         return match
 
     def unlock_prefix(self, match: PrefixMatch | None) -> None:
+        """Undo `lock_prefix` for a request that is not admitted."""
         if match is not None and self._kv.cache is not None:
+            self._kv.cache.forget(match)
             self._kv.cache.unlock(match.node)
 
     def retract_one(self, now: int) -> bool:

@@ -179,7 +179,7 @@ class Planner:
         else:
             reason = self._memory.block_reason(request, shared)
         if reason:
-            self._memory.unlock_prefix(request, match)
+            self._memory.unlock_prefix(match)
             plan.block_reason = reason
             return 0
         if match is not None:

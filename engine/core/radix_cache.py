@@ -52,10 +52,14 @@ class RadixNode:
 
 
 class PrefixMatch(NamedTuple):
-    """The longest cached prefix: its deepest node and its pages, root to leaf."""
+    """The longest cached prefix: its deepest node and its pages, root to leaf.
+
+    `lookup_tokens` is how many tokens it was looked up for.
+    """
 
     node: RadixNode
     pages: list[int]
+    lookup_tokens: int
 
 
 class InsertResult(NamedTuple):
@@ -72,6 +76,8 @@ class RadixCache:
         evictable_pages: pages of unlocked nodes; all of them can be evicted.
         protected_pages: pages of locked nodes.
         version: changes whenever the set of cached prefixes does.
+        lookups, lookup_tokens, hit_tokens: how often `match` was asked, for how many tokens, and
+            how many of them it found; without those that `forget` took back.
     """
 
     def __init__(
@@ -81,6 +87,7 @@ class RadixCache:
         self.evictable_pages = 0
         self.protected_pages = 0
         self.version = 0
+        self.lookups = self.lookup_tokens = self.hit_tokens = 0
         self._page_bytes = page_size * _TOKEN_BYTES
         self._lfu = eviction == "lfu"
         self._listener = listener
@@ -110,7 +117,24 @@ class RadixCache:
             pages += child.pages
             at += len(child.key)
             node = child
-        return PrefixMatch(node, pages)
+        self.lookups += 1
+        self.lookup_tokens += len(ids)
+        self.hit_tokens += at // _TOKEN_BYTES
+        return PrefixMatch(node, pages, len(ids))
+
+    def forget(self, match: PrefixMatch) -> None:
+        """Take a `match` back that nobody used: it counts as no hit.
+
+        A request that waits is matched again and again, which must not make its prefix look
+        popular. Call it before `unlock`.
+        """
+        self.lookups -= 1
+        self.lookup_tokens -= match.lookup_tokens
+        self.hit_tokens -= len(match.pages) * self.page_size
+        step = match.node
+        while (parent := step.parent) is not None:
+            step.hits -= 1
+            step = parent
 
     def peek(self, ids: Int32, namespace: int = 0) -> int:
         """Length in tokens of the longest cached prefix, changing nothing."""
@@ -139,7 +163,8 @@ class RadixCache:
     def insert_locked(self, node: RadixNode, ids: Int32, pages: list[int]) -> InsertResult:
         """`insert` by the holder of a lock on `node`, which moves to the end of what was inserted.
 
-        A leaf that nobody else holds grows instead of getting a child.
+        A leaf that nobody else holds grows instead of getting a child, unless under LFU it has
+        hits, which what follows it does not have.
 
         Raises:
             ValueError: fewer pages than whole pages of ids, or `node` is not locked.
@@ -147,7 +172,7 @@ class RadixCache:
         if node.parent is not None:
             if node.locks < 1:
                 raise ValueError(f"node {node.node_id} is not locked")
-            if node.locks == 1 and not node.children:
+            if node.locks == 1 and not (node.children or (self._lfu and node.hits)):
                 self._grow(node, ids, pages)
                 return InsertResult(node, 0)
         result = self._insert(node, ids, pages, lock=True)

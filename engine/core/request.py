@@ -7,7 +7,7 @@ from typing import Final
 
 from engine.core.enums import FinishReason, RejectReason, RequestStatus
 from engine.core.errors import IllegalTransitionError
-from engine.core.radix_cache import RadixNode
+from engine.core.radix_cache import RadixCache, RadixNode
 from engine.core.token_ids import TokenSource
 
 _S = RequestStatus
@@ -71,7 +71,9 @@ class Request:
     sequence = -1
     bypassed = 0  # times a later request was admitted while this one was the oldest
     failures = 0  # steps that failed with it
-    peek = (-1, 0)  # (cache version, cached prefix tokens), for longest-prefix ordering
+    # Which cache was asked last for this request's prefix, at what version of it, for how many
+    # known tokens, and how many it had.
+    peek: tuple[RadixCache | None, int, int, int] = (None, -1, 0, 0)
 
     node: RadixNode | None = None
     cached_depth = 0
