@@ -11,6 +11,9 @@ adds making the workload and the metrics; the whole process adds the start of Py
 imports. Cases on traces run the command `workbench simulate` and have only the whole process; they
 need `--traces`, a folder with `azure_llm_2023_code.csv` and `mooncake_synthetic.jsonl`. Nothing is
 asserted.
+
+A build made by `workbench native` is used if it fits; the first line says so. `WORKBENCH_NATIVE=0`
+measures Python.
 """
 
 from __future__ import annotations
@@ -141,10 +144,12 @@ def provenance() -> Result:
     """Which code ran where."""
     import numpy as np
 
+    from engine.compiled import active_build
     from workbench.provenance import source_commit
 
     return {
         "commit": source_commit(),
+        "code": "native" if active_build() else "Python",
         "cpu": _cpu_model(),
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
