@@ -30,6 +30,7 @@ from workbench.fork import CHANGEABLE, ForkError, ForkPoint, prepare_fork
 from workbench.replay_check import ReplayError, check_replay
 from workbench.run_record import JOURNAL, RunReader
 from workbench.scenario_errors import ScenarioErrors
+from workbench.simulate import run
 
 CHANGES = {
     "scheduler.policy": "lpm",
@@ -69,7 +70,7 @@ def test_a_fork_that_changes_nothing_is_its_parent(workload: str, deployment: st
         assert_equal_tables(parent.tables(), fork.tables())
         assert fork.summary == parent.summary
         for index in range(len(parent.header.replicas)):
-            journals = (run.arrays(JOURNAL)[str(index)] for run in (parent, fork))
+            journals = (each.arrays(JOURNAL)[str(index)] for each in (parent, fork))
             check_replay(*(journal.astype(np.int64) for journal in journals), index)
 
 
@@ -83,7 +84,7 @@ def test_a_change_shows_at_its_step_or_later(workload: str, key: str) -> None:
     (facts,) = fork.header.forks
     assert (facts.run, facts.replica, facts.step) == ("run-1", 0, step)
     assert list(facts.changes) == [key]
-    before, after = (by_replica(run.table("steps")) for run in (parent, fork))
+    before, after = (by_replica(each.table("steps")) for each in (parent, fork))
     for name, column in before.items():
         kept = before["plan_ns"] < facts.t_ns
         np.testing.assert_array_equal(column[kept], after[name][after["plan_ns"] < facts.t_ns])
@@ -185,19 +186,38 @@ def test_the_journal_of_a_record_replays(deployment: str) -> None:
     fork = forked(parent, 30, "deployment.pools.0.max_running_requests=4", "scheduler.policy=lpm")
     simulation = simulation_of("conversation", deployment)
     workload = simulation.workload
-    for run in (parent, fork):
+    for each in (parent, fork):
         ops = set()
         for index, replica in enumerate(simulation.deployment.replicas):
-            calls = list(read_calls(run.arrays(JOURNAL)[str(index)]))
+            calls = list(read_calls(each.arrays(JOURNAL)[str(index)]))
             ops |= {call.op for call in calls}
             scheduler = Scheduler(replica.config.scheduler)
             plans = replay(iter(calls), scheduler, lambda i: workload.segments.tokens(
                 i, int(workload.output_tokens[i])
             ))  # fmt: skip
             skipped = sum(call.args[0] for call in calls if call.op is Op.ADVANCE)
-            assert plans + skipped == last_step(run, index) + 1
+            assert plans + skipped == last_step(each, index) + 1
             assert not scheduler.has_work
-        assert (Op.RECONFIGURE in ops) == (run is fork)
+        assert (Op.RECONFIGURE in ops) == (each is fork)
+
+
+def test_pages_stay_and_a_note_says_so_where_memory_would_hold_fewer() -> None:
+    """A larger budget keeps the pages there are; a note tells how many a fresh start would have."""
+    parent = recorded(*settings("synthetic", "one"), "deployment.pools.0.num_pages=null")
+    pages = parent.header.replicas[0].num_pages
+    fork = forked(parent, 30, "deployment.pools.0.max_num_batched_tokens=100000")
+    assert fork.header.replicas[0].num_pages == pages
+    (note,) = fork.header.notes
+    assert f"keeps its {pages:,} KV pages" in note
+    assert not forked(parent, 30, "deployment.pools.0.max_num_batched_tokens=512").header.notes
+
+
+def test_a_replay_can_be_interrupted() -> None:
+    """Ctrl-C before the step is reached ends the fork, which has no result yet."""
+    parent = recorded(*settings("conversation", "one"))
+    fork = prepare_fork(parent, ForkPoint(last_step(parent)), [], "none")
+    with pytest.raises(KeyboardInterrupt):
+        run(fork, should_stop=lambda: True)
 
 
 # What cannot be forked

@@ -155,10 +155,10 @@ def test_a_new_estimate_starts_over() -> None:
     iteration = scheduler.book.batch.iteration
     assert iteration > 0
     scheduler.reconfigure(replace(CONFIG, schedule_conservativeness=0.5), 9)
-    assert scheduler._ratio.at(iteration) == Scheduler(scheduler.config)._ratio.at(0)
-    kept = scheduler._ratio
+    assert scheduler._state.ratio.at(iteration) == Scheduler(scheduler.config)._state.ratio.at(0)
+    kept = scheduler._state.ratio
     scheduler.reconfigure(replace(scheduler.config, mode="prefill_first"), 10)
-    assert scheduler._ratio is kept
+    assert scheduler._state.ratio is kept
 
 
 @pytest.mark.parametrize("name", UNCHANGEABLE)

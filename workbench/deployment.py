@@ -109,7 +109,7 @@ class _NoRoomError(Exception):
 
 
 def _replica(scenario: Scenario, model: ModelSpec, gpu: HardwareSpec, pool: Pool) -> Replica:
-    memory = _memory(scenario, model, gpu, pool)
+    memory = memory_of(scenario, model, gpu, pool)
     num_pages = pool.num_pages or memory.num_pages
     if num_pages > memory.num_pages:
         raise _NoRoomError(num_pages, memory)
@@ -128,7 +128,8 @@ def _replica(scenario: Scenario, model: ModelSpec, gpu: HardwareSpec, pool: Pool
     return Replica(ReplicaConfig(scheduler, _costs(scenario, model, gpu, pool)), facts, memory)
 
 
-def _memory(scenario: Scenario, model: ModelSpec, gpu: HardwareSpec, pool: Pool) -> MemoryPlan:
+def memory_of(scenario: Scenario, model: ModelSpec, gpu: HardwareSpec, pool: Pool) -> MemoryPlan:
+    """Where the memory of a GPU of a pool goes. Raises as `plan_kv_pages`."""
     return plan_kv_pages(
         model,
         gpu,

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.core.config import SchedulerConfig
+from engine.core.memory_plan import MemoryPlanError
 from simulator.router import RouterConfig
 from simulator.world import World
-from workbench.deployment import Deployment, router_config, scheduler_config
+from workbench.deployment import Deployment, memory_of, router_config, scheduler_config
 from workbench.provenance import input_file
 from workbench.replay_check import ReplayError, check_replay
 from workbench.run_header import ForkFacts, ReplicaFacts, RunHeader, scenario_digest
@@ -119,6 +120,8 @@ def prepare_fork(
         changes=changes,
     )
     forked = _header(simulation.header, header, loaded, stages[-1], fork)
+    notes = (*forked.notes, *_memory_notes(loaded.scenario, deployment))
+    forked = msgspec.structs.replace(forked, notes=notes)
     return replace(simulation, header=forked, replay=replay)
 
 
@@ -297,3 +300,18 @@ def _header(
         scenario_sha256=scenario_digest(loaded.resolved),
         forks=(*parent.forks, fork),
     )
+
+
+def _memory_notes(scenario: Scenario, deployment: Deployment) -> Iterator[str]:
+    """Where other settings would have left less memory for pages than there are."""
+    pools = [pool for pool in scenario.deployment.pools for _ in range(pool.replicas)]
+    for index, (pool, replica) in enumerate(zip(pools, deployment.replicas, strict=True)):
+        try:
+            room = memory_of(scenario, deployment.model, deployment.gpu, pool).num_pages
+        except MemoryPlanError:
+            room = 0
+        if room < replica.facts.num_pages:
+            yield (
+                f"replica {index} keeps its {replica.facts.num_pages:,} KV pages; started with "
+                f"these settings it would have {room:,}"
+            )

@@ -19,6 +19,7 @@ from engine.core.workload import Workload
 from simulator.world import Outcome, Progress, World
 from workbench.deployment import Deployment, resolve_deployment
 from workbench.feasibility import refuse_hopeless, refuse_too_long
+from workbench.latency import NS_PER_S
 from workbench.metrics import SummaryTables, summarize
 from workbench.provenance import input_files, source_commit, workbench_version
 from workbench.run_header import LoadFacts, MeasureFacts, RunHeader, SloFacts
@@ -136,7 +137,9 @@ def run(
     if simulation.replay is not None:
         simulation.replay(world, should_stop, on_progress)
     result = world.run(should_stop=should_stop, on_progress=on_progress)
-    stopped = "interrupted" if result.outcome is Outcome.STOPPED else None
+    stopped = None
+    if result.outcome is Outcome.STOPPED:
+        stopped = f"interrupted at {result.end_ns / NS_PER_S:,.1f} s of simulated time"
     return Simulated(summarize(kept.tables(), header, stopped), stopped, result.journals)
 
 
