@@ -62,11 +62,12 @@ class FastForward:
         See `Scheduler.advance`. Returns the free pages after each of the `steps` plans.
         """
         batch, free, after = self._book.batch, self._kv.pool.free_pages, []
-        size = len(batch)
-        for iteration in range(batch.iteration + 1, batch.iteration + steps + 1):
+        size, first, plan_id = len(batch), batch.iteration + 1, self._state.next_plan_id
+        for iteration in range(first, first + steps):
             crossing = batch.crossing(iteration)
             if crossing:
                 free -= len(crossing)
+                self._state.next_plan_id = plan_id + iteration - first  # events name their step
                 self._kv.grow_each(crossing.values())
                 batch.page_given(iteration)
             after.append(free)
@@ -78,9 +79,9 @@ class FastForward:
         ]
         batch.iteration += steps
         self._book.committed_iteration += steps
-        self._state.next_plan_id += steps
-        self._state.newest_sampling_plan += steps
-        self._book.last_decode_plan_id += steps
+        self._state.next_plan_id = plan_id + steps
+        self._state.newest_sampling_plan = plan_id + steps - 1
+        self._book.last_decode_plan_id = plan_id + steps - 1
         self._state.commits += steps
         for at, plan in enumerate(self._in_flight):
             plan.plan_id += steps
