@@ -113,7 +113,7 @@ def utilisation(window: Window, replicas: int) -> Utilisation | None:
         return None
     gpu = float(window.gpu_s().sum()) / total_s
     busy = float(window.state_s.sum()) / total_s
-    return Utilisation(gpu, busy - gpu, 1 - busy)
+    return Utilisation(gpu, busy - gpu, max(0.0, 1 - busy))  # never -0.00 by rounding
 
 
 @dataclass(frozen=True, slots=True)
