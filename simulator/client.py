@@ -80,6 +80,16 @@ class Clients:
         """The last arrival time that the workload fixes."""
         return self._arrivals[-1][0] if self._arrivals else 0
 
+    def due_ns_after(self, requests: int) -> int:
+        """When the next wish is due, not counting that many requests to be sent before.
+
+        Only for clients that do not react.
+        """
+        at = self._next_arrival + requests
+        due = self._arrivals[at][0] if at < len(self._arrivals) else FOREVER
+        wishes = self._wishes
+        return wishes[0][0] if wishes and wishes[0][0] < due else due
+
     def act(self, now: int) -> None:
         """Do everything that is due."""
         while self._next_arrival < len(self._arrivals):

@@ -50,6 +50,15 @@ class Router:
         busiest = max(r.live_requests for r in replicas)
         if busiest - idlest.live_requests > self.config.imbalance_threshold:
             return idlest
-        return max(
-            replicas, key=lambda r: (r.scheduler.kv.peek(request), -r.live_requests, -r.index)
-        )
+        if request.tokens is None:
+            return idlest
+        ids = request.tokens.ids(0, request.known_tokens - 1)
+        cached = [r.scheduler.kv.cached_tokens(ids, request.tenant) for r in replicas]
+        return max(replicas, key=lambda r: (cached[r.index], -r.live_requests, -r.index))
+
+    def sent_elsewhere(self, index: int) -> int:
+        """How many of the next requests will surely not go to replica `index`."""
+        count = len(self._replicas)
+        if count == 1 or self.config.policy != "round_robin":
+            return 0
+        return (index - self._turn) % count

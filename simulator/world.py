@@ -188,18 +188,20 @@ class World:
             config.cost_model,
             OutputLengths(self._workload),
             self.log,
-            self._horizon,
+            lambda: self._horizon(index),
             self._request_ended,
             fast_forward,
         )
 
-    def _horizon(self) -> int:
-        """Time before which nothing but a replica itself can change that replica."""
+    def _horizon(self, index: int) -> int:
+        """Time before which nothing but replica `index` itself can change that replica."""
         clients = self.clients
-        horizon = clients.due_ns if clients.due_ns < self._pulse_ns else self._pulse_ns
         if clients.reacts:
-            return min(horizon, self.clock.next_event_ns())
-        return horizon
+            return min(clients.due_ns, self._pulse_ns, self.clock.next_event_ns())
+        due = clients.due_ns
+        if ahead := self.router.sent_elsewhere(index):
+            due = clients.due_ns_after(ahead)
+        return due if due < self._pulse_ns else self._pulse_ns
 
     def _arm_clients(self) -> None:
         due = self.clients.due_ns

@@ -122,6 +122,10 @@ class KvMemory:
         ids = request.tokens.ids(0, request.known_tokens - 1)
         return self.cache.match(ids, request.tenant)
 
+    def cached_tokens(self, ids: Int32, tenant: int) -> int:
+        """Length of the longest cached prefix of `ids`, changing nothing."""
+        return self.cache.peek(ids, tenant) if self.cache else 0
+
     def peek(self, request: Request) -> int:
         """Tokens that `match` would find, changing nothing.
 
