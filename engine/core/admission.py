@@ -6,6 +6,7 @@ INITIAL_RATIO = 0.7
 MIN_RATIO_FACTOR = 0.14
 DECAY_ITERATIONS = 600
 RETRACT_LOOKAHEAD = 20
+MOST_EXPECTED_TOKENS = 4096
 
 
 class NewTokenRatio:
@@ -14,7 +15,9 @@ class NewTokenRatio:
     It starts pessimistic, falls with every decode iteration in which memory sufficed, and jumps
     back when requests had to be retracted. The method and its constants are those of SGLang's
     scheduler (`new_token_ratio`, `schedule_conservativeness`); here the decay is a closed form of
-    the iteration, so that skipping iterations changes nothing.
+    the iteration, so that skipping iterations changes nothing. As there, nobody is expected to
+    generate more than `MOST_EXPECTED_TOKENS` (`CLIP_MAX_NEW_TOKENS`) more, whatever max_tokens
+    says: clients often allow all that the context holds.
     """
 
     def __init__(self, conservativeness: float, iteration: int = 0) -> None:

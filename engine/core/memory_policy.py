@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.core.admission import MOST_EXPECTED_TOKENS
 from engine.core.enums import AdmissionBlock, RejectReason, RetractReason
 from engine.core.radix_cache import PrefixMatch
 from engine.core.request import KVHandoff, Request
@@ -40,20 +41,24 @@ class MemoryPolicy:
         if not book.running:
             return AdmissionBlock.NONE
         own_tokens = request.prompt_tokens + request.max_tokens - request.known_tokens
-        expected = self._state.ratio.at(book.batch.iteration) * self._remaining_outputs()
+        own_tokens = min(own_tokens, MOST_EXPECTED_TOKENS)
+        expected = self._state.ratio.at(book.batch.iteration) * self._expected_outputs()
         future_pages = -(-(int(expected) + own_tokens) // size)
         blocked = now_pages + self._pending_pages() + future_pages > available
         return AdmissionBlock.KV_RESERVED if blocked else AdmissionBlock.NONE
 
-    def _remaining_outputs(self) -> int:
-        """Tokens that running requests may still generate by their max_tokens."""
-        book = self._book
-        total = book.batch.remaining_tokens()
+    def _expected_outputs(self) -> int:
+        """Tokens that running requests may still generate, `MOST_EXPECTED_TOKENS` each at most.
+
+        The decode batch knows the sum only, so for it this is an upper bound.
+        """
+        book, most = self._book, MOST_EXPECTED_TOKENS
+        total = min(book.batch.remaining_tokens(), most * len(book.batch))
         for place in (book.prefilling, book.joining, book.verifying, book.awaiting):
             if place:
                 total += sum(
-                    request.max_tokens - request.committed_outputs - request.pending_outputs
-                    for request in place.values()
+                    min(most, r.max_tokens - r.committed_outputs - r.pending_outputs)
+                    for r in place.values()
                 )
         return total
 
