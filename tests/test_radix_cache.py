@@ -51,6 +51,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.locks: list[tuple[RadixNode, Key]] = []
         self.clock = 0
         self.next_page = 0
+        self.hits = np.zeros(3, np.int64)
         self.seen: tuple[int, frozenset[Key]] = (0, frozenset())
 
     def prefixes(self, namespace: int, ids: tuple[int, ...], start: int = 0) -> list[Key]:
@@ -79,12 +80,24 @@ class CacheMachine(RuleBasedStateMachine):
         for key in found:
             self.model[key].last = self.clock
             self.model[key].hits += 1
+        self.hits += np.array([1, len(ids), len(found) * self.size])
         result = self.cache.match(int32(ids), namespace)
         assert result.pages == [self.model[key].page for key in found]
         assert self.cache.depth_tokens(result.node) == len(found) * self.size
         if lock:
             self.cache.lock(result.node)
             self.locks.append((result.node, (namespace, ids[: len(found) * self.size])))
+
+    @rule(data=st.data(), namespace=st.integers(0, 1))
+    def look_and_wait(self, data: st.DataObject, namespace: int) -> None:
+        ids = data.draw(texts(self.size))
+        self.clock += 1
+        for key in self.longest(namespace, ids):
+            self.model[key].last = self.clock
+        match = self.cache.match(int32(ids), namespace)
+        self.cache.lock(match.node)
+        self.cache.forget(match)
+        self.cache.unlock(match.node)
 
     @rule(data=st.data(), namespace=st.integers(0, 1))
     def peek(self, data: st.DataObject, namespace: int) -> None:
@@ -99,15 +112,43 @@ class CacheMachine(RuleBasedStateMachine):
         node, start = self.cache.root(namespace), ()
         if self.locks and data.draw(st.booleans()):
             node, (namespace, start) = data.draw(st.sampled_from(self.locks))
+        ids, whole, pages, duplicates = self._offer(data, node, namespace, start)
+        result = self.cache.insert(node, int32(ids), pages)
+        assert result.duplicate_pages == duplicates
+        assert self.cache.depth_tokens(result.node) == len(whole)
+        if lock:
+            self.cache.lock(result.node)
+            self.locks.append((result.node, (namespace, whole)))
+
+    @rule(data=st.data(), namespace=st.integers(0, 1))
+    def insert_and_move_the_lock(self, data: st.DataObject, namespace: int) -> None:
+        node, start = self.cache.root(namespace), ()
+        if self.locks and data.draw(st.booleans()):
+            at = data.draw(st.integers(0, len(self.locks) - 1))
+            node, (namespace, start) = self.locks.pop(at)
+        before, used = set(node.pages), node.last_access
+        ids, whole, pages, duplicates = self._offer(data, node, namespace, start)
+        result = self.cache.insert_locked(node, int32(ids), pages)
+        assert result.duplicate_pages == duplicates
+        assert self.cache.depth_tokens(result.node) == len(whole)
+        if result.node is node and node.last_access != used:  # it grew, which uses all of it
+            for entry in self.model.values():
+                if entry.page in before:
+                    entry.last = self.clock
+        self.locks.append((result.node, (namespace, whole)))
+
+    def _offer(
+        self, data: st.DataObject, node: RadixNode, namespace: int, start: tuple[int, ...]
+    ) -> tuple[tuple[int, ...], tuple[int, ...], list[int], int]:
+        """Put a text below a prefix of the model: (ids, prefix and ids, pages, duplicates)."""
         ids = data.draw(texts(self.size))
         whole = start + ids[: len(ids) // self.size * self.size]
         keys = self.prefixes(namespace, whole, len(start))
         pages = list(range(self.next_page, self.next_page + len(keys)))
         self.next_page += len(keys)
         self.clock += 1
-        has_first = bool(keys) and keys[0] in self.model
         if keys:
-            assert self.cache.continues(node, int32(ids)) == has_first
+            assert self.cache.continues(node, int32(ids)) == (keys[0] in self.model)
         duplicates = 0
         for key, page in zip(keys, pages, strict=True):
             if key in self.model:
@@ -115,12 +156,7 @@ class CacheMachine(RuleBasedStateMachine):
                 duplicates += 1
             else:
                 self.model[key] = Cached(page, self.clock)
-        result = self.cache.insert(node, int32(ids), pages)
-        assert result.duplicate_pages == duplicates
-        assert self.cache.depth_tokens(result.node) == len(whole)
-        if lock:
-            self.cache.lock(result.node)
-            self.locks.append((result.node, (namespace, whole)))
+        return ids, whole, pages, duplicates
 
     @precondition(lambda self: self.locks)
     @rule(data=st.data())
@@ -161,6 +197,8 @@ class CacheMachine(RuleBasedStateMachine):
         assert self.cache.evictable_pages == len(self.model) - kept
         held = [page for _, node in self.cache.nodes() for page in node.pages]
         assert sorted(held) == sorted(entry.page for entry in self.model.values())
+        counted = [self.cache.lookups, self.cache.lookup_tokens, self.cache.hit_tokens]
+        assert counted == self.hits.tolist()
         version, cached = self.seen
         if frozenset(self.model) != cached:
             assert self.cache.version != version

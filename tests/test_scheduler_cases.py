@@ -291,7 +291,7 @@ def test_an_abort_reports_a_request_once() -> None:
 
 @pytest.mark.parametrize("mode", ["mixed", "prefill_first"])
 def test_an_abort_leaves_the_pages_of_a_step_in_flight_alone(mode: str) -> None:
-    """A request that joined the batch but did not decode keeps its pages till its prompt is back."""
+    """A request that joined but has not decoded keeps its pages till its prompt is back."""
     settings = config(mode=mode, max_plans_in_flight=2, max_num_batched_tokens=4)
     run = story(settings, [ask(0, 4), ask(1, 4)])
     run.plan()

@@ -143,7 +143,7 @@ def test_the_random_runs_reach_every_corner() -> None:
         if run.scheduler.kv.pool.orphaned_pages:
             marks.add("orphaned")
 
-    for seed in range(120):
+    for seed in range(60):
         for faults, handoffs in KINDS.values():
             run = random_run(seed, faults, [note], handoffs)
             tables = run.log.tables()

@@ -184,11 +184,6 @@ def cache_problems(cache: RadixCache) -> Iterator[str]:
     for _, node in cache.nodes():
         if len(node.key) != len(node.pages) * page_bytes or not node.pages:
             yield f"node {node.node_id}: {len(node.key)} key bytes for {len(node.pages)} pages"
-        for first, child in node.children.items():
-            if child.parent is not node or child.key[:page_bytes] != first:
-                yield f"node {child.node_id} is filed wrongly below node {node.node_id}"
-            if child.locks > node.locks:
-                yield f"node {child.node_id} has more locks than its parent {node.node_id}"
         if node.locks < 0:
             yield f"node {node.node_id} has {node.locks} locks"
         if node.locks:
@@ -197,6 +192,12 @@ def cache_problems(cache: RadixCache) -> Iterator[str]:
             evictable += len(node.pages)
         if not node.locks and not node.children and id(node) not in queued:
             yield f"node {node.node_id} is evictable but not in the eviction heap"
+    for node in (*cache.roots().values(), *(node for _, node in cache.nodes())):
+        for first, child in node.children.items():
+            if child.parent is not node or child.key[:page_bytes] != first:
+                yield f"node {child.node_id} is filed wrongly below node {node.node_id}"
+            if child.locks > node.locks and node.parent is not None:  # roots count no locks
+                yield f"node {child.node_id} has more locks than its parent {node.node_id}"
     if (evictable, protected) != (cache.evictable_pages, cache.protected_pages):
         yield (
             f"evictable/protected pages are {cache.evictable_pages}/{cache.protected_pages}, "
