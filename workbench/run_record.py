@@ -310,14 +310,18 @@ def _remove_empty_run(path: Path) -> None:
         path.rmdir()
 
 
-def _npz(arrays: Arrays) -> memoryview:
-    """An uncompressed .npz; built in memory, so that the disk sees one write."""
+def _npz(arrays: Arrays) -> bytes:
+    """An uncompressed .npz; built in memory, so that the disk sees one write.
+
+    Bytes and no `getbuffer()`: CPython 3.12.1 crashes when an error in the middle of writing leaves
+    a view and its buffer to the garbage collector.
+    """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
-    return buffer.getbuffer()
+    return buffer.getvalue()
 
 
 def _read_arrays(path: Path, names: tuple[str, ...] | None) -> dict[str, NDArray[np.generic]]:
