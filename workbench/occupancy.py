@@ -78,11 +78,17 @@ class Window:
         plan_ns = self.timeline.steps["plan_ns"].astype(np.int64)
         return _overlap_s(plan_ns, self.timeline.next_plan_ns, self.start_ns, self.end_ns)
 
-    def gpu_s(self) -> Float64:
-        """Seconds of the window that the GPU spent on each step, float64[n]."""
+    def gpu_ns(self) -> int:
+        """Time of the window that GPUs spent on steps."""
         start = self.timeline.steps["start_ns"].astype(np.int64)
         end = start + self.timeline.steps["gpu_ns"]
-        return _overlap_s(start, end, self.start_ns, self.end_ns)
+        return int(_overlap_ns(start, end, self.start_ns, self.end_ns).sum())
+
+    def busy_ns(self) -> int:
+        """Time of the window in which replicas had requests."""
+        plan_ns = self.timeline.steps["plan_ns"].astype(np.int64)
+        end_ns = self.timeline.busy_end_ns
+        return int(_overlap_ns(plan_ns, end_ns, self.start_ns, self.end_ns).sum())
 
     def steps(self, names: Sequence[str]) -> Columns:
         """The named columns of the steps that began in the window."""
@@ -107,13 +113,12 @@ class Utilisation:
 
 
 def utilisation(window: Window, replicas: int) -> Utilisation | None:
-    """None for a window without length."""
-    total_s = window.seconds() * replicas
-    if total_s <= 0:
+    """None for a window without length. Whole ns are subtracted: no share rounds to -0.00."""
+    total = (window.end_ns - window.start_ns) * replicas
+    if total <= 0:
         return None
-    gpu = float(window.gpu_s().sum()) / total_s
-    busy = float(window.state_s.sum()) / total_s
-    return Utilisation(gpu, busy - gpu, max(0.0, 1 - busy))  # never -0.00 by rounding
+    gpu, busy = window.gpu_ns(), window.busy_ns()
+    return Utilisation(gpu / total, (busy - gpu) / total, (total - busy) / total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,9 +203,15 @@ def _in_order(steps: Columns) -> Columns:
 
 def _overlap_s(begin_ns: Int64, end_ns: Int64, window_start_ns: int, window_end_ns: int) -> Float64:
     """Seconds of each interval inside the window, float64[n]."""
+    overlap = _overlap_ns(begin_ns, end_ns, window_start_ns, window_end_ns)
+    return np.asarray(overlap / NS_PER_S, np.float64)
+
+
+def _overlap_ns(begin_ns: Int64, end_ns: Int64, window_start_ns: int, window_end_ns: int) -> Int64:
+    """ns of each interval inside the window, int64[n]."""
     begin = np.maximum(begin_ns, window_start_ns)
     end = np.minimum(end_ns, window_end_ns)
-    return np.asarray(np.maximum(end - begin, 0) / NS_PER_S, np.float64)
+    return np.asarray(np.maximum(end - begin, 0), np.int64)
 
 
 def _in_system(steps: Columns, requests: Columns) -> Int64:

@@ -114,8 +114,8 @@ _STEPS: Final = (
     ("mean_decode_batch", "Mean decode batch:"),
     ("mixed_steps_percent", "Steps with prefill and decode (%):"),
     ("mean_running", "Mean running requests:"),
-    ("mean_waiting", "Mean waiting requests:"),
-    ("max_waiting", "Peak waiting requests:"),
+    ("mean_waiting", "Mean left waiting by a step:"),
+    ("max_waiting", "Peak left waiting by a step:"),
     ("retractions", "Retractions:"),
     ("recomputed_tokens", "Recomputed tokens:"),
 )
