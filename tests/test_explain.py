@@ -410,6 +410,30 @@ def test_advice_does_not_promise_what_memory_forbids():
     assert "raise it" not in advice
 
 
+def _spent_budget_run(decode_ns: int) -> HandMadeRun:
+    """Ten requests queue for steps of 100 ns whose budget is spent, after one decode-only step."""
+    run = HandMadeRun()
+    run.add_step(0, 0, 0, decode_ns, decode_ns, decode_requests=1, decode_iteration=0)
+    for step in range(1, 11):
+        begin = 100 * step
+        run.add_step(
+            step, begin, begin, 100, begin + 100, prefill_tokens=10,
+            block_reason=int(AdmissionBlock.TOKEN_BUDGET), waiting=1,
+        )  # fmt: skip
+        run.add_item(step, step, 10)
+        _finished(run, step, 100, begin, begin + 100, begin + 100, output_tokens=1)
+    return run
+
+
+def test_a_larger_budget_is_advised_only_where_it_would_raise_throughput():
+    """Steps made of prefill take longer in proportion to the budget: it is not what limits."""
+    (bound,) = [text for text in explain_run(_spent_budget_run(10)).advice if "queueing" in text]
+    assert "add a replica or a faster GPU" in bound
+    assert "raise it" not in bound
+    (free,) = [text for text in explain_run(_spent_budget_run(60)).advice if "queueing" in text]
+    assert "raise it or add a replica" in free
+
+
 def test_no_advice_without_a_dominant_cause_that_has_a_remedy():
     """A lone short request has nothing to be told but what its own prefill costs."""
     run = HandMadeRun()

@@ -12,15 +12,20 @@ from engine.core.config import SchedulerConfig
 from engine.core.hardware_spec import load_hardware_spec
 from engine.core.model_spec import load_model_spec
 from engine.core.workload import Workload
+from simulator.cost_model import StepShape
 from simulator.roofline import RooflineCostModel
 from simulator.world import ReplicaConfig, World
+from workbench.analysis.advice import Evidence, advise
 from workbench.analysis.attribution import attribute, times_ns
+from workbench.analysis.causes import DECODE_OWN
+from workbench.analysis.launches import eager_launch_share
 from workbench.compare import compare_runs
 from workbench.explain import explain_request, explain_run
 from workbench.metrics import summarize
 from workbench.run_header import ReplicaFacts
 
 GRAPHS = (1, 2, 4, 8, 16, 32)
+NO_RETRACTIONS = {"retractions": np.zeros(1, np.int64)}
 
 
 def _workload(seed: int, aborts: bool) -> Workload:
@@ -102,6 +107,42 @@ def test_a_cost_model_that_no_longer_gives_the_recorded_times_is_not_used():
     tables["steps"] = steps | {"gpu_ns": steps["gpu_ns"] - 1}
     run.table = tables.__getitem__
     assert "by token share" in explain_run(run).rule
+
+
+def _small_model_decoding(graph_batch: int) -> tuple[HandMadeRun, RooflineCostModel]:
+    """One request of a small model decodes alone, with steps as long as its cost model says."""
+    run = HandMadeRun()
+    model = RooflineCostModel(load_model_spec("Qwen3-0.6B"), load_hardware_spec("h200"))
+    begin = 0
+    for step in range(20):
+        prefill = 10 if step == 0 else 0
+        shape = StepShape(
+            prefill_tokens=prefill, prefill_requests=prefill // 10, prefill_context=0,
+            prefill_pairs=0, decode_requests=int(step > 0), decode_tokens=int(step > 0),
+            decode_context=step, decode_max_context=step, sampled_tokens=1,
+            graph_batch=graph_batch if step else 0, active_experts=-1,
+        )  # fmt: skip
+        gpu_ns, _, _ = model.step_cost(shape)
+        columns = {name: value for name, value in shape._asdict().items() if name[0] != "a"}
+        iteration = {"decode_iteration": step - 1} if step else {}
+        run.add_step(step, begin, begin, gpu_ns, begin + gpu_ns, **(columns | iteration))
+        begin += gpu_ns
+    return run, model
+
+
+@pytest.mark.parametrize(("graph_batch", "advised"), [(0, True), (1, False)])
+def test_steps_bound_by_launches_are_not_told_to_save_bytes(graph_batch, advised):
+    """Eager decode steps of a small model wait for launches: CUDA Graphs help, bytes do not."""
+    run, model = _small_model_decoding(graph_batch)
+    share = eager_launch_share(run, {0: model})
+    assert (share > 0.5) is advised
+    assert advised or share == 0
+    evidence = Evidence(
+        run.header, run.table("steps"), NO_RETRACTIONS, {}, {DECODE_OWN: 100}, share
+    )
+    (advice,) = advise(evidence)
+    assert ("cuda_graph_batch_sizes" in advice) is advised
+    assert ("fewer weight and KV bytes" in advice) is not advised
 
 
 def test_an_overlapped_host_is_hidden():

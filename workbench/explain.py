@@ -23,6 +23,7 @@ from workbench.analysis.explanation import (
     WorstRequest,
 )
 from workbench.analysis.explanation_text import render
+from workbench.analysis.launches import eager_launch_share
 from workbench.analysis.source import (
     Bool,
     CachedRun,
@@ -132,6 +133,7 @@ def explain_run(
         requests=select(requests, completed),
         ttft_ns={total.cause: total.total_ns for total in ttft},
         after_ns={total.cause: total.total_ns for total in after},
+        eager_launch_share=eager_launch_share(run, cost_models),
     )
     return RunExplanation(
         name=run.header.name,

@@ -22,11 +22,14 @@ from workbench.analysis.causes import (
     queue_cause,
 )
 from workbench.analysis.run_facts import pool_of, replica_values, scheduler_setting
-from workbench.analysis.source import Bool, int64
+from workbench.analysis.source import Bool, Int64, int64
 from workbench.run_header import RunHeader
 
 DOMINANT: Final = 0.2
 RETRACTIONS_MATTER: Final = 0.05
+# A step this many times as long as one without prefill is made of prefill: the fixed part, which
+# a larger budget would spread over more tokens, is at most a quarter of it.
+PREFILL_BOUND: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,8 @@ class Evidence:
         header, steps: of the run.
         requests: the requests that count.
         ttft_ns, after_ns: total of each cause over them, up to the first token and after it.
+        eager_launch_share: of the GPU time of decode-only steps, what launches outside CUDA Graphs
+            take (0 to 1).
     """
 
     header: RunHeader
@@ -44,6 +49,7 @@ class Evidence:
     requests: Columns
     ttft_ns: Mapping[str, int]
     after_ns: Mapping[str, int]
+    eager_launch_share: float = 0.0
 
     def blocked(self, reason: AdmissionBlock) -> Bool:
         """bool[steps], where the head of the queue was held back for `reason`."""
@@ -92,7 +98,8 @@ def _running_limit(evidence: Evidence) -> str:
     cause = f"queueing because max_running_requests={limit} was reached"
     if spare >= 0.1:
         return (
-            f"{cause}: raise it ({spare:.0%} of the KV pages were free meanwhile) or add a replica"
+            f"{cause}: raise it ({spare:.0%} of the KV pages were free meanwhile; larger batches "
+            "lengthen TPOT) or add a replica"
         )
     return f"{cause} with only {spare:.0%} of the KV pages free: add a replica"
 
@@ -129,7 +136,24 @@ def _token_budget(evidence: Evidence) -> str:
         f"queueing because max_num_batched_tokens={budget} was spent "
         f"({prefill_share:.0%} on prefill)"
     )
-    return f"{cause}: prompts come in faster than they are prefilled; add a replica or raise it"
+    cause = f"{cause}: prompts come in faster than they are prefilled"
+    full, without = (_mean_ms(evidence.steps, rows), _mean_decode_ms(evidence.steps))
+    if without is not None and full >= PREFILL_BOUND * without:
+        return (
+            f"{cause}; add a replica or a faster GPU (a larger budget would only make its steps, "
+            f"{full:,.1f} ms against {without:,.1f} ms without prefill, longer still)"
+        )
+    return f"{cause}; raise it or add a replica"
+
+
+def _mean_ms(steps: Columns, rows: Int64 | Bool) -> float:
+    return float(steps["gpu_ns"][rows].mean()) / 1e6
+
+
+def _mean_decode_ms(steps: Columns) -> float | None:
+    """Mean GPU time of the steps without prefill; None without one."""
+    without = steps["prefill_tokens"] == 0
+    return _mean_ms(steps, without) if without.any() else None
 
 
 def _prefill_limit(evidence: Evidence) -> str:
@@ -147,11 +171,10 @@ def _retraction(evidence: Evidence) -> str:
 
 def _long_steps(evidence: Evidence) -> str | None:
     steps = evidence.steps
-    with_prefill, without = steps["prefill_tokens"] > 0, steps["prefill_tokens"] == 0
-    if not with_prefill.any() or not without.any():
+    with_prefill, short_ms = steps["prefill_tokens"] > 0, _mean_decode_ms(steps)
+    if not with_prefill.any() or short_ms is None:
         return None
-    long_ms = float(steps["gpu_ns"][with_prefill].mean()) / 1e6
-    short_ms = float(steps["gpu_ns"][without].mean()) / 1e6
+    long_ms = _mean_ms(steps, with_prefill)
     if long_ms < 2 * short_ms:
         return None
     return (
@@ -198,6 +221,12 @@ def _decode_interference(evidence: Evidence) -> str:
 def _decode_pace(evidence: Evidence) -> str:
     decoding = int64(evidence.steps, "decode_requests")
     batch = decoding[decoding > 0].mean()
+    if evidence.eager_launch_share >= DOMINANT:
+        return (
+            f"decoding (mean batch {batch:,.1f}) whose steps spend "
+            f"{evidence.eager_launch_share:.0%} of their time on launching kernels without a CUDA "
+            "Graph: extend cuda_graph_batch_sizes"
+        )
     return (
         f"decoding at the GPU's own pace (mean batch {batch:,.1f}): fewer weight and KV bytes per "
         "token (smaller dtypes, a larger tensor_parallel_size) would speed it up"
