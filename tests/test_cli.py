@@ -80,6 +80,8 @@ def failing_app(error: Exception) -> typer.Typer:
         (UsageError("say it so"), 2, "error: say it so\n"),
         (OSError(28, "Disk full", "out.json"), 1, "error: Disk full: out.json\n"),
         (OSError("odd"), 1, "error: odd\n"),
+        (MemoryError("7 GiB"), 1, "error: not enough memory: 7 GiB; ask for fewer requests\n"),
+        (MemoryError(), 1, "error: not enough memory; ask for fewer requests\n"),
     ],
 )  # fmt: skip
 def test_expected_failures_are_one_line(error: Exception, code: int, text: str) -> None:

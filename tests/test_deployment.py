@@ -136,6 +136,15 @@ def test_unreadable_config_is_an_error(tmp_path: Path) -> None:
     assert "config.json" in text
 
 
+def test_an_architecture_that_is_not_known_lists_those_that_are(tmp_path: Path) -> None:
+    """The list stands on a line of its own; nothing of the message is shown as unprintable."""
+    config = tmp_path / "config.json"
+    config.write_text('{"model_type": "mamba"}')
+    _, text = refusal(f"model={{path: {config}}}")
+    assert "\N{REPLACEMENT CHARACTER}" not in text
+    assert "help: supported: llama, " in text
+
+
 def test_dtype_that_the_gpu_lacks_is_an_error() -> None:
     """Weights in a dtype that the GPU does not compute in are refused."""
     code, text = refusal("model.weight_dtype=fp8", "hardware.gpu=a100")

@@ -202,6 +202,24 @@ def test_missing_files_and_names_suggest_what_exists(tmp_path: Path) -> None:
     assert error_of("zzz").code == "S113"
 
 
+def test_a_folder_instead_of_a_file_points_at_the_config_in_it(tmp_path: Path) -> None:
+    """A model's folder is told as such, with its config.json, and never suggested itself."""
+    scenario = write(tmp_path, changed("name: Llama-3.1-8B", "path: llama"))
+    (tmp_path / "llama").mkdir()
+    empty = error_of(scenario)
+    assert (empty.code, empty.help) == ("S114", "")
+    assert empty.message.endswith("llama` is a folder, not a file")
+    config = tmp_path / "llama" / "config.json"
+    config.write_text("{}")
+    assert error_of(scenario).help == f"did you mean `{config}`?"
+
+
+def test_what_is_there_but_no_file_is_not_called_missing(tmp_path: Path) -> None:
+    """A device is no regular file; "does not exist" would be untrue."""
+    scenario = write(tmp_path, changed("name: Llama-3.1-8B", "path: /dev/null"))
+    assert error_of(scenario).message == "`/dev/null` is no regular file"
+
+
 def test_a_folder_or_an_impossible_name_is_no_scenario(tmp_path: Path) -> None:
     """What cannot be opened is a scenario error, not a traceback."""
     assert "Is a directory" in error_of(tmp_path).message

@@ -72,7 +72,9 @@ def resolve_deployment(loaded: LoadedScenario) -> Deployment:
     try:
         model = load_model_spec(scenario.model.name or str(scenario.model.path))
     except ModelConfigError as error:
-        raise ScenarioErrors([loaded.error(("model", "path"), "S203", str(error))]) from None
+        message, _, supported = str(error).partition("\n")
+        wrong = loaded.error(("model", "path"), "S203", message, supported)
+        raise ScenarioErrors([wrong]) from None
     gpu = load_hardware_spec(scenario.hardware.gpu)
     replicas: list[Replica] = []
     errors: list[ScenarioError] = []

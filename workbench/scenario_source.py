@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -210,16 +210,24 @@ def _join(folder: Path, written: str) -> Path:
 
 
 def _is_file(path: Path) -> bool:
+    return _holds(path, Path.is_file)
+
+
+def _holds(path: Path, test: Callable[[Path], bool]) -> bool:
     try:
-        return path.is_file()
+        return test(path)
     except OSError:  # a name that is too long, a folder without permission
         return False
 
 
 def _no_such_file(path: Path, span: Span) -> ScenarioError:
-    what = "is a folder, not a file" if path.is_dir() else "does not exist"
+    if _holds(path, Path.exists):
+        what = "is a folder, not a file" if path.is_dir() else "is no regular file"
+        config = path / "config.json"
+        guess = f"did you mean `{config}`?" if _is_file(config) else ""
+        return ScenarioError("S114", f"`{path}` {what}", guess, span)
     guess = did_you_mean(path.name, _siblings(path))
-    return ScenarioError("S114", f"`{path}` {what}", guess, span)
+    return ScenarioError("S114", f"`{path}` does not exist", guess, span)
 
 
 def _siblings(path: Path) -> list[str]:

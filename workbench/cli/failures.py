@@ -24,7 +24,7 @@ class FailureReportingGroup(TyperGroup):
     """Runs a subcommand and turns an exception into a message and an exit code.
 
     Exceptions defined in this project are written for its users: their text is the message. Any
-    other exception but an `OSError` is a defect and says so.
+    other exception but an `OSError` or a `MemoryError` is a defect and says so.
     """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
@@ -65,6 +65,9 @@ def failure_message(error: Exception) -> str:
     text = str(error)
     if isinstance(error, OSError):
         return f"error: {_os_error_text(error)}"
+    if isinstance(error, MemoryError):
+        wanted = f": {text}" if text else ""
+        return f"error: not enough memory{wanted}; ask for fewer requests"
     if type(error).__module__.partition(".")[0] in _ROOMS:
         return text if text.startswith("error") else f"error: {text}"
     return (
