@@ -30,6 +30,7 @@ def machine_settings(max_examples: int, steps: int = 40) -> settings:
         max_examples=max_examples,
         stateful_step_count=steps,
         derandomize=True,
+        report_multiple_bugs=False,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),

@@ -56,12 +56,15 @@ def calls_at(data: np.ndarray) -> list[int]:
     return [*starts, at]
 
 
-RECORDED = random_run(3, ALL_FAULTS, handoffs=True, count=8)
+@pytest.fixture(scope="module")
+def recorded() -> Run:
+    """A run in which everything happens."""
+    return random_run(3, ALL_FAULTS, handoffs=True, count=8)
 
 
-def test_every_number_of_a_plan_is_compared() -> None:
+def test_every_number_of_a_plan_is_compared(recorded: Run) -> None:
     """A journal with any other number in any plan is refused, and both plans are shown."""
-    data = RECORDED.journal.to_array()
+    data = recorded.journal.to_array()
     tried = 0
     for start, end in pairwise(calls_at(data)):
         if data[start] != Op.PLAN or end == start + 3:
@@ -71,32 +74,32 @@ def test_every_number_of_a_plan_is_compared() -> None:
             wrong[at] += 1
             numbers = tuple(wrong[start + 3 : end].tolist())
             with pytest.raises(JournalMismatchError) as caught:
-                replayed(RECORDED, wrong[:end])
+                replayed(recorded, wrong[:end])
             assert str(numbers) in str(caught.value)
             assert str(tuple(data[start + 3 : end].tolist())) in str(caught.value)
             tried += 1
     assert tried > 100
 
 
-def test_a_plan_that_was_not_made_is_a_mismatch() -> None:
+def test_a_plan_that_was_not_made_is_a_mismatch(recorded: Run) -> None:
     """None where a plan was recorded, and a plan where None was, are both refused."""
     journal = Journal()
-    scheduler = Scheduler(RECORDED.first_config, journal=journal)
+    scheduler = Scheduler(recorded.first_config, journal=journal)
     assert scheduler.plan(5) is None
-    scheduler.add(RECORDED.asks[1].request(), 6)
+    scheduler.add(recorded.asks[1].request(), 6)
     scheduler.plan(7)
     data = journal.to_array()
-    replayed(RECORDED, data)
+    replayed(recorded, data)
     first, add, plan, end = calls_at(data)
     with pytest.raises(JournalMismatchError):  # the plan without the request
-        replayed(RECORDED, np.concatenate([data[first:add], data[plan:end]]))
+        replayed(recorded, np.concatenate([data[first:add], data[plan:end]]))
     with pytest.raises(JournalMismatchError):  # None with the request
-        replayed(RECORDED, np.concatenate([data[add:plan], data[first:add]]))
+        replayed(recorded, np.concatenate([data[add:plan], data[first:add]]))
 
 
-def test_a_journal_that_ends_inside_a_call_is_refused() -> None:
+def test_a_journal_that_ends_inside_a_call_is_refused(recorded: Run) -> None:
     """Every cut that is not between two calls is a ValueError that says where."""
-    data = RECORDED.journal.to_array()[:400]
+    data = recorded.journal.to_array()[:400]
     whole = set(calls_at(data))
     for end in range(len(data)):
         if end in whole:
