@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from constant_costs import ConstantCosts
 
-from engine.core.admission import MOST_EXPECTED_TOKENS
+from engine.core.admission import MOST_EXPECTED_TOKENS, NewTokenRatio
 from engine.core.config import SchedulerConfig
 from engine.core.workload import Workload
 from simulator.world import ReplicaConfig, World
@@ -40,3 +40,21 @@ def test_reserving_believes_them(max_tokens: int) -> None:
     """Full reservation admits as many as could all use their max_tokens."""
     fit = 55_000 // -(-(600 + max_tokens - 1) // 16)
     assert peak_running(max_tokens, admission="reserve") == fit
+
+
+def test_an_idle_time_makes_admission_careful_again() -> None:
+    """What a long run taught about output lengths is forgotten when nobody is left running."""
+    count, gap_ns = 40, 100_000 * MS
+    arrival = np.concatenate([[0], np.full(count, gap_ns)])
+    outputs = np.concatenate([[900], np.full(count, 50)])
+    limits = np.full(count + 1, 1000)
+    lengths = np.full(count + 1, 16)
+    workload = Workload.from_lengths(arrival, lengths, outputs, limits)
+    config = SchedulerConfig(num_pages=1000, max_model_len=2048)
+    running = World(workload, [ReplicaConfig(config, ConstantCosts(MS))]).run().tables["steps"]
+    first_burst = int(running["running"][running["plan_ns"] == gap_ns].max())
+    afresh = NewTokenRatio(1.0).at(0)
+    tokens_free_for_others = (
+        1000 * 16 - 1016
+    )  # one page pool, less what the last one may use itself
+    assert first_burst == 1 + int(tokens_free_for_others / (afresh * 1000 + 16))

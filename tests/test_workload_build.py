@@ -323,6 +323,18 @@ def test_a_conversation_has_one_priority() -> None:
     np.testing.assert_array_equal(workload.priority[followers], workload.priority[followers - 1])
 
 
+def test_a_conversation_has_one_tenant() -> None:
+    """Tenants are drawn evenly per conversation, and all turns keep theirs; by default all share."""
+    assert not _build("conversation").workload.tenant.any()
+    changes = {"workload": {"num_tenants": 4, "num_conversations": 2000}}
+    workload = _build("conversation", **changes).workload
+    is_first = workload.parent == NEVER
+    share = np.bincount(workload.tenant[is_first]) / 2000
+    np.testing.assert_allclose(share, 0.25, atol=5 * (0.1875 / 2000) ** 0.5)
+    followers = np.flatnonzero(~is_first)
+    np.testing.assert_array_equal(workload.tenant[followers], workload.tenant[followers - 1])
+
+
 def test_skipped_rows_and_notes_of_a_trace_are_passed_on() -> None:
     """What the reader left out is known to whoever reports the result."""
     built = _build("trace", workload={"path": str(TRACES / "burstgpt_v1.csv")})

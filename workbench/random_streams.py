@@ -24,6 +24,7 @@ class Stream(IntEnum):
     TURNS = 7
     PRIORITIES = 8
     FIRST_PROMPT_LENGTHS = 9
+    TENANTS = 10
 
 
 def generator(seed: int, stream: Stream) -> np.random.Generator:

@@ -31,6 +31,7 @@ workload:
   output_len: {{kind: lognormal, mean: 200, std_dev: 150, max: 1024}}
   max_tokens: output_len    # default: the client asks for exactly the output; or a number
   high_priority_fraction: 0 # default: 0; share that `scheduler.policy: priority` favours
+  num_tenants: 1            # default: 1; tenants never share cached prefixes
 # workload:                 # groups of requests that share a system prompt
 #   kind: shared_prefix
 #   num_requests: 1000

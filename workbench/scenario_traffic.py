@@ -42,6 +42,9 @@ class _Requests(ScenarioModel):
     high_priority_fraction: Fraction = 0.0
     """Share of the requests (of the conversations, for conversations) that have priority 1; the
     rest have 0. It matters under `scheduler.policy: priority`."""
+    num_tenants: Count = 1
+    """Requests (conversations) belong to one of so many tenants, drawn at random. Tenants never
+    share cached prefixes, even of the same text."""
 
 
 class SyntheticWorkload(_Requests):

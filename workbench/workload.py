@@ -235,7 +235,7 @@ def _workload(
         output_tokens=requests.output_tokens,
         max_tokens=max_tokens,
         priority=_priorities(scenario, is_root)[root],
-        tenant=np.zeros(len(requests), np.int32),
+        tenant=_tenants(scenario, int(is_root.sum()))[np.cumsum(is_root)[root] - 1],
         parent=requests.parent,
         think_ns=requests.think_ns,
         abort_after_ns=_abort_after_ns(scenario, len(requests)),
@@ -269,6 +269,12 @@ def _priorities(scenario: Scenario, is_root: np.ndarray) -> Int32:
     priority = np.zeros(len(is_root), np.int32)
     priority[is_root] = chosen
     return priority
+
+
+def _tenants(scenario: Scenario, count: int) -> Int32:
+    """int32[count]: the tenant of each row without parent."""
+    rng = generator(scenario.seed, Stream.TENANTS)
+    return rng.integers(scenario.workload.num_tenants, size=count).astype(np.int32)
 
 
 def _abort_after_ns(scenario: Scenario, n: int) -> Int64:

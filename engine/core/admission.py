@@ -13,9 +13,10 @@ class NewTokenRatio:
     """The share of their remaining max_tokens that running requests are expected to generate.
 
     It starts pessimistic, falls with every decode iteration in which memory sufficed, and jumps
-    back when requests had to be retracted. The method and its constants are those of SGLang's
-    scheduler (`new_token_ratio`, `schedule_conservativeness`); here the decay is a closed form of
-    the iteration, so that skipping iterations changes nothing. As there, nobody is expected to
+    back when requests had to be retracted; after an idle time it starts over. The method and its
+    constants are those of SGLang's scheduler (`new_token_ratio`, `schedule_conservativeness`); here
+    the decay is a closed form of the iteration, so that skipping iterations changes nothing. As
+    there, nobody is expected to
     generate more than `MOST_EXPECTED_TOKENS` (`CLIP_MAX_NEW_TOKENS`) more, whatever max_tokens
     says: clients often allow all that the context holds.
     """
@@ -30,6 +31,11 @@ class NewTokenRatio:
     def at(self, iteration: int) -> float:
         """The ratio at a decode iteration, between 0 and 1."""
         return max(self._start - self._decay * (iteration - self._start_iteration), self._least)
+
+    def restart(self, iteration: int) -> None:
+        """Nobody ran any more: what was learnt of those texts says nothing of the next ones."""
+        self._start = self._initial
+        self._start_iteration = iteration
 
     def retracted(self, iteration: int, generated: int, running: int, max_tokens: int) -> None:
         """Pages ran out: estimate anew from what the remaining running requests did so far.

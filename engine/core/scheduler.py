@@ -88,8 +88,10 @@ class Scheduler:
         reason = self._memory.why_never(request)
         if reason:
             self.book.reject(request, reason, now)
-        else:
-            self.book.arrive(request, now)
+            return reason
+        if not self.book.requests:
+            self._state.ratio.restart(self.book.batch.iteration)
+        self.book.arrive(request, now)
         return reason
 
     def abort(self, request_id: int, now: int) -> Request | None:
