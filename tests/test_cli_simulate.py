@@ -172,14 +172,15 @@ def test_runs_directory_that_is_a_file_is_a_failure() -> None:
 # Ctrl-C, streams, progress
 
 
-def test_interrupt_keeps_the_partial_run() -> None:
-    """Ctrl-C ends a long run with 130, prints what there is, and keeps a readable record."""
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupt_keeps_the_partial_run(sent: signal.Signals, code: int) -> None:
+    """Ctrl-C or SIGTERM ends a long run, prints what there is, and keeps a readable record."""
     command = [
         *WORKBENCH,
         "simulate",
         "quickstart",
         "--num-prompts",
-        "1000000",
+        "500000",
         "--detail",
         "steps",
     ]
@@ -188,15 +189,15 @@ def test_interrupt_keeps_the_partial_run() -> None:
     deadline = time.monotonic() + 120
     while not first_segment.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     stdout, stderr = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert stdout.startswith("STOPPED EARLY")
     assert "partial run is kept in runs/quickstart-1" in stderr
     run = RunReader(Path("runs/quickstart-1"))
     assert run.status == "interrupted"
     assert run.summary["unfinished"] > 0
-    assert run.table("requests")["request_id"].size == 1_000_000
+    assert run.table("requests")["request_id"].size == 500_000
 
 
 def test_emit_streams_the_run_on_stdout() -> None:

@@ -1,8 +1,8 @@
 """The `workbench` command: one module per subcommand, each a thin function.
 
 Results go to stdout, talk to stderr. Exit codes: 0 done, 1 failure, 2 wrong usage or scenario,
-3 a regression or a missed goal, 130 interrupted. Everything slow to import is imported inside the
-functions, so that `--help` answers at once.
+3 a regression or a missed goal, 130 interrupted, 143 terminated. Everything slow to import is
+imported inside the functions, so that `--help` answers at once.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def run(
     """
     from workbench.cli.failures import REGRESSION_EXIT_CODE, UsageError
     from workbench.cli.percent import parse_percent
-    from workbench.cli.simulation import INTERRUPTED_EXIT_CODE, Outputs, carry_out
+    from workbench.cli.simulation import Outputs, carry_out
     from workbench.summary import render
 
     if trace is not None and not record:
@@ -126,10 +126,10 @@ def run(
         trace=trace,
         talk=not quiet,
     )
-    summary = carry_out(simulation, outputs)
+    summary, exit_code = carry_out(simulation, outputs)
     if emit is None:
         typer.echo(render(summary, "json" if as_json else output_format), nl=False)
-    if summary["stopped_early"]:
-        raise typer.Exit(INTERRUPTED_EXIT_CODE)
+    if exit_code:
+        raise typer.Exit(exit_code)
     if limit_percent is not None and not (summary["slo_attainment_percent"] or 0) >= limit_percent:
         raise typer.Exit(REGRESSION_EXIT_CODE)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import typer
 
@@ -19,8 +19,6 @@ from workbench.run_record import JOURNAL, RunReader, RunWriter
 from workbench.run_stream import FrameWriter
 from workbench.segment_buffer import SegmentBuffer
 from workbench.simulate import Simulated, Simulation, run
-
-INTERRUPTED_EXIT_CODE = 130
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +40,17 @@ class Outputs:
     talk: bool
 
 
-def carry_out(simulation: Simulation, outputs: Outputs) -> dict[str, Any]:
+class CarriedOut(NamedTuple):
+    """A summary, and the exit code if the run did not end as it should; else 0."""
+
+    summary: dict[str, Any]
+    exit_code: int
+
+
+def carry_out(simulation: Simulation, outputs: Outputs) -> CarriedOut:
     """Run what was prepared, feed the outputs, and give the summary.
 
-    Ctrl-C ends the run early and keeps it.
+    Ctrl-C or SIGTERM ends the run early and keeps it.
     """
     if outputs.talk:
         for note in simulation.header.notes:
@@ -60,7 +65,7 @@ def carry_out(simulation: Simulation, outputs: Outputs) -> dict[str, Any]:
         frames.summary(simulated.summary, "interrupted" if simulated.stopped_early else "complete")
     if writer is not None:
         _after(writer, simulated, outputs)
-    return simulated.summary
+    return CarriedOut(simulated.summary, should_stop.exit_code if simulated.stopped_early else 0)
 
 
 def _run(
