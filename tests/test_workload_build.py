@@ -324,7 +324,7 @@ def test_a_conversation_has_one_priority() -> None:
 
 
 def test_a_conversation_has_one_tenant() -> None:
-    """Tenants are drawn evenly per conversation, and all turns keep theirs; by default all share."""
+    """Tenants are drawn evenly per conversation, all turns keep theirs, and one is the default."""
     assert not _build("conversation").workload.tenant.any()
     changes = {"workload": {"num_tenants": 4, "num_conversations": 2000}}
     workload = _build("conversation", **changes).workload
