@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +16,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from workbench.atomic_file import write_atomic
 from workbench.cli import app
 from workbench.cli.progress import ProgressLine
+from workbench.run_errors import RunRecordError
 from workbench.run_record import RunReader
 from workbench.run_stream import HeaderFrame, SummaryFrame, read_frames
 
@@ -167,6 +171,29 @@ def test_runs_directory_that_is_a_file_is_a_failure() -> None:
     assert result.exit_code == 1
     assert "runs" in result.stderr
     assert not result.stdout
+
+
+@pytest.mark.parametrize("file", [r"events/\d+\.npz", r"journal\.npz", r"summary\.json"])
+def test_full_disk_costs_the_record_and_not_the_result(
+    monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """When the disk fills up the result comes all the same, with code 1 and a failed record."""
+
+    def write(path: Path, data: bytes | memoryview) -> None:
+        if re.search(file + "$", str(path)):
+            error = OSError(errno.ENOSPC, "No space left on device")
+            raise RunRecordError.of_os_error("write", path, error)
+        write_atomic(path, data)
+
+    expected = invoke(*SMALL, "--no-record").stdout
+    monkeypatch.setattr("workbench.run_record.write_atomic", write)
+    result = invoke(*SMALL, "--trace", "t.json")
+    assert (result.exit_code, result.stdout) == (1, expected)
+    assert result.stderr.count("error: cannot write runs/quickstart-1/") == 1
+    assert "no space left on device" in result.stderr
+    assert "runs/quickstart-1 has failed" in result.stderr
+    assert RunReader(Path("runs/quickstart-1")).status == "failed"
+    assert not Path("t.json").exists()
 
 
 # Ctrl-C, streams, progress

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import typer
 
+from workbench.cli.failures import FAILURE_EXIT_CODE
 from workbench.cli.interrupt import stop_on_interrupt
 from workbench.cli.progress import ProgressLine
+from workbench.cli.recording import Recording
 from workbench.run_errors import RunRecordError
 from workbench.run_header import RunHeader
-from workbench.run_record import JOURNAL, RunReader, RunWriter
+from workbench.run_record import RunReader, RunWriter
 from workbench.run_stream import FrameWriter
-from workbench.segment_buffer import SegmentBuffer
 from workbench.simulate import Simulated, Simulation, run
 
 
@@ -56,52 +57,50 @@ def carry_out(simulation: Simulation, outputs: Outputs) -> CarriedOut:
         for note in simulation.header.notes:
             typer.echo(f"note: {note}", err=True)
     frames = FrameWriter(sys.stdout.buffer, simulation.header) if outputs.stream else None
-    with stop_on_interrupt() as should_stop, _recording(outputs, simulation.header) as writer:
+    with stop_on_interrupt() as should_stop, _recording(outputs, simulation.header) as record:
         with ProgressLine(enabled=outputs.talk) as line:
-            simulated = _run(simulation, writer, frames, should_stop, line)
-        if writer is not None:
-            _close_record(writer, simulated)
+            simulated = _run(simulation, record, frames, should_stop, line)
+        if record is not None:
+            record.close(simulated)
     if frames is not None:
         frames.summary(simulated.summary, "interrupted" if simulated.stopped_early else "complete")
-    if writer is not None:
-        _after(writer, simulated, outputs)
-    return CarriedOut(simulated.summary, should_stop.exit_code if simulated.stopped_early else 0)
+    exit_code = should_stop.exit_code if simulated.stopped_early else 0
+    if record is not None:
+        _after(record, simulated, outputs)
+        exit_code = FAILURE_EXIT_CODE if record.broke_off else exit_code
+    return CarriedOut(simulated.summary, exit_code)
 
 
 def _run(
     simulation: Simulation,
-    writer: RunWriter | None,
+    record: Recording | None,
     frames: FrameWriter | None,
     should_stop: Callable[[], bool],
     line: ProgressLine,
 ) -> Simulated:
     """Run into the record and the stream, whichever there are."""
-    record = None if writer is None else SegmentBuffer(writer.write_segment)
     sinks = [] if record is None else [record.add]
     if frames is not None:
         sinks.append(frames.write_segment)
-    simulated = run(
+    return run(
         simulation,
         sinks,
         live=frames is not None,
-        journal=writer is not None and simulation.header.detail != "none",
+        journal=record is not None and simulation.header.detail != "none",
         should_stop=should_stop,
         on_progress=line.update,
     )
-    if record is not None:
-        record.flush()
-    return simulated
 
 
 @contextmanager
-def _recording(outputs: Outputs, header: RunHeader) -> Iterator[RunWriter | None]:
-    """The writer of the record, if there is to be one; a failure is noted in the record."""
+def _recording(outputs: Outputs, header: RunHeader) -> Iterator[Recording | None]:
+    """The record, if there is to be one; a failure of the simulation is noted in it."""
     if outputs.runs_directory is None:
         yield None
         return
     writer = RunWriter(outputs.runs_directory, outputs.run_name, header)
     try:
-        yield writer
+        yield Recording(writer)
     except BaseException as error:
         if writer.header.status == "running":
             with suppress(RunRecordError):  # the first failure is the one to report
@@ -109,22 +108,17 @@ def _recording(outputs: Outputs, header: RunHeader) -> Iterator[RunWriter | None
         raise
 
 
-def _close_record(writer: RunWriter, simulated: Simulated) -> None:
-    if simulated.journals and writer.header.detail != "none":
-        journals = {str(i): journal.to_array() for i, journal in enumerate(simulated.journals)}
-        writer.add_arrays(JOURNAL, journals)
-    if simulated.stopped_early is None:
-        writer.finish(simulated.summary)
-    else:
-        writer.interrupted(simulated.summary, simulated.stopped_early)
-
-
-def _after(writer: RunWriter, simulated: Simulated, outputs: Outputs) -> None:
+def _after(record: Recording, simulated: Simulated, outputs: Outputs) -> None:
     """Say where the record is, and make the trace from it."""
+    if record.broke_off:
+        if outputs.trace is not None:
+            typer.echo(f"without the record there is no {outputs.trace}", err=True)
+        return
+    path = record.writer.path
     if outputs.trace is not None:
         from workbench.perfetto import write_trace
 
-        write_trace(RunReader(writer.path), outputs.trace)
+        write_trace(RunReader(path), outputs.trace)
     if outputs.talk:
         what = "recorded in" if simulated.stopped_early is None else "the partial run is kept in"
-        typer.echo(f"{what} {writer.path}", err=True)
+        typer.echo(f"{what} {path}", err=True)

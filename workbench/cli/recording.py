@@ -1,0 +1,58 @@
+"""A record that may break off while the simulation goes on, as on a full disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import typer
+
+from engine.core.events import Segment
+from workbench.run_errors import RunRecordError
+from workbench.run_record import JOURNAL, RunWriter
+from workbench.segment_buffer import SegmentBuffer
+from workbench.simulate import Simulated
+
+
+class Recording:
+    """Writes one run as long as that works; the first failure is said on stderr and ends it.
+
+    Attributes:
+        writer: of the record.
+        broke_off: whether something could not be written.
+        add: the sink of segments.
+    """
+
+    def __init__(self, writer: RunWriter) -> None:
+        self.writer = writer
+        self.broke_off = False
+        self._buffer = SegmentBuffer(self._write_segment)
+        self.add = self._buffer.add
+
+    def close(self, simulated: Simulated) -> None:
+        """Write what is left, and how the run ended."""
+        self._buffer.flush()
+        self._attempt(lambda: self._end(simulated), "the result is not recorded")
+
+    def _write_segment(self, segment: Segment) -> None:
+        self._attempt(
+            lambda: self.writer.write_segment(segment), "the simulation goes on without recording"
+        )
+
+    def _end(self, simulated: Simulated) -> None:
+        writer = self.writer
+        if simulated.journals and writer.header.detail != "none":
+            journals = {str(i): journal.to_array() for i, journal in enumerate(simulated.journals)}
+            writer.add_arrays(JOURNAL, journals)
+        if simulated.stopped_early is None:
+            writer.finish(simulated.summary)
+        else:
+            writer.interrupted(simulated.summary, simulated.stopped_early)
+
+    def _attempt(self, write: Callable[[], None], otherwise: str) -> None:
+        if self.broke_off:
+            return
+        try:
+            write()
+        except RunRecordError as error:
+            self.broke_off = True
+            typer.echo(f"error: {error}\n{otherwise}: {self.writer.path} has failed", err=True)
