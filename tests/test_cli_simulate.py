@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -20,6 +21,7 @@ from workbench.atomic_file import write_atomic
 from workbench.cli import app
 from workbench.cli.progress import ProgressLine
 from workbench.run_errors import RunRecordError
+from workbench.run_header import Status, encode_header
 from workbench.run_record import RunReader
 from workbench.run_stream import HeaderFrame, SummaryFrame, read_frames
 
@@ -319,6 +321,43 @@ def test_compare_fails_over_a_regression_only() -> None:
     worse = invoke("compare", "quickstart-1", "quickstart-3", "--fail-over", "5%")
     assert (same.exit_code, worse.exit_code) == (0, 3)
     assert "worse" in worse.stdout
+
+
+def test_compare_names_the_directories() -> None:
+    """`compare` says which recorded runs it compares, also for two runs of one scenario."""
+    invoke(*SMALL)
+    invoke(*SMALL)
+    lines = invoke("compare", "quickstart-1", "runs/quickstart-2").stdout.splitlines()
+    assert lines[0] == "A  runs/quickstart-1 (quickstart, simulation)"
+    assert lines[1] == "B  runs/quickstart-2 (quickstart, simulation)"
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "clause", "word"),
+    [
+        ("running", None, "the run is still running, or was killed;", "still running, or killed"),
+        (
+            "interrupted",
+            "interrupted at 1.5 s of simulated time",
+            "the run was interrupted at 1.5 s of simulated time;",
+            "interrupted",
+        ),
+        ("failed", "the disk is full", "the run failed: the disk is full;", "failed"),
+    ],
+)
+def test_readers_say_how_a_run_ended(
+    status: Status, reason: str | None, clause: str, word: str
+) -> None:
+    """`explain` and `compare` say in a sentence that a run is killed, interrupted or failed."""
+    invoke(*SMALL)
+    header = Path("runs/quickstart-1/header.json")
+    facts = RunReader(header.parent).header
+    changed = msgspec.structs.replace(facts, status=status, status_reason=reason)
+    header.write_bytes(encode_header(changed))
+    explained = invoke("explain", "quickstart-1").stdout
+    assert f"note: {clause}" in explained
+    assert f"quickstart ({word}; step times" in explained
+    assert f"simulation, {word})" in invoke("compare", "quickstart-1", "quickstart-1").stdout
 
 
 def test_report_names_the_pictures_it_drew() -> None:

@@ -519,6 +519,8 @@ def test_recorded_runs_compare_and_encode(tmp_path, wide, narrow):
         readers.append(RunReader(writer.path))
     comparison = compare_runs(*readers, fail_over=5)
     in_memory = compare_runs(wide, narrow, fail_over=5)
-    assert replace(comparison, header=()) == replace(in_memory, header=())
+    assert comparison.name_a == f"{readers[0].path} (tiny, simulation)"
+    unnamed = {"header": (), "name_a": "", "name_b": ""}
+    assert replace(comparison, **unnamed) == replace(in_memory, **unnamed)
     decoded = msgspec.json.decode(msgspec.json.encode(comparison))
     assert decoded["regressed"] == list(comparison.regressed)

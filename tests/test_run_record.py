@@ -185,7 +185,7 @@ def test_status_tells_how_a_run_ended(tmp_path: Path, played: Played) -> None:
     reader = RunReader(writer.path)
     assert reader.status == "running"
     assert len(reader.table("steps")["step"]) == len(played.tables["steps"]["step"])
-    with pytest.raises(RunRecordError, match="is missing: the run is running"):
+    with pytest.raises(RunRecordError, match="is missing: the run is still running, or was killed"):
         _ = reader.summary
     writer.interrupted({"completed": 3}, "Ctrl-C")
     reader = RunReader(writer.path)

@@ -16,6 +16,8 @@ from workbench.analysis.header_diff import header_differences, same_requests
 from workbench.analysis.metric_deltas import metric_deltas
 from workbench.analysis.rebuilt_models import rebuild_cost_models
 from workbench.analysis.source import CachedRun, RunTables
+from workbench.run_header import STATUS_TEXTS
+from workbench.run_record import RunReader
 
 if TYPE_CHECKING:
     from simulator.cost_model import CostModel
@@ -38,6 +40,7 @@ def compare_runs(
         cost_models_a: replica -> A's cost model, to tell durations from decisions where decisions
             differ. None: those that A's header names.
     """
+    name_a, name_b = _name(a), _name(b)
     a, b = CachedRun(a), CachedRun(b)
     paired = same_requests(a, b)
     metrics = metric_deltas(a, b, paired)
@@ -49,8 +52,8 @@ def compare_runs(
         else tuple(metric.name for metric in metrics if metric.regressed(fail_over))
     )
     return Comparison(
-        name_a=_name(a),
-        name_b=_name(b),
+        name_a=name_a,
+        name_b=name_b,
         header=header_differences(a, b),
         paired=paired,
         metrics=metrics,
@@ -62,6 +65,9 @@ def compare_runs(
 
 
 def _name(run: RunTables) -> str:
+    """The directory of a recorded run; name, kind and how it ended of any."""
     header = run.header
-    status = "" if header.status == "complete" else f", {header.status}"
+    status = "" if header.status == "complete" else f", {STATUS_TEXTS[header.status]}"
+    if isinstance(run, RunReader):
+        return f"{run.path} ({header.name}, {header.kind}{status})"
     return f"{header.name} ({header.kind}{status})"

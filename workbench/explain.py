@@ -202,8 +202,7 @@ def _worst_requests(attribution: Attribution, counted: Bool, most: int) -> tuple
 def _notes(run: RunTables, counted: Bool, completed: Bool) -> tuple[str, ...]:
     notes = []
     if run.header.status != "complete":
-        why = f": {run.header.status_reason}" if run.header.status_reason else ""
-        notes.append(f"the run is {run.header.status}{why}; requests without an end are left out")
+        notes.append(f"{run.header.how_it_ended()}; requests without an end are left out")
     left_out = int(counted.sum() - completed.sum())
     if left_out:
         notes.append(f"{left_out:,} requests did not end well; only why they waited is counted")

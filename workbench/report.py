@@ -71,7 +71,7 @@ def _titles(run: RunReader) -> tuple[str, str]:
     if run.status in ("complete", "interrupted"):
         lines = headlines(run.summary)
         return title, textwrap.shorten(lines[0], 175, placeholder=" …") if lines else ""
-    return title, f"the run is {run.status}"
+    return title, header.how_it_ended()
 
 
 def _save(figure: Figure, path: Path, suffix: ImageFormat) -> Path:

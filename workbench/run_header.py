@@ -12,6 +12,12 @@ FORMAT_VERSION: Final = 1
 DEFAULT_PERCENTILES: Final = (50.0, 90.0, 95.0, 99.0, 99.9)
 
 Status = Literal["running", "complete", "interrupted", "failed"]
+STATUS_TEXTS: Final[dict[Status, str]] = {
+    "running": "still running, or killed",
+    "complete": "complete",
+    "interrupted": "interrupted",
+    "failed": "failed",
+}
 
 
 class ReplicaFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,6 +160,21 @@ class RunHeader(msgspec.Struct, frozen=True, kw_only=True):
     def num_gpus(self) -> int:
         """GPUs of the whole deployment."""
         return sum(replica.tensor_parallel_size for replica in self.replicas)
+
+    def how_it_ended(self) -> str:
+        """A clause about the run, such as "the run failed: the disk is full"."""
+        reason = self.status_reason or ""
+        if self.status == "interrupted" and reason.startswith("interrupted"):
+            return f"the run was {reason}"
+        return f"the run {_CLAUSES[self.status]}" + (f": {reason}" if reason else "")
+
+
+_CLAUSES: Final[dict[Status, str]] = {
+    "running": "is still running, or was killed",
+    "complete": "is complete",
+    "interrupted": "was interrupted",
+    "failed": "failed",
+}
 
 
 class _FormatOnly(msgspec.Struct):

@@ -145,7 +145,7 @@ class RunReader:
         """The metrics of the run, as `workbench.metrics.summarize` made them."""
         path = self.path / SUMMARY
         if not path.exists():
-            raise RunRecordError(f"{path} is missing: the run is {self.status}, not summarized")
+            raise RunRecordError(f"{path} is missing: {self.header.how_it_ended()}")
         try:
             loaded = json.loads(_read_bytes(path))
         except ValueError as error:

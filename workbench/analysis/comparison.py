@@ -15,7 +15,7 @@ class Comparison:
     """Run B against run A.
 
     Attributes:
-        name_a, name_b: what to call them: name, kind and status.
+        name_a, name_b: what to call them: directory, name, kind and status.
         header: facts that differ, those that make the comparison unfair first.
         paired: both were asked the same requests, so noise is judged request by request.
         metrics: all metrics with their differences.

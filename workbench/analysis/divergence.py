@@ -16,6 +16,7 @@ from engine.core.events import Detail
 from workbench.analysis.source import Int64, RunTables, detail_of, int64
 from workbench.analysis.step_batches import BATCH, STATE, ReplicaSteps, StepBatch, replica_steps
 from workbench.analysis.timeline import NEVER
+from workbench.run_header import STATUS_TEXTS
 
 Where = Literal["equal", "routing", "batch", "length", "unknown"]
 
@@ -240,7 +241,7 @@ def _of_replica(pair: _Pair, equal: int, a: RunTables, b: RunTables) -> Divergen
 
 
 def _ended(name: str, pair: _Pair, run: RunTables) -> str:
-    how = "" if run.header.status == "complete" else f" ({run.header.status})"
+    how = "" if run.header.status == "complete" else f" ({STATUS_TEXTS[run.header.status]})"
     return f"{name}{how} ends after {pair.common:,} steps of replica {pair.a.replica}, all equal"
 
 

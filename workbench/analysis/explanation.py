@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from engine.core.enums import FinishReason, RejectReason
 from workbench.analysis.blame import CauseShare
 from workbench.analysis.waiting import WaitReason, WorstStep
+from workbench.run_header import Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class RunExplanation:
 
     name: str
     cost_model: str
-    status: str
+    status: Status
     num_requests: int
     num_completed: int
     mean_ttft_ns: float | None

@@ -10,6 +10,7 @@ from workbench.analysis.blame import BlamedStep, CauseShare
 from workbench.analysis.causes import label
 from workbench.analysis.explanation import CauseTotal, RequestExplanation, RunExplanation
 from workbench.analysis.waiting import WaitReason, WorstStep
+from workbench.run_header import STATUS_TEXTS
 
 _NS_PER_MS = 1e6
 _NAMED_OTHERS = 3
@@ -43,7 +44,8 @@ def _(explanation: RequestExplanation) -> str:
 
 @render.register
 def _(explanation: RunExplanation) -> str:
-    about = f"{explanation.name} ({explanation.status}; step times: {explanation.cost_model})"
+    status = STATUS_TEXTS[explanation.status]
+    about = f"{explanation.name} ({status}; step times: {explanation.cost_model})"
     ended = f"{explanation.num_completed:,} of {explanation.num_requests:,} requests ended well"
     lines = [
         f"{about}: {ended}",
