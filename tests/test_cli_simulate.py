@@ -100,6 +100,24 @@ def test_detail_decides_the_tables_and_not_the_result(detail: str) -> None:
     assert summary == reference
 
 
+def test_only_an_open_loop_can_be_held_back_by_its_client() -> None:
+    """A cap on an open loop holds requests back; a closed loop wants none before it sends it."""
+    said = "Held back by the client"
+    closed = ["--set", "load={kind: closed_loop, max_concurrency: 4}"]
+    capped = ["--set", "load.max_concurrency=4"]
+    summaries = []
+    for flags in (closed, capped):
+        result = invoke(*SMALL, *flags)
+        assert (said in result.stdout) == (flags is capped)
+        run = f"quickstart-{len(summaries) + 1}"
+        told = invoke("explain", run, "--request", "149").stdout
+        assert ("held it back" in told) == (flags is capped)
+        summaries.append(RunReader(Path("runs") / run).summary)
+    waits = [(s["mean_client_wait_ms"], s["wait_client_request_s"]) for s in summaries]
+    assert waits[0] == (None, None)
+    assert min(waits[1]) > 0
+
+
 def test_name_and_directory_of_the_record() -> None:
     """--name and --runs-dir say where the record goes; numbers count up."""
     for _ in range(2):

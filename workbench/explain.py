@@ -91,7 +91,7 @@ def explain_request(
         output_tokens=facts["output_tokens"],
         retractions=facts["retractions"],
         recomputed_tokens=facts["recomputed_tokens"],
-        client_wait_ns=facts["client_wait_ns"],
+        client_wait_ns=facts["client_wait_ns"] if run.header.load.wants_before_sending() else 0,
         finish_reason=FinishReason(facts["finish_reason"]),
         reject_reason=RejectReason(facts["reject_reason"]),
         arrival_ns=facts["arrival_ns"],

@@ -60,7 +60,7 @@ def summarize(tables: Segment, header: RunHeader, stopped_early: str | None = No
     run_end_ns = int(max(steps["end_ns"].max(initial=0), requests["finish_ns"].max(initial=0)))
     subject = throughput.measured(requests, header.measure, run_end_ns)
     iterations = IterationTimes.of(steps) if len(steps["step"]) else None
-    return {
+    summary = {
         **_identity(header, stopped_early),
         **_load(requests, header, run_end_ns),
         **_counts(requests, subject),
@@ -70,6 +70,9 @@ def summarize(tables: Segment, header: RunHeader, stopped_early: str | None = No
         **_retractions(subject.requests),
         **_replicas(requests, steps, subject, header, run_end_ns),
     }
+    if not header.load.wants_before_sending():
+        summary |= dict.fromkeys(("mean_client_wait_ms", "wait_client_request_s"))
+    return summary
 
 
 def _identity(header: RunHeader, stopped_early: str | None) -> Summary:

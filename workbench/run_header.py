@@ -50,6 +50,10 @@ class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
     burstiness: float | None = None
     max_concurrency: int | None = None
 
+    def wants_before_sending(self) -> bool:
+        """Whether a request can be wanted before it is sent; a closed loop wants it only then."""
+        return self.kind != "closed_loop"
+
 
 class MeasureFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Which requests count.

@@ -193,7 +193,7 @@ def _waits(summary: Summary) -> list[_Line]:
     lines = [_Line("Time in queue (request-s):", _text(total))]
     lines += [_Line(_WAIT_LABELS[reason], _text(share)) for share, reason in shares if share > 0]
     client_s = summary["wait_client_request_s"]
-    if client_s > 0:
+    if client_s:
         lines.append(_Line("Held back by the client (request-s):", _text(client_s)))
     return lines
 

@@ -17,7 +17,7 @@ class RequestExplanation:
     Attributes:
         request_id, replica, prompt_tokens, cached_tokens, output_tokens, retractions,
         recomputed_tokens, client_wait_ns: as in the `requests` table; the client's own wait comes
-            before the arrival and belongs to no latency.
+            before the arrival and belongs to no latency; 0 under a closed loop.
         finish_reason: NONE if the record ends before the request does.
         reject_reason: why it was rejected, if it was.
         arrival_ns: since the start of the run.
