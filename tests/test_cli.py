@@ -172,6 +172,15 @@ def test_init_copies_a_shipped_scenario(tmp_path: Path) -> None:
     assert file.read_text(encoding="utf-8") == shipped_text("quickstart")
 
 
+def test_init_writes_to_stdout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`init -` prints the scenario and makes no file."""
+    from workbench.scenario_source import shipped_text
+
+    monkeypatch.chdir(tmp_path)
+    assert invoke("init", "-", "--template", "quickstart").stdout == shipped_text("quickstart")
+    assert not list(tmp_path.iterdir())
+
+
 def test_init_overwrites_only_when_forced(tmp_path: Path) -> None:
     """`init` leaves an existing file alone unless told otherwise."""
     file = tmp_path / "mine.yaml"

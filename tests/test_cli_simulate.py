@@ -152,6 +152,10 @@ def test_fail_under_tells_by_the_exit_code() -> None:
     ("arguments", "says"),
     [
         (["--fail-under", "most"], "no percentage"),
+        (["--fail-under", "101%"], "from 0 to 100"),
+        (["--trace", "-"], "--trace cannot go to stdout"),
+        (["--emit", "-", "--json"], "leave --json or --format out"),
+        (["--emit", "-", "--format", "md"], "leave --json or --format out"),
         (["--set", "slo=null", "--fail-under", "99"], "needs an SLO"),
         (["--no-record", "--trace", "t.json"], "--no-record"),
         (["--goodput", "ttft"], "METRIC:MILLISECONDS"),
@@ -386,6 +390,15 @@ def test_report_names_the_pictures_it_drew() -> None:
     assert drawn == ["runs/quickstart-1/report.png"]
     assert elsewhere == ["here/report.svg"]
     assert all(Path(name).stat().st_size for name in [*drawn, *elsewhere])
+
+
+def test_perfetto_trace_is_a_file() -> None:
+    """`report --perfetto -` is wrong usage; no file of that name appears."""
+    invoke(*SMALL)
+    result = invoke("report", "quickstart-1", "--perfetto", "-")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--perfetto cannot go to stdout" in result.stderr
+    assert not Path("-").exists()
 
 
 def test_trace_is_the_same_from_both_commands() -> None:

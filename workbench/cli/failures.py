@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -18,6 +19,16 @@ _ROOMS = frozenset({"engine", "simulator", "workbench"})
 
 class UsageError(Exception):
     """The command line asks for something that makes no sense; the text says what would."""
+
+
+def refuse_stdout(option: str, file: Path | None) -> None:
+    """Refuse `-` as the name of a file that cannot go to stdout.
+
+    Raises:
+        UsageError: it is `-`.
+    """
+    if file is not None and str(file) == "-":
+        raise UsageError(f"{option} cannot go to stdout: give the name of a file")
 
 
 class FailureReportingGroup(TyperGroup):

@@ -14,7 +14,9 @@ Examples:
 
 
 def run(
-    file: Annotated[Path, typer.Argument(help="File to write.")] = Path("scenario.yaml"),
+    file: Annotated[Path, typer.Argument(help="File to write; - is stdout.")] = Path(
+        "scenario.yaml"
+    ),
     template: Annotated[
         str | None,
         typer.Option(
@@ -31,6 +33,9 @@ def run(
     from workbench.cli.failures import UsageError
 
     text = _template_text(file) if template is None else _shipped_text(template)
+    if str(file) == "-":
+        typer.echo(text, nl=False)
+        return
     if file.exists() and not force:
         raise UsageError(f"{file} exists; give another name, or --force to overwrite it")
     write_atomic(file, text.encode())

@@ -46,8 +46,10 @@ def run(
     Pictures show batch composition, KV memory, latencies and the queue. The names of the files
     written go to stdout.
     """
+    from workbench.cli.failures import refuse_stdout
     from workbench.cli.runs import open_run
 
+    refuse_stdout("--perfetto", perfetto)
     recorded = open_run(run_directory)
     if perfetto is None:
         from workbench.report import ImageFormat, draw_report

@@ -86,16 +86,23 @@ def run(
     Labels and formulas are those of `vllm bench serve`. The run is recorded for `explain`,
     `compare` and `report`.
     """
-    from workbench.cli.failures import REGRESSION_EXIT_CODE, UsageError
+    from workbench.cli.failures import REGRESSION_EXIT_CODE, UsageError, refuse_stdout
     from workbench.cli.percent import parse_percent
     from workbench.cli.simulation import Outputs, carry_out
     from workbench.summary import render
 
+    if emit is not None and (as_json or output_format != "table"):
+        raise UsageError(
+            "--emit streams events instead of the result: leave --json or --format out"
+        )
+    refuse_stdout("--trace", trace)
     if trace is not None and not record:
         raise UsageError("--trace is made from the recorded run: leave --no-record out")
     if trace is not None and detail == "none":
         raise UsageError("--trace needs steps: leave --detail none out")
-    limit_percent = None if fail_under is None else parse_percent("--fail-under", fail_under)
+    limit_percent = None
+    if fail_under is not None:
+        limit_percent = parse_percent("--fail-under", fail_under, most=100)
     if fork is not None:
         from workbench.cli.forks import fork_of
 
