@@ -230,7 +230,7 @@ class FakeDevice:
         if launched.fails:
             for row in launched.rows:
                 self.broken.add(row.key)
-                self.write(row.table, row.context, [GARBAGE] * row.num_tokens)
+                self._spoil(row)
             launched.result = StepResult(failed=True)
             return
         ids: list[int] = []
@@ -239,7 +239,7 @@ class FakeDevice:
         samples = {id(i.request) for i in launched.plan.prefills if i.samples}
         for row in launched.rows:
             if row.key in self.broken:
-                self.write(row.table, row.context, [GARBAGE] * row.num_tokens)
+                self._spoil(row)
                 new, counts = [STALE_ID], True
                 if row.kind == ItemKind.PREFILL:
                     counts = id(row.request) in samples
@@ -261,11 +261,20 @@ class FakeDevice:
             verified_ids=kept if verifies else None,
         )
 
+    def _spoil(self, row: Row) -> None:
+        """Leave garbage where a row may write."""
+        self.write(row.table, row.bound - row.num_tokens, [GARBAGE] * row.num_tokens)
+
     def _ends(self, row: Row) -> bool:
-        """Whether the model says that this text is over (it may say so more than once)."""
+        """Whether the model says that this text is over (it may say so more than once).
+
+        A text that was computed from garbage may end anywhere.
+        """
+        if row.key in self.broken:
+            return self._rng.random() < 0.5
         request = row.request
         outputs = len(self.texts[row.key].tokens) - request.prompt_tokens
-        return row.key not in self.broken and outputs >= self.stop_after[request.request_id]
+        return outputs >= self.stop_after[request.request_id]
 
     def _compute(self, plan: StepPlan, row: Row, samples: bool) -> tuple[list[int], bool]:
         """A prefill chunk or a decode step; (new token or nothing, whether it counts)."""

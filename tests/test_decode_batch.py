@@ -21,15 +21,15 @@ class BatchMachine(RuleBasedStateMachine):
         self.away: list[Request] = []
         self.next_id = 0
 
-    def _put(self, request: Request, length: int) -> None:
+    def _put(self, request: Request, length: int, spare_pages: int = 0) -> None:
         request.scheduled_tokens = length
-        request.pages = [0] * -(-length // self.size)
+        request.pages = [0] * (-(-length // self.size) + spare_pages)
         self.batch.join(request)
         self.lengths[request.request_id] = length
 
-    @rule(prompt=st.integers(1, 20), max_tokens=st.integers(2, 20))
-    def join(self, prompt: int, max_tokens: int) -> None:
-        self._put(Request(self.next_id, prompt, max_tokens), prompt)
+    @rule(prompt=st.integers(1, 20), max_tokens=st.integers(2, 20), spare_pages=st.integers(0, 1))
+    def join(self, prompt: int, max_tokens: int, spare_pages: int) -> None:
+        self._put(Request(self.next_id, prompt, max_tokens), prompt, spare_pages)
         self.next_id += 1
 
     @precondition(lambda self: self.away)
