@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from engine.core.enums import AdmissionBlock, FinishReason
-from engine.core.events import Columns, Segment, concatenate
+from engine.core.events import TABLES, Columns, Segment, empty_columns
 from workbench import latency, occupancy, throughput
 from workbench.latency import IterationTimes, MetricsError
 from workbench.overload import judge_load
@@ -36,11 +36,23 @@ class SummaryTables:
 
     def add(self, segment: Segment) -> None:
         """Remember the needed tables of a segment."""
-        self._segments.append({name: segment[name] for name in _NEEDED if name in segment})
+        kept: Segment = {name: dict(segment[name]) for name in _NEEDED if name in segment}
+        self._segments.append(kept)
 
     def tables(self) -> Segment:
-        """The needed tables over all segments."""
-        return concatenate(self._segments, _NEEDED)
+        """The needed tables over all segments, which are let go column by column."""
+        joined = {
+            table: _join([s.pop(table) for s in self._segments if table in s], table)
+            for table in _NEEDED
+        }
+        self._segments = [{table: dict(columns) for table, columns in joined.items()}]
+        return joined
+
+
+def _join(parts: list[Columns], table: str) -> Columns:
+    if not parts:
+        return empty_columns(table)
+    return {name: np.concatenate([part.pop(name) for part in parts]) for name in TABLES[table]}
 
 
 def summarize(tables: Segment, header: RunHeader, stopped_early: str | None = None) -> Summary:
