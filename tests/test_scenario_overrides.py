@@ -142,3 +142,13 @@ def test_paths_in_overrides_start_at_the_current_folder(tmp_path: Path, monkeypa
     assert Path(in_file.scenario.workload.path) == Path("there/t.csv")
     assert Path(overridden.scenario.workload.path) == Path("t.csv")
     assert in_file.sha256 == overridden.sha256  # what is written counts, not where one stands
+
+
+@pytest.mark.parametrize(
+    "override", ["deployment.pools.5.replicas=2", "deployment.pools.1.replicas=2"]
+)
+def test_an_override_that_fails_leaves_nothing_half_made(base: Path, override: str) -> None:
+    """An entry that does not exist is one error, with none about parts made on the way to it."""
+    error = error_of(base, override)
+    assert error.code == "S112"
+    assert "list of 0 entries" in error.message

@@ -34,17 +34,36 @@ def _apply(parsed: ParsedYaml, source: Source) -> ScenarioError | None:
         message = "an override needs a path of keys before `=`, with dots between them"
         return ScenarioError("S112", message, _EXAMPLE, whole)
     path: Path = ()
+    made: Path | None = None  # the first part that the file leaves out
     target: Any = parsed.data
     for i, (step, span) in enumerate(steps):
         key = _key_in(target, step)
         if key is None:
-            return _no_such_entry(target, path, step, span)
+            error = _no_such_entry(target, path, step, span)
+            if made is not None:
+                _take_back(parsed, made)
+            return error
         path = (*path, key)
         if i == len(steps) - 1:
             _assign(parsed, target, path, span, len(dotted) + 1)
         else:
+            if made is None and not _present(target, key):
+                made = path
             target = _descend(parsed, target, path, span, steps[i + 1][0])
     return None
+
+
+def _present(target: Any, key: str | int) -> bool:
+    return key < len(target) if isinstance(key, int) else target.get(key) is not None
+
+
+def _take_back(parsed: ParsedYaml, made: Path) -> None:
+    """Remove a part that was made for an override that failed, lest it be an error as well."""
+    target: Any = parsed.data
+    for key in made[:-1]:
+        target = target[key]
+    del target[made[-1]]
+    _forget(parsed, made)
 
 
 def _steps(source: Source, dotted: str) -> list[tuple[str, Span]]:
@@ -79,8 +98,7 @@ def _no_such_entry(target: Any, path: Path, step: str, span: Span) -> ScenarioEr
 def _descend(parsed: ParsedYaml, target: Any, path: Path, span: Span, next_step: str) -> Any:
     """The mapping or list at `path`, made if the file leaves it out."""
     key = path[-1]
-    present = key < len(target) if isinstance(key, int) else target.get(key) is not None
-    if not present:
+    if not _present(target, key):
         _put(target, key, [] if next_step.isdecimal() else {})
         parsed.keys[path] = parsed.values[path] = span
     return target[key]
