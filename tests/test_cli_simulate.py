@@ -153,6 +153,9 @@ def test_fail_under_tells_by_the_exit_code() -> None:
     [
         (["--fail-under", "most"], "no percentage"),
         (["--fail-under", "101%"], "from 0 to 100"),
+        (["--name", "a b/c"], "'a b/c' cannot name"),
+        (["--name", ""], "cannot name"),
+        (["--name", "x" * 81], "80 at most"),
         (["--trace", "-"], "--trace cannot go to stdout"),
         (["--emit", "-", "--json"], "leave --json or --format out"),
         (["--emit", "-", "--format", "md"], "leave --json or --format out"),

@@ -55,6 +55,8 @@ from workbench.scenario_traffic import (
 )
 
 __all__ = [
+    "NAME_LENGTH",
+    "NAME_PATTERN",
     "SCHEMA",
     "SLO_PRESETS",
     "Aborts",
@@ -96,6 +98,8 @@ __all__ = [
 ]
 
 SCHEMA = "workbench/scenario/v1"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+NAME_LENGTH = 80  # characters at most
 
 
 class Scenario(ScenarioModel):
@@ -103,7 +107,7 @@ class Scenario(ScenarioModel):
 
     schema_version: Literal["workbench/scenario/v1"] = Field(alias="schema")
     """Version of this file format."""
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=NAME_LENGTH)]
     """Names the run's folder: letters, digits, `.`, `_` and `-`."""
     description: str = ""
     """Free text."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -45,6 +46,21 @@ def load_with_flags(
         return loaded
     changes.append(num_prompts_override(loaded.scenario.workload.kind, num_prompts))
     return load_scenario(scenario, changes)
+
+
+def check_run_name(name: str) -> None:
+    """Refuse a name that a scenario could not have either.
+
+    Raises:
+        UsageError: it is one.
+    """
+    from workbench.scenario import NAME_LENGTH, NAME_PATTERN
+
+    if not re.fullmatch(NAME_PATTERN, name) or len(name) > NAME_LENGTH:
+        raise UsageError(
+            f"--name: '{name}' cannot name a run's folder; it takes letters, digits, `.`, `_` and "
+            f"`-`, a letter or digit first, {NAME_LENGTH} at most"
+        )
 
 
 def num_prompts_override(workload_kind: str, num_prompts: int) -> str:

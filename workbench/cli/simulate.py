@@ -96,6 +96,10 @@ def run(
             "--emit streams events instead of the result: leave --json or --format out"
         )
     refuse_stdout("--trace", trace)
+    if name is not None:
+        from workbench.cli.overrides import check_run_name
+
+        check_run_name(name)
     if trace is not None and not record:
         raise UsageError("--trace is made from the recorded run: leave --no-record out")
     if trace is not None and detail == "none":
@@ -128,7 +132,7 @@ def run(
         )
     outputs = Outputs(
         runs_directory=runs_dir if record else None,
-        run_name=name or simulation.header.name,
+        run_name=simulation.header.name if name is None else name,
         stream=emit is not None,
         trace=trace,
         talk=not quiet,
