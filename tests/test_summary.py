@@ -13,6 +13,15 @@ from workbench.run_header import LoadFacts, MeasureFacts, SloFacts
 from workbench.summary import _WAIT_LABELS, headlines, render
 
 
+@pytest.mark.parametrize("style", ["table", "md"])
+def test_a_run_stopped_before_anything_ended_is_one_line(summary: Summary, style: str) -> None:
+    """Without a figure there is no table, only why; with one there is."""
+    early = summary | {"stopped_early": "interrupted at 0.1 s"}
+    assert len(render(early, style).splitlines()) > 20
+    line = "STOPPED EARLY: interrupted at 0.1 s; nothing had been measured yet\n"
+    assert render(early | {"completed": 0}, style) == line
+
+
 @pytest.fixture
 def summary() -> Summary:
     """One slot, two requests; the figures are worked out in test_metrics."""

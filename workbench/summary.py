@@ -52,6 +52,8 @@ def render(summary: Summary, style: Format = "table") -> str:
     """The summary as text that ends in a newline: a table, JSON or Markdown."""
     if style == "json":
         return encode_summary(summary).decode()
+    if summary["stopped_early"] and not summary["completed"]:
+        return f"STOPPED EARLY: {summary['stopped_early']}; nothing had been measured yet\n"
     return _table(summary) if style == "table" else _markdown(summary)
 
 
