@@ -217,6 +217,18 @@ def test_version_names_what_a_result_depends_on() -> None:
     assert printed["python"].startswith(sys.version.split()[0])
 
 
+def test_version_flag_is_the_command() -> None:
+    """`--version` prints what `version` prints."""
+    assert invoke("--version").stdout == invoke("version").stdout != ""
+
+
+def test_unknown_command_suggests_the_one_that_was_meant() -> None:
+    """A misspelt command ends with code 2 and the right name."""
+    result = invoke("smulate")
+    assert result.exit_code == 2
+    assert "'simulate'" in result.stderr
+
+
 # Flags that stand for keys
 
 

@@ -44,11 +44,23 @@ def _show_help(ctx: typer.Context, wanted: bool) -> None:
         raise typer.Exit
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        version.run()
+        raise typer.Exit
+
+
 @app.callback(epilog="`workbench COMMAND --help` explains a command and shows an example.")
 def workbench(
     _debug: Annotated[
         bool,
         typer.Option("--debug", envvar="WORKBENCH_DEBUG", help="Show the traceback of a failure."),
+    ] = False,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_show_version, help="Same as `workbench version`."
+        ),
     ] = False,
     _help: Annotated[
         bool,

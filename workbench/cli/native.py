@@ -15,7 +15,7 @@ Example:
 def run(
     remove: Annotated[bool, typer.Option("--remove", help="Delete all builds.")] = False,
 ) -> None:
-    """Compile the scheduler and the simulator, to run faster.
+    """Compile scheduler and simulator, to run faster.
 
     Results are the same; a simulation takes a half to a third of the time.
 
