@@ -223,6 +223,28 @@ def test_full_disk_costs_the_record_and_not_the_result(
     assert not Path("t.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("long_s", "build", "flags", "hinted"),
+    [
+        (0.0, None, [], True),
+        (0.0, None, ["--quiet"], False),
+        (0.0, Path("build"), [], False),
+        (1e9, None, [], False),
+    ],
+)
+def test_long_runs_in_python_recommend_the_compiler(
+    monkeypatch: pytest.MonkeyPatch,
+    long_s: float,
+    build: Path | None,
+    flags: list[str],
+    hinted: bool,
+) -> None:
+    """One line names `workbench native` after a long run, without a build and unless --quiet."""
+    monkeypatch.setattr("workbench.cli.simulation.LONG_RUN_S", long_s)
+    monkeypatch.setattr("engine.compiled.active_build", lambda: build)
+    assert ("`workbench native`" in invoke(*SMALL, *flags).stderr) == hinted
+
+
 # Ctrl-C, streams, progress
 
 
@@ -295,6 +317,23 @@ def test_progress_is_one_line_that_vanishes() -> None:
     assert "\n" not in terminal.getvalue()
     assert terminal.getvalue().endswith("\r\x1b[K")
     assert pipe.getvalue() == ""
+
+
+def test_fork_says_of_which_run_and_step() -> None:
+    """The last line of a fork's result names run, step and change; --json stays the summary."""
+    invoke(*SMALL)
+    flags = ["simulate", "--fork", "quickstart-1@50", "--set", "scheduler.policy=lpm"]
+    last = "Fork of quickstart-1 from step 50 of replica 0 on: scheduler.policy fcfs -> lpm"
+    assert invoke(*flags).stdout.splitlines()[-1] == last
+    assert json.loads(invoke(*flags, "--json").stdout)
+
+
+def test_fork_of_a_replica_that_is_not_there_is_wrong_usage() -> None:
+    """A replica beyond those of the run ends with code 2 and says how many there are."""
+    invoke(*SMALL)
+    result = invoke("simulate", "--fork", "quickstart-1@1:50")
+    assert result.exit_code == 2
+    assert "the run has 1 replica (0), not 1" in result.stderr
 
 
 # Readers of the record

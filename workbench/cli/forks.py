@@ -11,6 +11,7 @@ from workbench.cli.failures import UsageError
 from workbench.cli.runs import open_run
 
 if TYPE_CHECKING:
+    from workbench.run_header import RunHeader
     from workbench.simulate import DetailName, Simulation
 
 
@@ -20,7 +21,7 @@ def fork_of(
     """The simulation that `RUN@STEP` or `RUN@REPLICA:STEP` and its overrides ask for.
 
     Raises:
-        UsageError: `text` is neither.
+        UsageError: `text` is neither, or the run has no such replica.
     """
     from workbench.fork import ForkPoint, prepare_fork
 
@@ -32,4 +33,21 @@ def fork_of(
         )
     run, replica, step = found.groups()
     point = ForkPoint(step=int(step), replica=int(replica or 0))
-    return prepare_fork(open_run(Path(run), runs_directory), point, overrides, detail)
+    parent = open_run(Path(run), runs_directory)
+    count = len(parent.header.replicas)
+    if point.replica >= count:
+        has = "1 replica (0)" if count == 1 else f"{count} replicas (0 to {count - 1})"
+        raise UsageError(f"--fork: the run has {has}, not {point.replica}")
+    return prepare_fork(parent, point, overrides, detail)
+
+
+def fork_sentence(header: RunHeader) -> str:
+    """Of which run and step a run is a fork, as a line; nothing of one that is none."""
+    if not header.forks:
+        return ""
+    fork = header.forks[-1]
+    changed = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in fork.changes.items())
+    return (
+        f"Fork of {fork.run} from step {fork.step} of replica {fork.replica} on: "
+        f"{changed or 'nothing changed'}\n"
+    )

@@ -87,6 +87,7 @@ def run(
     `compare` and `report`.
     """
     from workbench.cli.failures import REGRESSION_EXIT_CODE, UsageError, refuse_stdout
+    from workbench.cli.forks import fork_sentence
     from workbench.cli.percent import parse_percent
     from workbench.cli.simulation import Outputs, carry_out
     from workbench.summary import render
@@ -139,7 +140,9 @@ def run(
     )
     summary, exit_code = carry_out(simulation, outputs)
     if emit is None:
-        typer.echo(render(summary, "json" if as_json else output_format), nl=False)
+        style = "json" if as_json else output_format
+        closing = "" if style == "json" else fork_sentence(simulation.header)
+        typer.echo(render(summary, style) + closing, nl=False)
     if exit_code:
         raise typer.Exit(exit_code)
     if limit_percent is not None and not (summary["slo_attainment_percent"] or 0) >= limit_percent:

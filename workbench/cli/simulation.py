@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import typer
 
+from engine import compiled
 from workbench.cli.failures import FAILURE_EXIT_CODE
 from workbench.cli.interrupt import stop_on_interrupt
 from workbench.cli.progress import ProgressLine
@@ -20,6 +22,8 @@ from workbench.run_header import RunHeader
 from workbench.run_record import RunReader, RunWriter
 from workbench.run_stream import FrameWriter
 from workbench.simulate import Simulated, Simulation, run
+
+LONG_RUN_S: Final = 20.0  # from there on it is worth a minute to compile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +60,7 @@ def carry_out(simulation: Simulation, outputs: Outputs) -> CarriedOut:
     if outputs.talk:
         for note in simulation.header.notes:
             typer.echo(f"note: {note}", err=True)
+    started_s = time.monotonic()
     frames = FrameWriter(sys.stdout.buffer, simulation.header) if outputs.stream else None
     with stop_on_interrupt() as should_stop, _recording(outputs, simulation.header) as record:
         with ProgressLine(enabled=outputs.talk) as line:
@@ -64,11 +69,20 @@ def carry_out(simulation: Simulation, outputs: Outputs) -> CarriedOut:
             record.close(simulated)
     if frames is not None:
         frames.summary(simulated.summary, "interrupted" if simulated.stopped_early else "complete")
+    if outputs.talk:
+        _recommend_native(time.monotonic() - started_s)
     exit_code = should_stop.exit_code if simulated.stopped_early else 0
     if record is not None:
         _after(record, simulated, outputs)
         exit_code = FAILURE_EXIT_CODE if record.broke_off else exit_code
     return CarriedOut(simulated.summary, exit_code)
+
+
+def _recommend_native(took_s: float) -> None:
+    """Say after a long run in Python what would shorten the next."""
+    if took_s > LONG_RUN_S and compiled.active_build() is None:
+        hint = "`workbench native` would make runs two to three times as fast"
+        typer.echo(f"took {took_s:.0f} s; {hint}", err=True)
 
 
 def _run(
