@@ -58,7 +58,7 @@ def builds_dir() -> Path:
 
 def source_files() -> list[str]:
     """Paths, relative to `ROOT`, of all sources that a build depends on."""
-    return [
+    return ["engine/__init__.py", "engine/compiled.py"] + [
         f"{package}/{file.name}"
         for package in PACKAGES
         for file in sorted((ROOT / package).glob("*.py"))

@@ -154,17 +154,13 @@ class World:
     def run(
         self,
         *,
-        until_ns: int | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> SimulationResult:
-        """Run until every request has ended, `until_ns` is reached or `should_stop` says so."""
+        """Run until every request has ended or `should_stop` says so."""
         self._arm_clients()
         outcome = Outcome.COMPLETE
         while (next_ns := self.clock.next_event_ns()) < FOREVER:
-            if until_ns is not None and next_ns > until_ns:
-                outcome = Outcome.STOPPED
-                break
             if next_ns >= self._pulse_ns:
                 self._pulse_ns = _next_heartbeat(next_ns)
                 on_progress(self.progress())

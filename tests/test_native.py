@@ -51,7 +51,7 @@ def _run(**environment: str) -> list[str]:
 
 def test_compiled_runs_equal_python_runs(builds: Path) -> None:
     """Every table of random runs is the same, byte for byte, compiled or not."""
-    native_file, native = _run(WORKBENCH_NATIVE_DIR=str(builds))
+    native_file, native = _run(WORKBENCH_NATIVE="1", WORKBENCH_NATIVE_DIR=str(builds))
     python_file, python = _run(WORKBENCH_NATIVE="0")
     assert Path(native_file).is_relative_to(builds)
     assert python_file.endswith("engine/core/scheduler.py")
@@ -62,7 +62,7 @@ def test_build_of_other_sources_is_ignored(builds: Path, tmp_path: Path) -> None
     """A build whose key is not that of the present sources is not used."""
     stale = tmp_path / "0123456789abcdef"
     shutil.copytree(builds / compiled.build_key(), stale)
-    file, _ = _run(WORKBENCH_NATIVE_DIR=str(tmp_path))
+    file, _ = _run(WORKBENCH_NATIVE="1", WORKBENCH_NATIVE_DIR=str(tmp_path))
     assert file.endswith("engine/core/scheduler.py")
 
 

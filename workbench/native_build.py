@@ -50,7 +50,7 @@ def remove() -> int:
 
 
 def _copy_sources(work: Path) -> None:
-    for path in ("engine/__init__.py", "engine/compiled.py", *compiled.source_files()):
+    for path in compiled.source_files():
         (work / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(compiled.ROOT / path, work / path)
 
