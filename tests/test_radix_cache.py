@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import time
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import pytest
-from core_harness import machine_settings
+from core_harness import fresh_seeds, machine_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -15,7 +17,8 @@ from engine.core.enums import RadixOp
 from engine.core.invariants import cache_problems
 from engine.core.radix_cache import RadixCache, RadixNode
 
-Key = tuple[int, tuple[int, ...]]  # namespace and a prefix of whole pages
+Ids = tuple[int, ...]
+Key = tuple[int, Ids]  # namespace and a prefix of whole pages
 
 
 @dataclass
@@ -31,20 +34,13 @@ def int32(ids: tuple[int, ...] | list[int]) -> np.ndarray:
     return np.array(ids, np.int32)
 
 
-@st.composite
-def texts(draw: st.DrawFn, page_size: int) -> tuple[int, ...]:
-    """Two-letter texts that often share pages and often part at a page's last token."""
-    a, b = (0,) * page_size, (1,) * page_size
-    blocks = st.sampled_from([a, b, (*a[1:], 1), (*b[1:], 0)])
-    ids = [token for block in draw(st.lists(blocks, max_size=5)) for token in block]
-    return tuple(ids + draw(st.lists(st.integers(0, 1), max_size=page_size - 1)))
+class Model:
+    """A cache and, beside it, a dict that maps every cached prefix to its page.
 
+    Each method makes one call and compares the answer.
+    """
 
-class CacheMachine(RuleBasedStateMachine):
-    """Random calls on a cache and on a dict that maps every cached prefix to its page."""
-
-    @initialize(page_size=st.sampled_from([1, 2, 4, 16]), lfu=st.booleans())
-    def start(self, page_size: int, lfu: bool) -> None:
+    def __init__(self, page_size: int, lfu: bool) -> None:
         self.size, self.lfu = page_size, lfu
         self.cache = RadixCache(page_size, "lfu" if lfu else "lru")
         self.model: dict[Key, Cached] = {}
@@ -54,27 +50,21 @@ class CacheMachine(RuleBasedStateMachine):
         self.hits = np.zeros(3, np.int64)
         self.seen: tuple[int, frozenset[Key]] = (0, frozenset())
 
-    def prefixes(self, namespace: int, ids: tuple[int, ...], start: int = 0) -> list[Key]:
+    def prefixes(self, namespace: int, ids: Ids, start: int = 0) -> list[Key]:
         """The prefixes of `ids` in whole pages that are longer than `start` tokens."""
         ends = range(start + self.size, len(ids) + 1, self.size)
         return [(namespace, ids[:end]) for end in ends]
 
-    def longest(self, namespace: int, ids: tuple[int, ...]) -> list[Key]:
+    def longest(self, namespace: int, ids: Ids) -> list[Key]:
         """The cached prefixes of `ids`, shortest first."""
-        found = []
-        for key in self.prefixes(namespace, ids):
-            if key not in self.model:
-                break
-            found.append(key)
-        return found
+        return list(takewhile(self.model.__contains__, self.prefixes(namespace, ids)))
 
     def protected(self, key: Key) -> bool:
         """Whether a lock is held on this prefix or on a longer one."""
         return any(ns == key[0] and ids[: len(key[1])] == key[1] for _, (ns, ids) in self.locks)
 
-    @rule(data=st.data(), namespace=st.integers(0, 1), lock=st.booleans())
-    def match(self, data: st.DataObject, namespace: int, lock: bool) -> None:
-        ids = data.draw(texts(self.size))
+    def match(self, namespace: int, ids: Ids, lock: bool) -> None:
+        """Somebody uses the longest cached prefix."""
         self.clock += 1
         found = self.longest(namespace, ids)
         for key in found:
@@ -88,9 +78,8 @@ class CacheMachine(RuleBasedStateMachine):
             self.cache.lock(result.node)
             self.locks.append((result.node, (namespace, ids[: len(found) * self.size])))
 
-    @rule(data=st.data(), namespace=st.integers(0, 1))
-    def look_and_wait(self, data: st.DataObject, namespace: int) -> None:
-        ids = data.draw(texts(self.size))
+    def look_and_wait(self, namespace: int, ids: Ids) -> None:
+        """Somebody looks and cannot be admitted: a use, but not a hit."""
         self.clock += 1
         for key in self.longest(namespace, ids):
             self.model[key].last = self.clock
@@ -99,20 +88,19 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache.forget(match)
         self.cache.unlock(match.node)
 
-    @rule(data=st.data(), namespace=st.integers(0, 1))
-    def peek(self, data: st.DataObject, namespace: int) -> None:
-        ids = data.draw(texts(self.size))
+    def peek(self, namespace: int, ids: Ids) -> None:
+        """Somebody looks without a trace."""
         nodes = [(n.node_id, n.last_access, n.hits, n.key) for _, n in self.cache.nodes()]
         found = len(self.longest(namespace, ids)) * self.size
         assert self.cache.peek(int32(ids), namespace) == found
         assert nodes == [(n.node_id, n.last_access, n.hits, n.key) for _, n in self.cache.nodes()]
 
-    @rule(data=st.data(), namespace=st.integers(0, 1), lock=st.booleans())
-    def insert(self, data: st.DataObject, namespace: int, lock: bool) -> None:
+    def insert(self, namespace: int, ids: Ids, below: int | None, lock: bool) -> None:
+        """Cache a text, at the root or below the prefix that the `below`-th lock holds."""
         node, start = self.cache.root(namespace), ()
-        if self.locks and data.draw(st.booleans()):
-            node, (namespace, start) = data.draw(st.sampled_from(self.locks))
-        ids, whole, pages, duplicates = self._offer(data, node, namespace, start)
+        if below is not None:
+            node, (namespace, start) = self.locks[below]
+        whole, pages, duplicates = self._offer(node, namespace, start, ids)
         result = self.cache.insert(node, int32(ids), pages)
         assert result.duplicate_pages == duplicates
         assert self.cache.depth_tokens(result.node) == len(whole)
@@ -120,14 +108,13 @@ class CacheMachine(RuleBasedStateMachine):
             self.cache.lock(result.node)
             self.locks.append((result.node, (namespace, whole)))
 
-    @rule(data=st.data(), namespace=st.integers(0, 1))
-    def insert_and_move_the_lock(self, data: st.DataObject, namespace: int) -> None:
+    def insert_and_move_the_lock(self, namespace: int, ids: Ids, below: int | None) -> None:
+        """The same, and the lock moves to the end of the text."""
         node, start = self.cache.root(namespace), ()
-        if self.locks and data.draw(st.booleans()):
-            at = data.draw(st.integers(0, len(self.locks) - 1))
-            node, (namespace, start) = self.locks.pop(at)
+        if below is not None:
+            node, (namespace, start) = self.locks.pop(below)
         before, used = set(node.pages), node.last_access
-        ids, whole, pages, duplicates = self._offer(data, node, namespace, start)
+        whole, pages, duplicates = self._offer(node, namespace, start, ids)
         result = self.cache.insert_locked(node, int32(ids), pages)
         assert result.duplicate_pages == duplicates
         assert self.cache.depth_tokens(result.node) == len(whole)
@@ -138,10 +125,9 @@ class CacheMachine(RuleBasedStateMachine):
         self.locks.append((result.node, (namespace, whole)))
 
     def _offer(
-        self, data: st.DataObject, node: RadixNode, namespace: int, start: tuple[int, ...]
-    ) -> tuple[tuple[int, ...], tuple[int, ...], list[int], int]:
-        """Put a text below a prefix of the model: (ids, prefix and ids, pages, duplicates)."""
-        ids = data.draw(texts(self.size))
+        self, node: RadixNode, namespace: int, start: Ids, ids: Ids
+    ) -> tuple[Ids, list[int], int]:
+        """Put a text below a prefix of the model: (the longer prefix, its pages, duplicates)."""
         whole = start + ids[: len(ids) // self.size * self.size]
         keys = self.prefixes(namespace, whole, len(start))
         pages = list(range(self.next_page, self.next_page + len(keys)))
@@ -156,24 +142,22 @@ class CacheMachine(RuleBasedStateMachine):
                 duplicates += 1
             else:
                 self.model[key] = Cached(page, self.clock)
-        return ids, whole, pages, duplicates
+        return whole, pages, duplicates
 
-    @precondition(lambda self: self.locks)
-    @rule(data=st.data())
-    def unlock(self, data: st.DataObject) -> None:
-        at = data.draw(st.integers(0, len(self.locks) - 1))
+    def unlock(self, at: int) -> None:
+        """A holder goes; its prefix has stayed the same through all splits."""
         node, (_, ids) = self.locks.pop(at)
-        assert self.cache.depth_tokens(node) == len(ids)  # through all splits
+        assert self.cache.depth_tokens(node) == len(ids)
         self.cache.unlock(node)
 
-    @rule(count=st.integers(0, 3))
     def evict(self, count: int) -> None:
+        """Exactly the `count` least valuable pages go, or all that may."""
         freed = self.cache.evict(count)
         assert len(freed) == len(set(freed))
         assert set(freed) == set(self._evict_naively(count))
 
-    @rule()
     def clear(self) -> None:
+        """All that may go goes."""
         assert set(self.cache.clear()) == set(self._evict_naively(len(self.model)))
 
     def _evict_naively(self, count: int) -> list[int]:
@@ -189,8 +173,8 @@ class CacheMachine(RuleBasedStateMachine):
             freed.append(self.model.pop(worst).page)
         return freed
 
-    @invariant()
-    def equal_to_the_model(self) -> None:
+    def compare(self) -> None:
+        """Pages, totals, statistics and version are those of the model."""
         assert list(cache_problems(self.cache)) == []
         kept = sum(self.protected(key) for key in self.model)
         assert self.cache.protected_pages == kept
@@ -205,10 +189,124 @@ class CacheMachine(RuleBasedStateMachine):
         self.seen = self.cache.version, frozenset(self.model)
 
 
+def blocks(page_size: int) -> list[Ids]:
+    """Pages of two letters, some of which part at their last token."""
+    a, b = (0,) * page_size, (1,) * page_size
+    return [a, b, (*a[1:], 1), (*b[1:], 0)]
+
+
+@st.composite
+def texts(draw: st.DrawFn, page_size: int) -> Ids:
+    """Texts that often share pages; the last page is not always full."""
+    page = st.sampled_from(blocks(page_size))
+    whole = [token for _ in range(draw(st.integers(0, 4))) for token in draw(page)]
+    return tuple(whole + [1] * draw(st.integers(0, page_size - 1)))
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """Any calls, in any order."""
+
+    @initialize(page_size=st.sampled_from([1, 2, 4, 16]), lfu=st.booleans())
+    def start(self, page_size: int, lfu: bool) -> None:
+        self.both = Model(page_size, lfu)
+
+    def _text(self, data: st.DataObject) -> Ids:
+        return data.draw(texts(self.both.size))
+
+    def _lock(self, data: st.DataObject) -> int | None:
+        last = len(self.both.locks) - 1
+        return data.draw(st.integers(0, last)) if last >= 0 and data.draw(st.booleans()) else None
+
+    @rule(data=st.data(), namespace=st.integers(0, 1), lock=st.booleans())
+    def match(self, data: st.DataObject, namespace: int, lock: bool) -> None:
+        self.both.match(namespace, self._text(data), lock)
+
+    @rule(data=st.data(), namespace=st.integers(0, 1))
+    def look(self, data: st.DataObject, namespace: int) -> None:
+        self.both.look_and_wait(namespace, self._text(data))
+        self.both.peek(namespace, self._text(data))
+
+    @rule(data=st.data(), namespace=st.integers(0, 1), lock=st.booleans())
+    def insert(self, data: st.DataObject, namespace: int, lock: bool) -> None:
+        self.both.insert(namespace, self._text(data), self._lock(data), lock)
+
+    @rule(data=st.data(), namespace=st.integers(0, 1))
+    def insert_and_move_the_lock(self, data: st.DataObject, namespace: int) -> None:
+        self.both.insert_and_move_the_lock(namespace, self._text(data), self._lock(data))
+
+    @precondition(lambda self: self.both.locks)
+    @rule(data=st.data())
+    def unlock(self, data: st.DataObject) -> None:
+        self.both.unlock(data.draw(st.integers(0, len(self.both.locks) - 1)))
+
+    @rule(count=st.integers(0, 3))
+    def evict(self, count: int) -> None:
+        self.both.evict(count)
+
+    @invariant()
+    def equal_to_the_model(self) -> None:
+        self.both.compare()
+
+    def teardown(self) -> None:
+        if hasattr(self, "both"):
+            self.both.clear()
+
+
 class TestCache(CacheMachine.TestCase):
     """A cache equals its model after any sequence of calls, for LRU and LFU and all page sizes."""
 
-    settings = machine_settings(150, steps=50)
+    settings = machine_settings(80, steps=40)
+
+
+def swarm(seed: int, calls: int = 120) -> int:
+    """Random calls in proportions of their own; how often evict had a choice."""
+    rng = random.Random(seed)
+    both = Model(rng.choice([1, 2, 4, 16]), rng.random() < 0.5)
+    pages = blocks(both.size)
+    weights = [rng.choice([0, 1, 4]) for _ in range(7)]
+    choices = 0
+    for _ in range(calls):
+        ids = [token for _ in range(rng.randint(0, 4)) for token in rng.choice(pages)]
+        text = (*ids, *[1] * rng.randint(0, both.size - 1))
+        namespace, lock = rng.choice([0, 0, 0, 1]), rng.random() < 0.3
+        below = rng.randrange(len(both.locks)) if both.locks and rng.random() < 0.4 else None
+        evictable = both.cache.evictable_pages
+        count = rng.choice([0, 1, 1, 2, 3, evictable // 2])
+        call = rng.choices(range(8), [*weights, 3])[0]
+        if call == 0:
+            both.match(namespace, text, lock)
+        elif call == 1:
+            both.look_and_wait(namespace, text)
+        elif call == 2:
+            both.peek(namespace, text)
+        elif call == 3:
+            both.insert_and_move_the_lock(namespace, text, below)
+        elif call == 4 and both.locks:
+            both.unlock(rng.randrange(len(both.locks)))
+        elif call == 5 and len(both.locks) > 4:
+            while both.locks:
+                both.unlock(0)
+        elif call == 6:
+            choices += 0 < count < evictable
+            both.evict(count)
+        else:
+            both.insert(namespace, text, below, lock and rng.random() < 0.3)
+        both.compare()
+    both.clear()
+    both.compare()
+    return choices
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_random_calls_on_a_cache_and_on_its_model(block: int) -> None:
+    """The same law for long random sequences, each with its own mixture of calls."""
+    assert sum(swarm(seed) for seed in range(block * 60, block * 60 + 60)) > 400
+
+
+def test_random_calls_that_nobody_has_seen() -> None:
+    """The same for new seeds."""
+    for seed in fresh_seeds(40):
+        swarm(seed)
 
 
 def long_text(seed: int, length: int = 10_000) -> np.ndarray:
