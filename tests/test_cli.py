@@ -19,6 +19,7 @@ from workbench.cli.overrides import (
     num_prompts_override,
     percentiles_override,
 )
+from workbench.trace_errors import TooLongError, TooLongRowsError
 
 COMMANDS = get_command(app).commands
 WORKBENCH = [sys.executable, "-m", "workbench"]
@@ -78,6 +79,8 @@ def failing_app(error: Exception) -> typer.Typer:
     ("error", "code", "text"),
     [
         (UsageError("say it so"), 2, "error: say it so\n"),
+        (TooLongError("2 requests"), 2, "error: 2 requests\n"),
+        (TooLongRowsError("t.csv", "too long"), 2, "error: t.csv: too long\n"),
         (OSError(28, "Disk full", "out.json"), 1, "error: Disk full: out.json\n"),
         (OSError("odd"), 1, "error: odd\n"),
         (MemoryError("7 GiB"), 1, "error: not enough memory: 7 GiB; ask for fewer requests\n"),

@@ -372,9 +372,17 @@ def test_an_unknown_header_names_the_known_ones(tmp_path: Path) -> None:
         assert known in message
 
 
-def test_a_header_against_the_format_names_the_column(tmp_path: Path) -> None:
-    """With a format given, the missing column is what is wrong."""
+@pytest.mark.parametrize("wrong", ["burstgpt", "mooncake"])
+def test_a_file_of_another_format_is_told_in_one_line(wrong: str) -> None:
+    """With the wrong format given, the message is the right one and nothing else."""
     path = FIXTURES / "azure_2023.csv"
+    refusal = _refusal(path, trace_format=wrong)
+    assert refusal == f"{path}: this looks like azure, not like {wrong}"
+
+
+def test_a_header_against_the_format_names_the_column(tmp_path: Path) -> None:
+    """With a format given and none that fits, the missing column is what is wrong."""
+    path = _written(tmp_path, "time,prompt,output", "1,2,3")
     assert "column 'Timestamp' is missing" in _refusal(path, trace_format="burstgpt")
     path = _written(tmp_path, AZURE_HEADER + ",TIMESTAMP", "1,2,3,4")
     assert "column 'TIMESTAMP' is there twice" in _refusal(path)

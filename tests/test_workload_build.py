@@ -16,7 +16,7 @@ import pytest
 from engine.core.workload import NEVER, PromptSegments, Workload
 from workbench.random_streams import Stream, generator
 from workbench.scenario import Scenario
-from workbench.trace_errors import TraceError, WorkloadError
+from workbench.trace_errors import TooLongError, TooLongRowsError, TraceError, WorkloadError
 from workbench.workload import BuiltWorkload, build_workload
 
 TRACES = Path(__file__).parent / "fixtures" / "traces"
@@ -275,7 +275,7 @@ def test_what_truncation_cannot_help_stays_too_long() -> None:
 
 def test_a_too_long_row_can_be_an_error_that_names_its_line() -> None:
     """`error` refuses the whole trace, pointing at each row."""
-    with pytest.raises(TraceError) as caught:
+    with pytest.raises(TooLongRowsError) as caught:
         _build("trace", too_long="error", max_context_tokens=1352)
     message = str(caught.value)
     assert "mooncake.jsonl:4: request: found 1537 prompt tokens and 500 max_tokens" in message
@@ -285,7 +285,7 @@ def test_a_too_long_row_can_be_an_error_that_names_its_line() -> None:
 
 def test_too_long_requests_of_other_kinds_can_be_an_error_too() -> None:
     """Without a trace there is no line to name, only a request."""
-    with pytest.raises(WorkloadError, match=r"request \d+ has \d+ prompt tokens"):
+    with pytest.raises(TooLongError, match=r"request \d+ has \d+ prompt tokens"):
         _build("conversation", too_long="error", max_context_tokens=500)
 
 
@@ -349,7 +349,7 @@ def test_trace_options_reach_the_reader() -> None:
     assert len(_build("trace", workload={"limit": 3}).workload) == 3
     with pytest.raises(TraceError, match="one for each 100 tokens"):
         _build("trace", workload={"block_size": 100})
-    with pytest.raises(TraceError, match="column 'TIMESTAMP' is missing"):
+    with pytest.raises(TraceError, match="this looks like mooncake, not like azure"):
         _build("trace", workload={"format": "azure"})
 
 

@@ -15,6 +15,10 @@ class WorkloadError(Exception):
     """A workload cannot be built from what was given."""
 
 
+class TooLongError(WorkloadError):
+    """Requests do not fit and the scenario says `too_long: error`."""
+
+
 class TraceProblem(NamedTuple):
     """One wrong field: what stands there and what should."""
 
@@ -54,6 +58,10 @@ class TraceError(WorkloadError):
         super().__init__("\n".join(lines))
 
 
+class TooLongRowsError(TooLongError, TraceError):
+    """Rows of a trace do not fit and the scenario says `too_long: error`."""
+
+
 class Problems:
     """Collects the problems of one file: keeps the first ones by line, counts the others."""
 
@@ -73,8 +81,8 @@ class Problems:
         insort(self._first, TraceProblem(line, field, found, expected))
         del self._first[MAX_SHOWN:]
 
-    def raise_if_any(self) -> None:
-        """Raise one TraceError for everything noted.
+    def raise_if_any(self, kind: type[TraceError] = TraceError) -> None:
+        """Raise one error of this kind for everything noted.
 
         Raises:
             TraceError: something was.
@@ -82,7 +90,7 @@ class Problems:
         if self._count:
             fields = "1 field is" if self._count == 1 else f"{self._count} fields are"
             more = self._count - len(self._first)
-            raise TraceError(self._path, f"{fields} not as the format demands", self._first, more)
+            raise kind(self._path, f"{fields} not as the format demands", self._first, more)
 
 
 def shortened(found: object) -> str:

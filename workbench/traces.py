@@ -87,7 +87,7 @@ def read_trace(
     first = next(blocks, None)
     if first is None:
         raise TraceError(name, f"the file is empty; expected {_SUPPORTED}")
-    found = _detected(name, first.texts[0]) if trace_format == "auto" else trace_format
+    found = _format_of(name, first.texts[0], trace_format)
     notes: list[str] = []
     parser: RowParser
     if found == "mooncake":
@@ -102,16 +102,26 @@ def read_trace(
     return _trace(name, found, rows, block_size, skipped_rows, notes)
 
 
-def _detected(path: str, first_line: bytes) -> TraceFormat:
-    if first_line.lstrip().startswith(b"{"):
-        return "mooncake"
-    names = set(split_header(first_line))
-    if names.issuperset(AZURE.columns):
-        return "azure"
-    if names.issuperset(BURSTGPT.columns):
-        return "burstgpt"
+def _format_of(path: str, first_line: bytes, wanted: TraceFormat | Literal["auto"]) -> TraceFormat:
+    """The format that is wanted, unless the file looks like another; if any will do, its own."""
+    fitting = _fitting_formats(first_line)
+    if wanted != "auto":
+        if fitting and wanted not in fitting:
+            raise TraceError(path, f"this looks like {fitting[0]}, not like {wanted}")
+        return wanted
+    if fitting:
+        return fitting[0]
     text = shortened(first_line.decode("utf-8", "replace"))
     raise TraceError(path, f"the first line is {text}; supported are {_SUPPORTED}")
+
+
+def _fitting_formats(first_line: bytes) -> list[TraceFormat]:
+    """Formats that a file with this first line may have."""
+    if first_line.lstrip().startswith(b"{"):
+        return ["mooncake"]
+    names = set(split_header(first_line))
+    csv: tuple[TraceFormat, ...] = ("azure", "burstgpt")
+    return [name for name in csv if names.issuperset(_CSV_FORMATS[name].columns)]
 
 
 def _chained(first: Lines, blocks: Iterator[Lines]) -> Iterator[Lines]:

@@ -13,7 +13,7 @@ from workbench.lengths import Distribution, Fixed, Lognormal, Uniform, UniformWh
 from workbench.prompts import Requests
 from workbench.random_streams import Stream, generator
 from workbench.scenario import Scenario
-from workbench.trace_errors import Problems, WorkloadError
+from workbench.trace_errors import Problems, TooLongError, TooLongRowsError, WorkloadError
 from workbench.traces import Trace, TraceFormat, read_trace
 
 TooLong = Literal["reject", "truncate", "error"]
@@ -212,14 +212,14 @@ def _refuse(
         for row in rows.tolist()
     ]
     if trace is None:
-        raise WorkloadError(
+        raise TooLongError(
             f"{len(rows)} requests are too long (`too_long: error`); request {rows[0]} has "
             f"{found[0]}, {expected} fit"
         )
     problems = Problems(trace.path)
     for line, text in zip(trace.lines[rows].tolist(), found, strict=True):
         problems.add(line, "request", text, f"{expected} (`too_long: error`)")
-    problems.raise_if_any()
+    problems.raise_if_any(TooLongRowsError)
 
 
 def _workload(

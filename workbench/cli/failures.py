@@ -62,12 +62,13 @@ class FailureReportingGroup(TyperGroup):
 def report_failure(error: Exception) -> int:
     """Say on stderr what went wrong; return the exit code."""
     from workbench.scenario_errors import ScenarioErrors
+    from workbench.trace_errors import TooLongError
 
     with suppress(OSError):
         flush_stdout()
     if not isinstance(error, BrokenPipeError):
         typer.echo(failure_message(error), err=True)
-    wrong_usage = isinstance(error, UsageError | ScenarioErrors)
+    wrong_usage = isinstance(error, UsageError | ScenarioErrors | TooLongError)
     return USAGE_EXIT_CODE if wrong_usage else FAILURE_EXIT_CODE
 
 
