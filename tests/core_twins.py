@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from core_harness import random_config
+from core_random import random_config
 
 from engine.core.config import SchedulerConfig
 from engine.core.events import Detail, EventLog

@@ -12,13 +12,11 @@ from core_harness import (
     NO_FAULTS,
     Faults,
     Run,
-    fits,
     fresh_seeds,
-    random_asks,
-    random_config,
     random_run,
 )
 from core_laws import PLAN_LAWS, check_record, retract_reasons
+from core_random import fits, random_asks, random_config
 
 from engine.core.config import Mode, SchedulerConfig
 from engine.core.enums import (
