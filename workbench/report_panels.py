@@ -159,6 +159,8 @@ def _draw_latencies(panel: Panel, data: ReportData) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     axes.set_ylim(0, 107)
+    fastest, slowest = axes.get_xlim()
+    axes.set_xlim(fastest, 1.8 * slowest)  # room for the label of the last dot
     axes.set_xlabel("latency (ms, log scale)")
     axes.set_ylabel("requests that are faster (%)")
     _legend(axes)

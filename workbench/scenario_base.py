@@ -62,6 +62,7 @@ def _whole(value: Any) -> Any:
 
 WHOLE = BeforeValidator(_whole)
 Count = Annotated[int, Field(ge=1, le=1_000_000_000), WHOLE]
+NumRequests = Annotated[int, Field(ge=1, le=10_000_000), WHOLE]  # about 2.6 kB of memory each
 CountOrNone = Annotated[int, Field(ge=0, le=1_000_000_000), WHOLE]
 Tokens = Annotated[int, Field(ge=0, le=10_000_000), WHOLE]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]

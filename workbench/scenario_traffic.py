@@ -11,6 +11,7 @@ from workbench.scenario_base import (
     Count,
     CountOrNone,
     Fraction,
+    NumRequests,
     Problem,
     Rate,
     ScenarioModel,
@@ -51,7 +52,7 @@ class SyntheticWorkload(_Requests):
     """Independent requests that share no text."""
 
     kind: Literal["synthetic"]
-    num_requests: Count = 1000
+    num_requests: NumRequests = 1000
     """How many requests are sent."""
     prompt_len: Length
     """Tokens of the prompt."""
@@ -63,7 +64,7 @@ class SharedPrefixWorkload(_Requests):
     """Requests in groups; all of a group start with the same system prompt."""
 
     kind: Literal["shared_prefix"]
-    num_requests: Count = 1000
+    num_requests: NumRequests = 1000
     """How many requests are sent."""
     num_groups: Count = 16
     """How many different system prompts there are."""
