@@ -145,8 +145,8 @@ def random_bf16(*shape: int) -> torch.Tensor:
 def measure_bandwidth() -> dict[str, float]:
     """TB/s of a copy (read + write) and of a pure read of 2 GiB.
 
-    The copy is a kernel: in a CUDA Graph `Tensor.copy_` becomes a memcpy node, which the copy engine
-    may run at little more than half the bandwidth.
+    The copy is a kernel: in a CUDA Graph `Tensor.copy_` becomes a memcpy node, which the copy
+    engine may run at little more than half the bandwidth.
     """
     count = 1 << 29
     source, target = torch.randn(count, device="cuda"), torch.empty(count, device="cuda")
