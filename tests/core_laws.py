@@ -126,6 +126,13 @@ def retraction_spares_the_oldest(run: Run, plan: StepPlan) -> None:
         assert urgent > keep.priority
 
 
+def retraction_waits_for_results(run: Run, plan: StepPlan) -> None:
+    """Running requests are sent back for pages or priority only when no step is in flight."""
+    before = run.before.retractions
+    if any(r.retractions != before[r.request_id] for r in run.before.running):
+        assert len(run.device.in_flight) == 1  # this plan
+
+
 def block_reason_is_true(run: Run, plan: StepPlan) -> None:
     """The stated reason why the head of the queue waits is one that holds."""
     config, book, reason = run.config, run.scheduler.book, plan.block_reason
@@ -160,6 +167,7 @@ PLAN_LAWS: Sequence[Callable[[Run, StepPlan], None]] = (
     mode_is_kept,
     order_is_kept,
     retraction_spares_the_oldest,
+    retraction_waits_for_results,
     block_reason_is_true,
 )
 
