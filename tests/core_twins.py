@@ -7,12 +7,13 @@ from typing import Any
 
 from core_random import random_config
 
-from engine.core.config import SchedulerConfig
+from engine.core.config import UNCHANGEABLE, SchedulerConfig
+from engine.core.enums import TransferStatus
 from engine.core.events import Detail, EventLog
 from engine.core.invariants import check
 from engine.core.journal import Journal
 from engine.core.plan import OK, StepPlan, StepResult
-from engine.core.request import Request
+from engine.core.request import KVHandoff, Request
 from engine.core.scheduler import Scheduler
 from engine.core.token_ids import SyntheticTokens
 
@@ -94,6 +95,13 @@ class Twins:
                 self._add()
             elif chance < 0.18 and self.lengths:
                 self._both("abort", self.rng.randrange(len(self.lengths)), self.now)
+            elif chance < 0.2 and self.fast.transfers.pending:
+                transfer_id = self.rng.choice(list(self.fast.transfers.pending))
+                self._both(
+                    "transfer_done", transfer_id, self.rng.choice(list(TransferStatus)), self.now
+                )
+            elif chance < 0.21:
+                self._reconfigure()
             elif chance < 0.6 or not self._skip():
                 self._step()
             self.compare()
@@ -120,15 +128,25 @@ class Twins:
         most = rng.choice([1, rng.randint(1, 20), rng.randint(1, slots)])
         self.lengths[request_id] = prompt, most, rng.randint(-1, 2)
         priority = rng.randint(0, 1)
+        handoff = rng.choice([KVHandoff.NONE] * 8 + [KVHandoff.SEND, KVHandoff.RECEIVE])
         for scheduler in (self.fast, self.slow):
             request = Request(
-                request_id, prompt, most, priority=priority, tokens=self.tokens(request_id)
-            )
+                request_id, prompt, most, priority=priority, tokens=self.tokens(request_id),
+                handoff=handoff,
+            )  # fmt: skip
             scheduler.add(request, self.now)
+
+    def _reconfigure(self) -> None:
+        """Other settings, unless KV on its way forbids them."""
+        config = self.fast.config
+        kept = {name: getattr(config, name) for name in UNCHANGEABLE}
+        other = random_config(self.rng, **kept)
+        if not self.fast.book.awaiting:
+            self._both("reconfigure", other, self.now)
 
     def _step(self) -> None:
         """Plan or commit."""
-        depth = self.config.max_plans_in_flight
+        depth = self.fast.config.max_plans_in_flight
         flying = len(self.fast.in_flight)
         if flying < depth and self.rng.random() < 0.7:
             fast, slow = (scheduler.plan(self.now) for scheduler in (self.fast, self.slow))
@@ -151,7 +169,7 @@ class Twins:
 
     def _skip(self) -> bool:
         """Skip a number of steps, if they are certain."""
-        if len(self.fast.in_flight) >= self.config.max_plans_in_flight:
+        if len(self.fast.in_flight) >= self.fast.config.max_plans_in_flight:
             return False
         limit = self.rng.choice([1, 3, 10, 100])
         certain = self.fast.stable_steps(limit)

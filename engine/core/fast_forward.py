@@ -73,10 +73,9 @@ class FastForward:
             after.append(free)
         facts = [self._facts(plan) for plan in self._in_flight]
         waiting, block = len(self._book.waiting.live), self.stable_block_reason()
-        facts += [
-            (free, waiting, block, 0, 0, self._book.running, self._kv.cached_pages)
-            for free in after
-        ]
+        running, cached = self._book.running, self._kv.cached_pages
+        graph = self._state.graph_batch(size)  # other than before after a change of settings
+        facts += [(free, waiting, block, 0, 0, running, cached, graph) for free in after]
         batch.iteration += steps
         self._book.committed_iteration += steps
         self._state.next_plan_id = plan_id + steps
@@ -91,7 +90,7 @@ class FastForward:
             plan.decode_max_context += steps
             (
                 plan.free_pages, plan.waiting, plan.block_reason, plan.retracted,
-                plan.evicted_pages, plan.running, plan.cached_pages,
+                plan.evicted_pages, plan.running, plan.cached_pages, plan.graph_batch,
             ) = facts[at + steps]  # fmt: skip
         if self._in_flight:
             self._book.oldest_in_flight = self._in_flight[0].plan_id
@@ -101,8 +100,8 @@ class FastForward:
         """Why the queue waits through the steps that `stable_steps` promises."""
         return AdmissionBlock.RUNNING_LIMIT if len(self._book.waiting.live) else AdmissionBlock.NONE
 
-    def _facts(self, plan: StepPlan) -> tuple[int, int, AdmissionBlock, int, int, int, int]:
+    def _facts(self, plan: StepPlan) -> tuple[int, int, AdmissionBlock, int, int, int, int, int]:
         return (
             plan.free_pages, plan.waiting, plan.block_reason, plan.retracted, plan.evicted_pages,
-            plan.running, plan.cached_pages,
+            plan.running, plan.cached_pages, plan.graph_batch,
         )  # fmt: skip
