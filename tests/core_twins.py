@@ -95,12 +95,12 @@ class Twins:
                 self._add()
             elif chance < 0.18 and self.lengths:
                 self._both("abort", self.rng.randrange(len(self.lengths)), self.now)
-            elif chance < 0.2 and self.fast.transfers.pending:
+            elif chance < 0.25 and self.fast.transfers.pending:
                 transfer_id = self.rng.choice(list(self.fast.transfers.pending))
                 self._both(
                     "transfer_done", transfer_id, self.rng.choice(list(TransferStatus)), self.now
                 )
-            elif chance < 0.21:
+            elif chance < 0.19:
                 self._reconfigure()
             elif chance < 0.6 or not self._skip():
                 self._step()
