@@ -210,6 +210,26 @@ def test_nobody_enters_in_the_step_that_sends_somebody_back() -> None:
     run.check_ends()
 
 
+def test_pages_that_a_decode_gives_up_go_to_the_prompt_that_waits_for_them() -> None:
+    """A call of `plan` that retracts somebody lets somebody else compute."""
+    settings = config(
+        num_pages=10, admission="estimate", schedule_conservativeness=0.01, max_prefill_tokens=1
+    )
+    run = story(settings, [ask(0, 2, 7)])
+    while not run.scheduler.book.batch.members:
+        step(run)
+    run.send(ask(1, 5, 1, priority=1))
+    while run.scheduler.kv.pool.free_pages:
+        step(run)
+    assert run.scheduler.book.prefilling
+    run.scheduler.reconfigure(replace(settings, mode="prefill_first"), run.now)
+    assert ids(step(run)) == [1]
+    assert run.requests[0].retractions == 1
+    while run.scheduler.has_work:
+        step(run)
+    run.check_ends()
+
+
 # ---- order ---------------------------------------------------------------------------------------
 
 

@@ -38,6 +38,7 @@ class Planner:
 
     def plan(self, now: int) -> StepPlan | None:
         book = self._book
+        retracted = book.retracted
         if self._transfers.pending:
             for transfer_id in self._transfers.expired(now):
                 self._handoff.end_transfer(transfer_id, TransferStatus.TIMED_OUT, now)
@@ -62,7 +63,9 @@ class Planner:
         if plan.decode_iteration < 0 and not (plan.prefills or plan.verifies or plan.transfers):
             if self._in_flight or not book.prefilling:
                 return None
-            return self._unblock_prefills(now)
+            if book.retracted == retracted and not self._memory.retract_one(now):
+                return None
+            return self.plan(now)  # half-computed prompts get the pages that became free
         self._close_plan(plan)
         return plan
 
@@ -282,12 +285,6 @@ class Planner:
                 verify.context_tokens,
             )
             write((plan.plan_id, self._state.replica, *row))
-
-    def _unblock_prefills(self, now: int) -> StepPlan | None:
-        """Nothing can run because half-computed prompts hold the pages: send the cheapest back."""
-        if not self._memory.retract_one(now):
-            return None
-        return self.plan(now)
 
     def _preempt_for_priority(self, now: int) -> bool:
         """Retract less urgent requests that block a more urgent head; False: wait for results."""
