@@ -461,10 +461,3 @@ def test_a_result_that_does_not_fit_changes_nothing(bad: dict[str, Any]) -> None
     assert len(run.journal.to_array()) == calls
     run.scheduler.commit(plan.plan_id, good_result(plan), 9)
     assert run.requests[0].committed_outputs == 2
-
-
-@pytest.mark.parametrize("name", ["policy", "mode", "admission", "eviction"])
-def test_misspelt_settings_are_refused(name: str) -> None:
-    """A choice that does not exist is an error, not the default."""
-    with pytest.raises(ValueError, match=name):
-        config(**{name: "fcsf"})
