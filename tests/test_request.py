@@ -13,7 +13,7 @@ from engine.core.request import LEGAL_TRANSITIONS, Request
 S = RequestStatus
 
 
-@pytest.mark.parametrize(("before", "after"), product(S, S))
+@pytest.mark.parametrize(("before", "after"), list(product(S, S)))
 def test_only_legal_changes_of_status_happen(before: RequestStatus, after: RequestStatus) -> None:
     """`move_to` does what the table allows, and changes nothing otherwise."""
     request = Request(0, 1, 1)
