@@ -99,6 +99,28 @@ def test_an_id_is_in_use_until_its_request_has_ended() -> None:
         run.scheduler.add(ask(0).request(), 0)
 
 
+def test_an_id_that_is_free_again_starts_from_nothing() -> None:
+    """Limits, results and transfers of an earlier request of that id do not touch the new one."""
+    run = story(config(), [ask(0, 2, 6)])
+    for _ in range(3):
+        step(run)
+    run.abort(0)
+    run.send(ask(0, 2, 40))
+    while run.scheduler.has_work:
+        step(run)
+    assert run.requests[0].committed_outputs == 40
+
+    run = story(config(), [ask(0, 2, 6, handoff=KVHandoff.SEND)])
+    while not (plan := step(run)).transfers:
+        pass
+    run.abort(0)
+    run.send(ask(0, 2, 6, handoff=KVHandoff.SEND))
+    step(run)
+    late = plan.transfers[0].transfer_id
+    assert run.scheduler.transfer_done(late, TransferStatus.FAILED, 9) is None
+    assert run.scheduler.has_work
+
+
 # ---- steps ---------------------------------------------------------------------------------------
 
 

@@ -50,7 +50,8 @@ class Request:
         tenant: namespace of the prefix cache.
         tokens: ids of prompt and output, or None if prompts are taken as unsharable.
         handoff: whether KV crosses replicas.
-        status, epoch: `epoch` grows whenever results in flight become void.
+        status, epoch: `epoch` grows whenever results in flight become void; a scheduler uses each
+            value once, so (id, epoch) is unique even if ids are not.
         sequence: order of arrival at this scheduler.
         pages: KV pages by position, shared prefix first.
         node: the locked node of the prefix cache, whose depth is `cached_depth` tokens.

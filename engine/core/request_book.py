@@ -61,6 +61,7 @@ class RequestBook:
         self.retracted = 0
         self.running = 0
         self._sequence = 0
+        self._epochs = 0
 
     def reorder(self, policy: Policy) -> None:
         """Let the queue follow another policy."""
@@ -94,6 +95,7 @@ class RequestBook:
     def arrive(self, request: Request, now: int) -> None:
         """A new request joins the queue."""
         request.arrival_ns = now
+        self._start_epoch(request)
         request.sequence = self._sequence
         self._sequence += 1
         self.requests[request.request_id] = request
@@ -131,7 +133,7 @@ class RequestBook:
     def finish(self, request: Request, reason: FinishReason, now: int) -> None:
         """End a request: its one terminal event. Pages that a plan still touches follow later."""
         self._detach(request)
-        request.epoch += 1
+        self._start_epoch(request)
         if request.status != RequestStatus.WAITING:
             self._give_back(request)
         request.move_to(RequestStatus.FINISHED)
@@ -144,7 +146,7 @@ class RequestBook:
     def retract(self, request: Request, reason: RetractReason, now: int) -> None:
         """Send an admitted request back to the queue; it will compute its KV again."""
         self._detach(request)
-        request.epoch += 1
+        self._start_epoch(request)
         request.retractions += 1
         request.lost_tokens = request.committed_tokens
         self.retracted += 1
@@ -176,6 +178,11 @@ class RequestBook:
         for request in self.requests.values():
             self._close_span(request)
             self._write_row(request)
+
+    def _start_epoch(self, request: Request) -> None:
+        """Results in flight are void; so are those for an earlier request of the same id."""
+        self._epochs += 1
+        request.epoch = self._epochs
 
     def _span_committed(self, request: Request) -> int:
         if request.span_first < 0:
