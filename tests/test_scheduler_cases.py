@@ -397,6 +397,14 @@ def test_pages_that_are_being_sent_are_neither_evicted_nor_counted() -> None:
     assert ids(step(run)) == [1]
 
 
+def test_kv_that_is_received_takes_no_tokens_of_a_step() -> None:
+    """Without chunked prefill, a prompt computed elsewhere need not fit beside the decodes."""
+    run = story(config(chunked_prefill=False), [ask(0, 2)])
+    step(run)
+    run.send(ask(1, 16, 2, handoff=KVHandoff.RECEIVE))
+    assert len(step(run).transfers) == 1
+
+
 @pytest.mark.parametrize("direction", [KVHandoff.SEND, KVHandoff.RECEIVE])
 def test_late_and_repeated_notices_change_nothing(direction: KVHandoff) -> None:
     """A transfer ends once: at its notice or at its deadline, whichever is first."""

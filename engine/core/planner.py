@@ -177,7 +177,8 @@ class Planner:
         match = self._memory.lock_prefix(request)
         shared = len(match.pages) if match else 0
         extend = request.known_tokens - shared * self._state.config.page_size
-        if self._must_be_whole(extend) and extend > budget:
+        receives = request.handoff == KVHandoff.RECEIVE  # and computes nothing
+        if not receives and self._must_be_whole(extend) and extend > budget:
             reason = full
         else:
             reason = self._memory.block_reason(request, shared)
@@ -188,7 +189,7 @@ class Planner:
         if match is not None:
             self._kv.attach(request, match)
         self._book.admit(request, now)
-        if request.handoff == KVHandoff.RECEIVE:
+        if receives:
             self._handoff.await_kv(plan, request, now)
             return 0
         request.move_to(RequestStatus.PREFILLING)
