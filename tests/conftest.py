@@ -1,8 +1,12 @@
 """Tests run the sources as Python: they replace parts of them, which machine code does not allow.
 
-`test_native.py` compares the two.
+`test_native.py` compares the two. Triton kernels run in Triton's interpreter, unless the tests are
+told to use a GPU (`WORKBENCH_TEST_DEVICE=cuda`); the variable must be set before a kernel is
+decorated, hence here.
 """
 
 import os
 
 os.environ["WORKBENCH_NATIVE"] = "0"
+if os.environ.get("WORKBENCH_TEST_DEVICE", "cpu") == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
