@@ -1,0 +1,1 @@
+"""The engine in real time: a model runner that carries out plans, and the loop that serves."""
