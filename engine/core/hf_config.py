@@ -8,8 +8,9 @@ models keep the language model under `text_config`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -39,13 +40,26 @@ class RopeSpec:
         kind: "default", "linear", "dynamic", "yarn" or "llama3".
         theta: base of the frequencies.
         factor: context extension, 1 for "default".
-        original_max_position: context length before extension, or None if the config does not say.
+        original_max_position: context length before extension; None if the config does not say and
+            the kind does not need it.
+        low_freq_factor, high_freq_factor: "llama3": wavelengths longer than original_max_position
+            / low are divided by the factor, those shorter than original_max_position / high kept.
+        beta_fast, beta_slow: "yarn": frequencies that turn more often than beta_fast within
+            original_max_position are kept, those that turn less often than beta_slow divided.
+        truncate: "yarn": the bounds of that ramp are rounded outwards to whole frequencies.
+        attention_factor: what cosine and sine are multiplied with; other than 1 only for "yarn".
     """
 
     kind: str
     theta: float
     factor: float
     original_max_position: int | None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0
 
 
 class HfConfig:
@@ -160,7 +174,7 @@ class HfConfig:
             )
         return family
 
-    def rope(self) -> RopeSpec:
+    def rope(self, default_theta: float = 10_000.0) -> RopeSpec:
         """Rotary embedding from `rope_parameters` or from `rope_theta` and `rope_scaling`."""
         parameters = (
             self.section("rope_parameters")
@@ -170,10 +184,52 @@ class HfConfig:
         kind = str(parameters.values.get("rope_type") or parameters.values.get("type") or "default")
         if kind not in ("default", "linear", "dynamic", "yarn", "llama3"):
             raise parameters.error(f"rope type {kind!r} is not supported")
-        theta = parameters.number("rope_theta", self.number("rope_theta", 10_000.0))
+        parameters.reject_partial_or_varying_rope(self)
+        theta = parameters.number("rope_theta", self.number("rope_theta", default_theta))
         factor = 1.0 if kind == "default" else parameters.number("factor")
         original = parameters.integer("original_max_position_embeddings", default=0, minimum=0)
-        return RopeSpec(kind, theta, factor, original or None)
+        if not original and kind in ("yarn", "llama3"):
+            original = self.integer("max_position_embeddings")
+        spec = RopeSpec(kind, theta, factor, original or None)
+        if kind == "llama3":
+            return parameters.llama3_rope(spec)
+        return parameters.yarn_rope(spec) if kind == "yarn" else spec
+
+    def reject_partial_or_varying_rope(self, model: HfConfig) -> None:
+        """Raise if only a part of a head is rotated, or layers differ; self is the rope section."""
+        for config in (self, model):
+            part = config.number("partial_rotary_factor", 1.0)
+            if part != 1.0:
+                raise config.error(f"`partial_rotary_factor` = {part} is not supported")
+        nested = [name for name, value in self.values.items() if isinstance(value, Mapping)]
+        if nested:
+            raise self.error(f"a rope per kind of layer ({', '.join(nested)}) is not supported")
+
+    def llama3_rope(self, spec: RopeSpec) -> RopeSpec:
+        """`spec` with the bounds of Llama 3's ramp, from the rope section."""
+        low = self.number("low_freq_factor", spec.low_freq_factor)
+        high = self.number("high_freq_factor", spec.high_freq_factor)
+        if low >= high:
+            raise self.error(f"`low_freq_factor` = {low} must be below `high_freq_factor` = {high}")
+        return replace(spec, low_freq_factor=low, high_freq_factor=high)
+
+    def yarn_rope(self, spec: RopeSpec) -> RopeSpec:
+        """`spec` with YaRN's ramp and attention factor (arXiv:2309.00071, section 3.4)."""
+        fast = self.number("beta_fast", spec.beta_fast)
+        slow = self.number("beta_slow", spec.beta_slow)
+        if slow >= fast:
+            raise self.error(f"`beta_slow` = {slow} must be below `beta_fast` = {fast}")
+        attention_factor = _yarn_scale(spec.factor, 1.0)
+        if self.values.get("mscale") and self.values.get("mscale_all_dim"):
+            attention_factor = _yarn_scale(spec.factor, self.number("mscale", 1.0))
+            attention_factor /= _yarn_scale(spec.factor, self.number("mscale_all_dim", 1.0))
+        return replace(
+            spec,
+            beta_fast=fast,
+            beta_slow=slow,
+            truncate=self.flag("truncate", default=True),
+            attention_factor=self.number("attention_factor", attention_factor),
+        )
 
     def max_model_len(self, rope: RopeSpec) -> int:
         """Longest context in tokens, scaled where the rope type extends the written length.
@@ -202,6 +258,10 @@ class HfConfig:
             and window < self.integer("max_position_embeddings")
         ):
             raise self.error(f"`sliding_window` = {window} is not supported")
+
+
+def _yarn_scale(factor: float, weight: float) -> float:
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1.0 else 1.0
 
 
 def text_model(config: HfConfig) -> tuple[HfConfig, tuple[str, ...]]:

@@ -36,6 +36,11 @@ _FAMILIES: Final[dict[str, str]] = {
 _MODEL_TYPES: Final[dict[str, str]] = {family: family for family in _FAMILIES.values()}
 
 
+# What transformers takes a missing key for where the family differs from the others.
+_DEFAULT_THETA: Final[dict[str, float]] = {"mixtral": 1e6}
+_DEFAULT_EPS: Final[dict[str, float]] = {"mixtral": 1e-5}
+
+
 class TensorParallelError(ValueError):
     """A model that cannot be divided over that many GPUs."""
 
@@ -51,6 +56,7 @@ class MoeSpec:
         num_shared_experts: experts that every token visits besides.
         layers: indices of the layers that are MoE; the others are dense.
         router_bias: the router has a correction bias per expert (DeepSeek-V3).
+        renormalize: the weights of the chosen experts are scaled to sum to one.
     """
 
     num_experts: int
@@ -59,6 +65,7 @@ class MoeSpec:
     num_shared_experts: int
     layers: tuple[int, ...]
     router_bias: bool
+    renormalize: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,7 @@ class ModelSpec:
         qkv_bias: query, key and value projections have a bias.
         output_bias: the output projection of attention has a bias.
         qk_norm: queries and keys are normalised per head.
+        rms_norm_eps: what is added to the mean square in every RMS norm.
         notes: what of the config is not counted.
     """
 
@@ -108,6 +116,7 @@ class ModelSpec:
     qkv_bias: bool = False
     output_bias: bool = False
     qk_norm: bool = False
+    rms_norm_eps: float = 1e-6
     moe: MoeSpec | None = None
     mla: MlaSpec | None = None
     rope: RopeSpec
@@ -125,7 +134,8 @@ class ModelSpec:
         config.reject_sliding_window()
         if config.flag("mlp_bias", default=False):
             raise config.error("`mlp_bias` = true is not supported")
-        rope = config.rope()
+        _reject_other_activation(config)
+        rope = config.rope(_DEFAULT_THETA.get(family, 10_000.0))
         attention_bias = config.flag("attention_bias", default=False)
         mla = _mla(config) if family == "deepseek_v3" else None
         if mla is not None and attention_bias:
@@ -149,6 +159,7 @@ class ModelSpec:
             qkv_bias=family == "qwen2" or attention_bias,
             output_bias=attention_bias and family != "qwen2",
             qk_norm=family in ("qwen3", "qwen3_moe"),
+            rms_norm_eps=config.number("rms_norm_eps", _DEFAULT_EPS.get(family, 1e-6)),
             moe=moe,
             mla=mla,
             rope=rope,
@@ -271,6 +282,12 @@ class ModelSpec:
             )
 
 
+def _reject_other_activation(config: HfConfig) -> None:
+    activation = config.values.get("hidden_act")
+    if activation not in (None, "silu", "swish"):  # two names of one function
+        raise config.error(f"`hidden_act` = {activation!r} is not supported; allowed: 'silu'")
+
+
 def _heads(config: HfConfig, family: str, mla: MlaSpec | None) -> tuple[int, int, int]:
     """(query heads, KV heads, width of a query head)."""
     heads = config.integer("num_attention_heads")
@@ -319,7 +336,10 @@ def _moe(config: HfConfig, family: str) -> MoeSpec | None:
     if chosen > experts:
         raise config.error(f"`num_experts_per_tok` = {chosen} exceeds the {experts} experts")
     shared = config.integer("n_shared_experts", default=0, minimum=0)
-    return MoeSpec(experts, chosen, width, shared, moe_layers, family == "deepseek_v3")
+    deepseek = family == "deepseek_v3"
+    # Mixtral has no such key: it always renormalises.
+    renormalize = family == "mixtral" or config.flag("norm_topk_prob", default=deepseek)
+    return MoeSpec(experts, chosen, width, shared, moe_layers, deepseek, renormalize)
 
 
 def model_card_names() -> tuple[str, ...]:
