@@ -9,6 +9,7 @@ from enum import IntEnum
 
 from engine.core.enums import FinishReason
 from engine.core.request import Request
+from engine.core.token_ids import TokenSource
 from engine.core.workload import NEVER, Workload
 from simulator.clock import FOREVER
 
@@ -30,7 +31,8 @@ class Clients:
     Args:
         workload: what to ask.
         max_concurrency: cap on requests sent and not ended, or None.
-        with_tokens: give requests their (synthetic) token ids; needless without a prefix cache.
+        tokens_of: called with a request id when it is sent, gives its token ids; None: no request
+            has any.
         send: called with a request and the time.
         give_up: called with a request id and the time.
 
@@ -44,17 +46,16 @@ class Clients:
         self,
         workload: Workload,
         max_concurrency: int | None,
-        with_tokens: bool,
+        tokens_of: Callable[[int], TokenSource] | None,
         send: Callable[[Request, int], None],
         give_up: Callable[[int, int], None],
     ) -> None:
         self._workload = workload
         self._cap = max_concurrency
-        self._segments = workload.segments if with_tokens else None
+        self._tokens_of = tokens_of
         self._send = send
         self._give_up = give_up
         self._prompt, self._limit = workload.prompt_tokens.tolist(), workload.max_tokens.tolist()
-        self._output = workload.output_tokens.tolist()
         self._priority, self._tenant = workload.priority.tolist(), workload.tenant.tolist()
         self._parent = workload.parent.tolist()
         self._think = workload.think_ns.tolist()
@@ -137,9 +138,7 @@ class Clients:
             self._send_now(next_id, now, now - wanted)
 
     def _send_now(self, request_id: int, now: int, waited_ns: int) -> None:
-        tokens = None
-        if self._segments is not None:
-            tokens = self._segments.tokens(request_id, self._output[request_id])
+        tokens = None if self._tokens_of is None else self._tokens_of(request_id)
         request = Request(
             request_id,
             self._prompt[request_id],

@@ -13,6 +13,7 @@ from engine.core.events import EventLog, Segment
 from engine.core.journal import Journal
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
+from engine.core.token_ids import TokenSource
 from engine.core.workload import Workload
 from simulator.behaviour import OutputLengths
 from simulator.client import Clients
@@ -101,7 +102,7 @@ class World:
         self.clients = Clients(
             workload,
             max_concurrency,
-            with_tokens=any(replica.scheduler.prefix_cache for replica in replicas),
+            synthetic_tokens(workload) if any(r.scheduler.prefix_cache for r in replicas) else None,
             send=self._send,
             give_up=self._give_up,
         )
@@ -255,6 +256,19 @@ class World:
             int(w.parent[request_id]), int(w.prompt_tokens[request_id]),
             int(w.max_tokens[request_id]), 0, 0, 0, 0, 0, -1, -1, -1, -1, 0, 0,
         )  # fmt: skip
+
+
+def synthetic_tokens(workload: Workload) -> Callable[[int], TokenSource] | None:
+    """Gives requests the ids of their segments; None if no two share text."""
+    segments = workload.segments
+    if segments is None:
+        return None
+    output_tokens = workload.output_tokens.tolist()
+
+    def tokens_of(request_id: int) -> TokenSource:
+        return segments.tokens(request_id, output_tokens[request_id])
+
+    return tokens_of
 
 
 def _next_heartbeat(time_ns: float) -> int:
