@@ -96,6 +96,7 @@ class Row:
 
     Attributes:
         bound: positions below it may be touched.
+        private: positions from there on nobody else could read at launch.
     """
 
     request: Request
@@ -105,6 +106,7 @@ class Row:
     context: int
     table: tuple[int, ...]
     bound: int
+    private: int
 
     @property
     def key(self) -> tuple[int, int]:
@@ -144,7 +146,11 @@ class Text:
 
 
 class FakeDevice:
-    """Runs launched steps in order, at their commit at the latest, and checks all KV they read."""
+    """Runs launched steps in order, at their commit at the latest, and checks all KV they read.
+
+    Attributes:
+        nan_rate: how often a row comes out as no number, together with what it computed.
+    """
 
     def __init__(self, num_pages: int, page_size: int, seed: int) -> None:
         self.page_size = page_size
@@ -153,6 +159,7 @@ class FakeDevice:
         self.texts: dict[tuple[int, int], Text] = {}
         self.broken: set[tuple[int, int]] = set()
         self.stop_after: dict[int, int] = {}
+        self.nan_rate = 0.0
         self._rng = random.Random(seed)
         self._free: set[int] = set(range(num_pages))
 
@@ -162,7 +169,7 @@ class FakeDevice:
         for item in plan.items():
             request, end = item.request, item.context_tokens + item.num_tokens
             row = Row(request, item.epoch, item.kind, item.num_tokens, item.context_tokens,
-                      tuple(request.pages), end)  # fmt: skip
+                      tuple(request.pages), end, request.cached_depth)  # fmt: skip
             if end > len(row.table) * self.page_size:
                 raise DeviceError(f"plan {plan.plan_id}: {request} has no slot for token {end - 1}")
             if row.key not in self.texts:
@@ -235,6 +242,7 @@ class FakeDevice:
             return
         ids: list[int] = []
         stopped: list[int] = []
+        nans: list[int] = []
         kept: list[list[int]] = []
         samples = {id(i.request) for i in launched.plan.prefills if i.samples}
         for row in launched.rows:
@@ -247,6 +255,10 @@ class FakeDevice:
                 new, counts = self._verify(row), True
             else:
                 new, counts = self._compute(launched.plan, row, id(row.request) in samples)
+                if counts and self.nan_rate and self._rng.random() < self.nan_rate:
+                    self._lose(row)
+                    new = [-1]
+                    nans.append(row.request.request_id)
             if row.kind == ItemKind.VERIFY:
                 kept.append([] if row.key in self.broken else new)
             elif counts:
@@ -259,7 +271,15 @@ class FakeDevice:
             token_ids=ids,
             verified=[len(row) for row in kept],
             verified_ids=kept if verifies else None,
+            broken=nans,
         )
+
+    def _lose(self, row: Row) -> None:
+        """A row is no number, and neither is what a prompt computed before, as far as it may be."""
+        self.broken.add(row.key)
+        self._spoil(row)
+        if row.kind == ItemKind.PREFILL:
+            self.write(row.table, row.private, [GARBAGE] * (row.bound - row.private))
 
     def _spoil(self, row: Row) -> None:
         """Leave garbage where a row may write."""

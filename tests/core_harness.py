@@ -51,10 +51,11 @@ class Faults:
     fail: float = 0.0
     reconfigure: float = 0.0
     transfers: bool = False
+    nan: float = 0.0
 
 
 NO_FAULTS = Faults()
-ALL_FAULTS = Faults(abort=0.03, fail=0.02, reconfigure=0.01, transfers=True)
+ALL_FAULTS = Faults(abort=0.03, fail=0.02, reconfigure=0.01, transfers=True, nan=0.01)
 
 
 PlanLaw = Callable[["Run", StepPlan], None]
@@ -96,12 +97,14 @@ class Run:
         self.journal = Journal()
         self.scheduler = Scheduler(config, self.log, journal=self.journal)
         self.device = FakeDevice(config.num_pages, config.page_size, seed)
+        self.device.nan_rate = faults.nan
         self.links = FakeLinks(self.device, random.Random(seed), faults.transfers)
         self.now = 0
         self.plans = 0
         self.requests: dict[int, Request] = {}
         self.never: dict[int, RejectReason] = {}
         self.aborted: set[int] = set()
+        self.broken: set[int] = set()
         self.ended: Counter[int] = Counter()
         self.before = Before()
         self.totals: Counter[str] = Counter()
@@ -204,8 +207,12 @@ class Run:
         """The oldest step comes back."""
         launched = self.device.take()
         assert launched.result is not None
+        alive = {r.request_id for r, epoch in launched.plan.sampling_requests() if epoch == r.epoch}
+        broken = alive.intersection(launched.result.broken)
         ended = self.scheduler.commit(launched.plan.plan_id, launched.result, self.now)
         self.ended.update(request.request_id for request in ended)
+        assert broken <= {r.request_id for r in ended if r.finish_reason == FinishReason.ERROR}
+        self.broken |= broken
         self.check()
 
     def check(self) -> None:
@@ -314,7 +321,8 @@ class Run:
                 assert ask.stop_after > 1
             elif reason == FinishReason.ERROR:
                 lost = ask.handoff == KVHandoff.SEND and self.faults.transfers and outputs == 1
-                assert request.failures == MAX_FAILURES or lost
+                assert request.failures == MAX_FAILURES or lost or request_id in self.broken
+            assert reason == FinishReason.ERROR or request_id not in self.broken
             assert (reason == FinishReason.REJECTED) == bool(never)
             assert (reason == FinishReason.ABORT) == (request_id in self.aborted)
 

@@ -165,7 +165,8 @@ class Twins:
             return StepResult(failed=True)
         stopped = [i for i in self.fast.book.requests if rng.random() < 0.02]
         kept = [rng.randint(0, item.num_tokens) for item in plan.verifies]
-        return StepResult(stopped=stopped, verified=kept)
+        broken = [i for i in self.fast.book.requests if rng.random() < 0.005]
+        return StepResult(stopped=stopped, verified=kept, broken=broken)
 
     def _skip(self) -> bool:
         """Skip a number of steps, if they are certain."""

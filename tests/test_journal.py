@@ -127,6 +127,7 @@ def test_calls_read_back_as_they_were_written() -> None:
     journal.plan(None, 12)
     journal.commit(3, StepResult((7,), [4, 5], (2, 0), [[8, 9], []]), 13)
     journal.commit(4, StepResult(failed=True), 14)
+    journal.commit(5, StepResult(token_ids=[-1, 6, -1], broken=[7, 9]), 14)
     journal.advance(20, 15)
     journal.transfer_done(2, TransferStatus.TIMED_OUT, 16)
     assert list(read_calls(journal.to_array())) == [
@@ -135,6 +136,7 @@ def test_calls_read_back_as_they_were_written() -> None:
         Call(Op.PLAN, 12, ()),
         Call(Op.COMMIT, 13, (3, 0, 1, 1, 2, 2, 1, 7, 4, 5, 2, 0, 2, 8, 9, 0)),
         Call(Op.COMMIT, 14, (4, 1, 0, 0, 0, 0, 0)),
+        Call(Op.COMMIT_BROKEN, 14, (2, 7, 9, 5, 0, 1, 0, 3, 0, 0, -1, 6, -1)),
         Call(Op.ADVANCE, 15, (20,)),
         Call(Op.TRANSFER_DONE, 16, (2, TransferStatus.TIMED_OUT)),
     ]

@@ -363,6 +363,36 @@ def test_a_request_whose_steps_keep_failing_ends_with_an_error() -> None:
     assert run.scheduler.kv.pool.free_pages == run.config.num_pages
 
 
+@pytest.mark.parametrize("outputs", [0, 1, 5])
+def test_a_broken_row_ends_its_request_alone(outputs: int) -> None:
+    """It ends with an error and without the token, shares no KV since its last good prompt."""
+    run = story(config(prefix_cache=True, page_size=2), [ask(0, 6, 20), ask(1, 6, 20)])
+    for _ in range(outputs):
+        step(run)
+    plan = run.plan()
+    assert plan is not None
+    run.device.run_some(1)
+    result = run.device.in_flight[0].result
+    assert result is not None
+    row = [r.request_id for r, _ in plan.sampling_requests()].index(0)
+    ids = [-1 if at == row else i for at, i in enumerate(result.token_ids or ())]
+    run.device.take()
+    cached = run.scheduler.kv.cached_pages
+    ended = run.scheduler.commit(plan.plan_id, replace(result, token_ids=ids, broken=[0]), run.now)
+    assert ended == [run.requests[0]]
+    assert run.requests[0].finish_reason == FinishReason.ERROR
+    assert run.requests[0].committed_outputs == outputs
+    assert run.requests[0].tokens.ids(0, 6 + outputs).tolist() == run.asks[0].text(outputs)
+    assert len(run.requests[0].tokens) == 6 + outputs
+    published = 3 if outputs else 0  # pages of the prompt
+    assert run.scheduler.kv.cached_pages == cached + published
+    while run.scheduler.has_work:
+        step(run)
+    assert run.requests[1].finish_reason == FinishReason.LENGTH
+    run.broken = {0}
+    run.check_ends()
+
+
 # ---- hand-off ------------------------------------------------------------------------------------
 
 

@@ -43,6 +43,7 @@ class Op(IntEnum):
     ADVANCE = 4  # steps
     TRANSFER_DONE = 5  # transfer id, status
     RECONFIGURE = 6  # the settings that may change, see `_settings`
+    COMMIT_BROKEN = 7  # count of broken requests, their ids, then as COMMIT
 
 
 class Call(NamedTuple):
@@ -93,11 +94,11 @@ class Journal:
         for row in result.verified_ids or ():
             kept += (len(row), *row)
         has_kept = result.verified_ids is not None
-        self._write(
-            Op.COMMIT,
-            now,
-            (*head, has_kept, *stopped, *(int(i) for i in ids or ()), *verified, *kept),
-        )
+        args = (*head, has_kept, *stopped, *(int(i) for i in ids or ()), *verified, *kept)
+        if result.broken:
+            self._write(Op.COMMIT_BROKEN, now, (len(result.broken), *result.broken, *args))
+        else:
+            self._write(Op.COMMIT, now, args)
 
     def advance(self, steps: int, now: int) -> None:
         """`Scheduler.advance` was called."""
@@ -170,6 +171,10 @@ def apply(call: Call, scheduler: Scheduler, tokens_of: Callable[[int], TokenSour
     elif call.op == Op.COMMIT:
         plan_id, result = _result(args)
         scheduler.commit(plan_id, result, now)
+    elif call.op == Op.COMMIT_BROKEN:
+        count = 1 + args[0]
+        plan_id, result = _result(args[count:], broken=args[1:count])
+        scheduler.commit(plan_id, result, now)
     elif call.op == Op.ADVANCE:
         scheduler.advance(args[0], now)
     elif call.op == Op.RECONFIGURE:
@@ -219,7 +224,7 @@ def _request(args: tuple[int, ...], tokens: TokenSource | None) -> Request:
     )  # fmt: skip
 
 
-def _result(args: tuple[int, ...]) -> tuple[int, StepResult]:
+def _result(args: tuple[int, ...], broken: tuple[int, ...] = ()) -> tuple[int, StepResult]:
     plan_id, failed, has_ids, stops, ids, verified, has_kept = args[:7]
     rest = list(args[7:])
     stopped, rest = rest[:stops], rest[stops:]
@@ -235,4 +240,5 @@ def _result(args: tuple[int, ...]) -> tuple[int, StepResult]:
         verified=counts,
         verified_ids=kept if has_kept else None,
         failed=bool(failed),
+        broken=broken,
     )

@@ -184,6 +184,9 @@ class StepResult:
         verified: tokens kept per verify item, in plan order; each between 0 and its `num_tokens`.
         verified_ids: their ids, or None in a simulation.
         failed: the step did not happen; its requests are computed again.
+        broken: ids of requests whose new token could not be computed (their logits were not
+            numbers): they end with an error, without this token, and nothing that they had not
+            shared before enters the prefix cache.
     """
 
     stopped: Sequence[int] = ()
@@ -191,6 +194,7 @@ class StepResult:
     verified: Sequence[int] = ()
     verified_ids: Sequence[Sequence[int]] | None = None
     failed: bool = False
+    broken: Sequence[int] = ()
 
 
 OK = StepResult()

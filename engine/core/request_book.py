@@ -131,10 +131,15 @@ class RequestBook:
         self.draining.setdefault(plan_id, {})[request.request_id] = request
 
     def finish(self, request: Request, reason: FinishReason, now: int) -> None:
-        """End a request: its one terminal event. Pages that a plan still touches follow later."""
+        """End a request: its one terminal event. Pages that a plan still touches follow later.
+
+        What a request computed that ends with an error is not worth sharing: it may be the error.
+        """
         self._detach(request)
         self._start_epoch(request)
         if request.status != RequestStatus.WAITING:
+            if reason == FinishReason.ERROR:
+                request.committed_tokens = request.cached_depth
             self._give_back(request)
         request.move_to(RequestStatus.FINISHED)
         request.finish_reason = reason

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from engine.core.enums import FinishReason, RequestStatus, RetractReason
 from engine.core.handoff import Handoff
 from engine.core.plan import PrefillItem, StepPlan, StepResult, VerifyItem
@@ -51,23 +53,27 @@ class Results:
 
     def append_tokens(self, plan: StepPlan, result: StepResult) -> None:
         """Add the sampled ids of a step to the texts they belong to."""
-        ids = result.token_ids or ()
+        ids, broken = result.token_ids or (), result.broken
         for (request, epoch), token_id in zip(plan.sampling_requests(), ids, strict=True):
             if request.epoch == epoch and isinstance(request.tokens, TokenBuffer):
-                request.tokens.append(int(token_id))
+                if not broken or request.request_id not in broken:
+                    request.tokens.append(int(token_id))
 
     def take(self, plan: StepPlan, result: StepResult, now: int) -> list[Request]:
         """Apply a result to a plan that has left `in_flight`; returns the requests that ended."""
         if result.failed:
             return self._fail(plan, now)
         book = self._book
-        ended = self._commit_verifies(plan, result, now) if plan.verifies else []
+        # First, while nothing of this step counts yet and its prompts are not shared.
+        ended = self._finish(plan, result.broken, FinishReason.ERROR, now) if result.broken else []
+        if plan.verifies:
+            ended += self._commit_verifies(plan, result, now)
         if plan.prefills:
             self._commit_prefills(plan, now)
         if plan.decode_iteration >= 0:
             book.committed_iteration = plan.decode_iteration
         if result.stopped:
-            ended += self._finish_stopped(plan, result, now)
+            ended += self._finish(plan, result.stopped, FinishReason.STOP, now)
         limits = book.batch.limits
         if book.draining or (limits and limits[0][0] <= book.batch.iteration):
             ended += self._finish_limits(plan, now)
@@ -111,12 +117,14 @@ class Results:
                 ended.append(request)
         return ended
 
-    def _finish_stopped(self, plan: StepPlan, result: StepResult, now: int) -> list[Request]:
+    def _finish(
+        self, plan: StepPlan, request_ids: Sequence[int], reason: FinishReason, now: int
+    ) -> list[Request]:
         ended = []
-        for request_id in result.stopped:
+        for request_id in request_ids:
             request = self._book.requests.get(request_id)
             if request is not None and self._in_plan(plan, request):
-                self._book.finish(request, FinishReason.STOP, now)
+                self._book.finish(request, reason, now)
                 ended.append(request)
         return ended
 
