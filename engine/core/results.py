@@ -55,9 +55,10 @@ class Results:
         """Add the sampled ids of a step to the texts they belong to."""
         ids, broken = result.token_ids or (), result.broken
         for (request, epoch), token_id in zip(plan.sampling_requests(), ids, strict=True):
+            if broken and request.request_id in broken:
+                continue
             if request.epoch == epoch and isinstance(request.tokens, TokenBuffer):
-                if not broken or request.request_id not in broken:
-                    request.tokens.append(int(token_id))
+                request.tokens.append(int(token_id))
 
     def take(self, plan: StepPlan, result: StepResult, now: int) -> list[Request]:
         """Apply a result to a plan that has left `in_flight`; returns the requests that ended."""
