@@ -13,7 +13,7 @@ from scenario_texts import underlined
 from workbench.deployment import resolve_deployment
 from workbench.scenario_errors import ScenarioError, ScenarioErrors
 from workbench.scenario_source import LoadedScenario, load_scenario
-from workbench.simulate import prepare, run
+from workbench.simulate import prepare
 
 TRACE = """\
 TIMESTAMP,ContextTokens,GeneratedTokens
@@ -66,13 +66,13 @@ def test_pages_may_be_fewer_than_memory_holds() -> None:
     """`num_pages` is taken as given when it fits, and bounds the longest request."""
     deployment = resolve_deployment(loaded("deployment.pools=[{num_pages: 100}]"))
     assert deployment.replicas[0].facts.num_pages == 100
-    assert deployment.max_context_tokens == 1601  # the last token's KV is never written
+    assert deployment.capacity.max_context_tokens == 1601  # the last token's KV is never written
 
 
 def test_context_length_bounds_the_longest_request() -> None:
     """With memory to spare the model's context length is the limit."""
     deployment = resolve_deployment(loaded())
-    assert deployment.max_context_tokens == deployment.model.max_model_len
+    assert deployment.capacity.max_context_tokens == deployment.model.max_model_len
 
 
 def test_replicas_come_in_the_order_of_the_pools() -> None:
@@ -206,11 +206,11 @@ def test_the_core_agrees_about_the_longest_request() -> None:
     trace = "workload={kind: trace, path: lengths.csv}"
     settings = (pool, "load={kind: all_at_once}", "workload.num_requests=1")
     lengths = ("workload.prompt_len=90", "workload.output_len=11")
-    assert run(prepare(loaded(*settings, *lengths), "none")).summary["completed"] == 1
+    assert prepare(loaded(*settings, *lengths), "none").run().summary["completed"] == 1
     assert refusal(*settings, "workload.prompt_len=90", "workload.output_len=12")[0] == "S205"
     with_trace = prepare(loaded(trace, *settings[:2]), "none")
-    assert run(with_trace).summary["rejected"] == 1
-    assert run(with_trace).summary["completed"] == 1
+    assert with_trace.run().summary["rejected"] == 1
+    assert with_trace.run().summary["completed"] == 1
 
 
 def test_truncating_prompts_is_no_fault() -> None:

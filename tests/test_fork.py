@@ -30,7 +30,6 @@ from workbench.fork import CHANGEABLE, ForkError, ForkPoint, prepare_fork
 from workbench.replay_check import ReplayError, check_replay
 from workbench.run_record import JOURNAL, RunReader
 from workbench.scenario_errors import ScenarioErrors
-from workbench.simulate import run
 
 CHANGES = {
     "scheduler.policy": "lpm",
@@ -217,7 +216,7 @@ def test_a_replay_can_be_interrupted() -> None:
     parent = recorded(*settings("conversation", "one"))
     fork = prepare_fork(parent, ForkPoint(last_step(parent)), [], "none")
     with pytest.raises(KeyboardInterrupt):
-        run(fork, should_stop=lambda: True)
+        fork.run(should_stop=lambda: True)
 
 
 # What cannot be forked

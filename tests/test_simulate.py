@@ -32,7 +32,7 @@ from workbench.run_record import JOURNAL, RunReader
 from workbench.run_stream import SegmentFrame, SummaryFrame, read_frames
 from workbench.scenario_source import load_scenario, shipped_names
 from workbench.segment_buffer import SegmentBuffer
-from workbench.simulate import prepare, run
+from workbench.simulate import prepare
 
 FIXTURES = Path(__file__).parent / "fixtures" / "traces"
 TRACE_SCENARIOS = {"azure_trace", "mooncake_trace"}
@@ -173,13 +173,13 @@ def test_a_live_run_hands_out_rows_soon() -> None:
     simulation = prepare(load_scenario("quickstart", ["workload.num_requests=400"]), "steps")
     plain: list[Segment] = []
     live: list[Segment] = []
-    run(simulation, [plain.append])
+    simulation.run([plain.append])
 
     def slow(_: Progress) -> None:
         deadline.append(len(live))
 
     deadline: list[int] = []
-    run(simulation, [live.append], live=True, on_progress=slow)
+    simulation.run([live.append], live=True, on_progress=slow)
     assert len(plain) == 1
     assert len(live) > 1
     assert deadline[-1] > 0  # some were out long before the end
@@ -214,9 +214,9 @@ def test_a_stopped_run_is_a_whole_record_of_what_had_happened(deployment: str) -
     """A run that is told to stop lists every request once; its decisions are the full run's."""
     simulation = simulation_of("conversation", deployment)
     beats = iter(range(10))
-    whole = run(simulation, journal=True)
+    whole = simulation.run(journal=True)
     segments: list[Segment] = []
-    partial = run(simulation, [segments.append], journal=True, should_stop=lambda: next(beats) >= 1)
+    partial = simulation.run([segments.append], journal=True, should_stop=lambda: next(beats) >= 1)
     assert str(partial.stopped_early).startswith("interrupted at ")
     assert partial.summary["stopped_early"] == partial.stopped_early
     assert 0 < partial.summary["completed"] < whole.summary["completed"]
@@ -233,7 +233,7 @@ def test_a_stopped_run_is_a_whole_record_of_what_had_happened(deployment: str) -
 
 def test_a_run_stopped_at_once_has_a_summary() -> None:
     """A run that is stopped before anything has ended gives what figures there are."""
-    stopped = run(prepare(load_scenario("long_context"), "none"), should_stop=lambda: True)
+    stopped = prepare(load_scenario("long_context"), "none").run(should_stop=lambda: True)
     assert str(stopped.stopped_early).startswith("interrupted at ")
     assert stopped.summary["completed"] == 0
     assert stopped.summary["mean_ttft_ms"] is None

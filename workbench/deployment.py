@@ -16,6 +16,7 @@ from simulator.cost_model import CostModel
 from simulator.roofline import RooflineCostModel
 from simulator.router import RouterConfig
 from simulator.world import ReplicaConfig
+from workbench.capacity import Capacity
 from workbench.run_header import ReplicaFacts
 from workbench.scenario import Pool, Scenario
 from workbench.scenario_errors import ScenarioError, ScenarioErrors
@@ -47,13 +48,14 @@ class Deployment:
     router: RouterConfig
 
     @property
-    def max_context_tokens(self) -> int:
-        """The longest prompt + max_tokens that every replica can serve.
-
-        One more than the pages hold, because the last token's KV is never written.
-        """
-        pools = (r.facts.num_pages * r.facts.page_size + 1 for r in self.replicas)
-        return min(self.model.max_model_len, *pools)
+    def capacity(self) -> Capacity:
+        """How long a request may be that every replica can serve."""
+        return Capacity(
+            self.model.name,
+            self.model.max_model_len,
+            tuple(replica.facts for replica in self.replicas),
+            min(replica.config.scheduler.prefill_budget for replica in self.replicas),
+        )
 
     @property
     def cost_model_name(self) -> str:
@@ -115,19 +117,24 @@ def _replica(scenario: Scenario, model: ModelSpec, gpu: HardwareSpec, pool: Pool
     num_pages = pool.num_pages or memory.num_pages
     if num_pages > memory.num_pages:
         raise _NoRoomError(num_pages, memory)
-    facts = ReplicaFacts(
+    facts = replica_facts(pool, num_pages, model.max_model_len)
+    scheduler = scheduler_config(
+        scenario, pool, num_pages=num_pages, max_model_len=model.max_model_len
+    )
+    return Replica(ReplicaConfig(scheduler, _costs(scenario, model, gpu, pool)), facts, memory)
+
+
+def replica_facts(pool: Pool, num_pages: int, max_model_len: int) -> ReplicaFacts:
+    """What the header of a run says of a replica."""
+    return ReplicaFacts(
         num_pages=num_pages,
         page_size=pool.page_size,
         max_num_batched_tokens=pool.max_num_batched_tokens,
         max_running_requests=pool.max_running_requests,
         tensor_parallel_size=pool.tensor_parallel_size,
         role=pool.role,
-        max_model_len=model.max_model_len,
+        max_model_len=max_model_len,
     )
-    scheduler = scheduler_config(
-        scenario, pool, num_pages=num_pages, max_model_len=model.max_model_len
-    )
-    return Replica(ReplicaConfig(scheduler, _costs(scenario, model, gpu, pool)), facts, memory)
 
 
 def memory_of(scenario: Scenario, model: ModelSpec, gpu: HardwareSpec, pool: Pool) -> MemoryPlan:

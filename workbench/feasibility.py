@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from workbench.deployment import Deployment
-from workbench.prompt_bounds import LongestRequest, longest_request
+from workbench.capacity import Capacity
+from workbench.prompt_bounds import LongestRequest, longest_request, settings_that_fit
 from workbench.scenario_errors import ScenarioError, ScenarioErrors
 from workbench.scenario_source import LoadedScenario
 from workbench.workload import BuiltWorkload
 
 
-def refuse_too_long(loaded: LoadedScenario, deployment: Deployment) -> None:
+def refuse_too_long(loaded: LoadedScenario, capacity: Capacity) -> None:
     """A workload that is drawn may not ask for a request that never fits.
 
     Prompts that `too_long: truncate` cuts are no fault. Traces are what they are: their rows follow
@@ -22,19 +22,19 @@ def refuse_too_long(loaded: LoadedScenario, deployment: Deployment) -> None:
     longest = longest_request(scenario.workload)
     if longest is None:
         return
-    most = deployment.max_context_tokens
+    most = capacity.max_context_tokens
     cuts = scenario.too_long == "truncate" and longest.max_tokens < most
     errors = []
     if longest.tokens > most and not cuts:
-        errors.append(_too_long(loaded, deployment, longest))
+        errors.append(_too_long(loaded, capacity, longest))
     if not scenario.scheduler.chunked_prefill:
         prompt_tokens = min(longest.prompt_tokens, most - 1) if cuts else longest.prompt_tokens
-        errors += _too_long_for_a_step(loaded, deployment, prompt_tokens)
+        errors += _too_long_for_a_step(loaded, capacity, prompt_tokens)
     if errors:
         raise ScenarioErrors(errors)
 
 
-def refuse_hopeless(loaded: LoadedScenario, deployment: Deployment, built: BuiltWorkload) -> None:
+def refuse_hopeless(loaded: LoadedScenario, capacity: Capacity, built: BuiltWorkload) -> None:
     """A trace of which not one request can ever be served is a mistake in the scenario.
 
     Raises:
@@ -46,29 +46,40 @@ def refuse_hopeless(loaded: LoadedScenario, deployment: Deployment, built: Built
     shortest = int((requests.prompt_tokens + requests.max_tokens).min())
     message = (
         f"no request can ever be served: the shortest needs {shortest:,} tokens (prompt and "
-        f"max_tokens), the deployment holds {deployment.max_context_tokens:,}"
+        f"max_tokens), the deployment holds {capacity.max_context_tokens:,}"
     )
-    raise ScenarioErrors([loaded.error(("workload",), "S205", message, _limits(deployment))])
+    limits = "\n".join(capacity.lines())
+    raise ScenarioErrors([loaded.error(("workload",), "S205", message, limits)])
 
 
-def _too_long(
-    loaded: LoadedScenario, deployment: Deployment, longest: LongestRequest
-) -> ScenarioError:
+def _too_long(loaded: LoadedScenario, capacity: Capacity, longest: LongestRequest) -> ScenarioError:
     message = (
         f"requests of up to {longest.tokens:,} tokens can never be served, at most "
-        f"{deployment.max_context_tokens:,} can"
+        f"{capacity.max_context_tokens:,} can"
     )
-    help_ = (
-        f"{longest.arithmetic} = {longest.tokens:,} tokens\n{_limits(deployment)}\n"
-        "lower the largest lengths, or cut prompts with `too_long: truncate`"
+    settings = settings_that_fit(loaded.scenario.workload, capacity.max_context_tokens)
+    example = f", for example {' '.join(f'--set {text}' for text in settings)}" if settings else ""
+    lines = (
+        f"{longest.arithmetic} = {longest.tokens:,} tokens",
+        *capacity.lines(),
+        f"lower the largest lengths{example}",
+        *_cutting(longest, capacity),
     )
+    help_ = "\n".join(lines)
     return loaded.error(longest.path, "S205", message, help_)
 
 
+def _cutting(longest: LongestRequest, capacity: Capacity) -> list[str]:
+    """That prompts may be cut, where their outputs leave room for them."""
+    if longest.max_tokens >= capacity.max_context_tokens:
+        return []
+    return ["or cut prompts with `too_long: truncate`"]
+
+
 def _too_long_for_a_step(
-    loaded: LoadedScenario, deployment: Deployment, prompt_tokens: int
+    loaded: LoadedScenario, capacity: Capacity, prompt_tokens: int
 ) -> list[ScenarioError]:
-    budget = min(replica.config.scheduler.prefill_budget for replica in deployment.replicas)
+    budget = capacity.prefill_budget
     if prompt_tokens <= budget:
         return []
     message = (
@@ -77,16 +88,3 @@ def _too_long_for_a_step(
     )
     help_ = "raise `max_num_batched_tokens` (and `max_prefill_tokens`), or chunk prompts"
     return [loaded.error(("scheduler", "chunked_prefill"), "S206", message, help_)]
-
-
-def _limits(deployment: Deployment) -> str:
-    """What bounds prompt and output together, one line per bound."""
-    pools = [
-        f"KV cache: {facts.num_pages:,} pages * {facts.page_size} tokens = "
-        f"{facts.num_pages * facts.page_size:,} tokens; the last token needs none"
-        for facts in dict.fromkeys(replica.facts for replica in deployment.replicas)
-    ]
-    context = (
-        f"context length of {deployment.model.name}: {deployment.model.max_model_len:,} tokens"
-    )
-    return "\n".join([context, *pools])

@@ -22,6 +22,7 @@ from engine.core.memory_plan import MemoryPlanError
 from simulator.router import RouterConfig
 from simulator.world import World
 from workbench.deployment import Deployment, memory_of, router_config, scheduler_config
+from workbench.execution import DetailName, OnProgress, ShouldStop
 from workbench.provenance import input_file
 from workbench.replay_check import ReplayError, check_replay
 from workbench.run_header import ForkFacts, ReplicaFacts, RunHeader, scenario_digest
@@ -29,7 +30,7 @@ from workbench.run_record import HEADER, JOURNAL, RunReader
 from workbench.scenario import Scenario
 from workbench.scenario_errors import ScenarioErrors, listed
 from workbench.scenario_source import LoadedScenario, load_resolved
-from workbench.simulate import DetailName, OnProgress, ShouldStop, Simulation, prepare
+from workbench.simulate import Simulation, prepare
 
 Int64 = NDArray[np.int64]
 Resolved = dict[str, Any]

@@ -14,28 +14,6 @@ from workbench.scenario_base import Path
 
 
 @dataclass(frozen=True, slots=True)
-class LongestRequest:
-    """The sum of a workload's largest lengths, in tokens.
-
-    Attributes:
-        prompt_tokens: of its prompt.
-        max_tokens: of its output, as the scheduler must expect it.
-        arithmetic: how both come about.
-        path: the key of the scenario that contributes most.
-    """
-
-    prompt_tokens: int
-    max_tokens: int
-    arithmetic: str
-    path: Path
-
-    @property
-    def tokens(self) -> int:
-        """Prompt and output together."""
-        return self.prompt_tokens + self.max_tokens
-
-
-@dataclass(frozen=True, slots=True)
 class _Part:
     """Some tokens of the longest request and the key that they come from."""
 
@@ -50,6 +28,30 @@ class _Part:
     def __str__(self) -> str:
         times = f"{self.times} * " if self.times != 1 else ""
         return f"{times}{self.tokens:,} ({self.key})"
+
+
+@dataclass(frozen=True, slots=True)
+class LongestRequest:
+    """The sum of a workload's largest lengths, in tokens.
+
+    Attributes:
+        prompt_tokens: of its prompt.
+        max_tokens: of its output, as the scheduler must expect it.
+        arithmetic: how both come about.
+        path: the key of the scenario that contributes most.
+        parts: what the sum consists of.
+    """
+
+    prompt_tokens: int
+    max_tokens: int
+    arithmetic: str
+    path: Path
+    parts: tuple[_Part, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and output together."""
+        return self.prompt_tokens + self.max_tokens
 
 
 def longest_request(workload: Workload) -> LongestRequest | None:
@@ -72,13 +74,36 @@ def longest_request(workload: Workload) -> LongestRequest | None:
         if limit == "output_len"
         else _Part("max_tokens", limit)
     )
-    parts = [part for part in (*prompt, output) if part.total]
+    parts = tuple(part for part in (*prompt, output) if part.total)
     return LongestRequest(
         prompt_tokens=sum(part.total for part in prompt),
         max_tokens=output.total,
         arithmetic=" + ".join(map(str, parts)),
         path=("workload", max(parts, key=lambda part: part.total).key),
+        parts=parts,
     )
+
+
+def settings_that_fit(workload: Workload, most_tokens: int) -> list[str]:
+    """`KEY=VALUE` settings, all lengths scaled down alike, with which the longest request fits.
+
+    Empty if it fits as it is, or if no lengths would do.
+    """
+    longest = longest_request(workload)
+    if longest is None or longest.tokens <= most_tokens:
+        return []
+    scaled = {part.key: part.tokens * most_tokens // longest.tokens for part in longest.parts}
+    if not all(scaled.values()):
+        return []
+    return [_setting(workload, key, tokens) for key, tokens in scaled.items()]
+
+
+def _setting(workload: Workload, key: str, tokens: int) -> str:
+    """The setting that makes `tokens` the largest value of a length."""
+    length = getattr(workload, key)
+    if hasattr(length, "max") and length.bounds[0] <= tokens:
+        return f"workload.{key}.max={tokens}"
+    return f"workload.{key}={tokens}"
 
 
 def _last_turn(workload: ConversationWorkload) -> list[_Part]:

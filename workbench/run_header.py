@@ -128,6 +128,7 @@ class RunHeader(msgspec.Struct, frozen=True, kw_only=True):
         inputs: dotted key of the scenario -> the file that it names.
         forks: the changes on the way from the first run to this one, oldest first; () is no fork.
         notes: remarks about the workload, for people.
+        engine: of an engine's run: what the runner that carried it out consists of.
         format: version of the record format.
         status: "running" until the record is finished.
         status_reason: why it was interrupted or failed.
@@ -155,6 +156,7 @@ class RunHeader(msgspec.Struct, frozen=True, kw_only=True):
     inputs: dict[str, InputFacts] = {}
     forks: tuple[ForkFacts, ...] = ()
     notes: tuple[str, ...] = ()
+    engine: dict[str, Any] = {}
     format: int = FORMAT_VERSION
     status: Status = "running"
     status_reason: str | None = None

@@ -86,9 +86,9 @@ class RunWriter:
         """Write the summary of what there is and say that the run was cut short."""
         self._end("interrupted", reason, summary)
 
-    def failed(self, reason: str) -> None:
-        """Say that the run broke off; there is no summary."""
-        self._end("failed", reason, None)
+    def failed(self, reason: str, summary: Summary | None = None) -> None:
+        """Say that the run broke off, with the summary of what there is, if there is one."""
+        self._end("failed", reason, summary)
 
     def _end(self, status: Status, reason: str | None, summary: Summary | None) -> None:
         if summary is not None:

@@ -238,5 +238,6 @@ def traffic_problems(workload: Workload, load: Load) -> list[Problem]:
     total = getattr(workload, "num_requests", None)
     if total is not None and load.warmup_requests >= total:
         message = f"{load.warmup_requests} warm-up requests leave none of {total} to measure"
-        problems.append(Problem(("load", "warmup_requests"), "S105", message))
+        help_ = "lower it, for example --set load.warmup_requests=0"
+        problems.append(Problem(("load", "warmup_requests"), "S105", message, help_))
     return problems

@@ -11,8 +11,9 @@ from workbench.cli.failures import UsageError
 from workbench.cli.runs import open_run
 
 if TYPE_CHECKING:
+    from workbench.execution import DetailName
     from workbench.run_header import RunHeader
-    from workbench.simulate import DetailName, Simulation
+    from workbench.simulate import Simulation
 
 
 def fork_of(

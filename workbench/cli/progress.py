@@ -19,11 +19,19 @@ class ProgressLine:
     """Rewrites one line of a terminal; says nothing when the stream is not one.
 
     A context manager: the line is gone when it ends, so that the result stands alone.
+
+    Args:
+        stream: stderr by default.
+        enabled: False says nothing in any case.
+        real_time: the run's seconds are those of the clock on the wall.
     """
 
-    def __init__(self, stream: TextIO | None = None, enabled: bool = True) -> None:
+    def __init__(
+        self, stream: TextIO | None = None, enabled: bool = True, real_time: bool = False
+    ) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._enabled = enabled and self._stream.isatty()
+        self._real_time = real_time
         self._next_s = 0.0
         self._started_s = time.monotonic()
 
@@ -40,16 +48,27 @@ class ProgressLine:
             self._stream.write(_CLEAR_LINE)
             self._stream.flush()
 
+    def say(self, text: str) -> None:
+        """Show what is going on before there are any requests."""
+        if self._enabled:
+            self._stream.write(_CLEAR_LINE + text)
+            self._stream.flush()
+
     def update(self, progress: Progress) -> None:
-        """Show how many requests have ended, and how much virtual time that took."""
+        """Show how many requests have ended, and where the run's clock is."""
         now_s = time.monotonic()
         if not self._enabled or now_s < self._next_s:
             return
         self._next_s = now_s + _REFRESH_S
         share = progress.ended / progress.total if progress.total else 1.0
-        text = (
+        self.say(
             f"{progress.ended:,} of {progress.total:,} requests ({share:.0%}), "
-            f"{progress.now_ns / _NS_PER_S:,.1f} s simulated in {now_s - self._started_s:.1f} s"
+            f"{self._times(progress, now_s)}"
         )
-        self._stream.write(_CLEAR_LINE + text)
-        self._stream.flush()
+
+    def _times(self, progress: Progress, now_s: float) -> str:
+        run_s = progress.now_ns / _NS_PER_S
+        if self._real_time:
+            present = progress.sent - progress.ended
+            return f"{present:,} in the engine, {progress.steps:,} steps, {run_s:,.1f} s"
+        return f"{run_s:,.1f} s simulated in {now_s - self._started_s:.1f} s"

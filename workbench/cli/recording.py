@@ -1,4 +1,4 @@
-"""A record that may break off while the simulation goes on, as on a full disk."""
+"""A record that may break off while the run goes on, as on a full disk."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable
 import typer
 
 from engine.core.events import Segment
+from workbench.execution import Ended
 from workbench.run_errors import RunRecordError
 from workbench.run_record import JOURNAL, RunWriter
 from workbench.segment_buffer import SegmentBuffer
-from workbench.simulate import Simulated
 
 
 class Recording:
@@ -28,25 +28,27 @@ class Recording:
         self._buffer = SegmentBuffer(self._write_segment)
         self.add = self._buffer.add
 
-    def close(self, simulated: Simulated) -> None:
+    def close(self, ended: Ended) -> None:
         """Write what is left, and how the run ended."""
         self._buffer.flush()
-        self._attempt(lambda: self._end(simulated), "the result is not recorded")
+        self._attempt(lambda: self._end(ended), "the result is not recorded")
 
     def _write_segment(self, segment: Segment) -> None:
         self._attempt(
-            lambda: self.writer.write_segment(segment), "the simulation goes on without recording"
+            lambda: self.writer.write_segment(segment), "the run goes on without recording"
         )
 
-    def _end(self, simulated: Simulated) -> None:
+    def _end(self, ended: Ended) -> None:
         writer = self.writer
-        if simulated.journals and writer.header.detail != "none":
-            journals = {str(i): journal.to_array() for i, journal in enumerate(simulated.journals)}
+        if ended.journals and writer.header.detail != "none":
+            journals = {str(i): journal.to_array() for i, journal in enumerate(ended.journals)}
             writer.add_arrays(JOURNAL, journals)
-        if simulated.stopped_early is None:
-            writer.finish(simulated.summary)
+        if ended.failure is not None or ended.summary is None:
+            writer.failed(ended.stopped_early or "", ended.summary)
+        elif ended.stopped_early is None:
+            writer.finish(ended.summary)
         else:
-            writer.interrupted(simulated.summary, simulated.stopped_early)
+            writer.interrupted(ended.summary, ended.stopped_early)
 
     def _attempt(self, write: Callable[[], None], otherwise: str) -> None:
         if self.broke_off:

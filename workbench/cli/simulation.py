@@ -1,4 +1,4 @@
-"""A simulation from the command line: where its events go, what is said meanwhile, how it stops."""
+"""A run from the command line: where its events go, what is said meanwhile, how it stops."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from workbench.cli.failures import FAILURE_EXIT_CODE
 from workbench.cli.interrupt import stop_on_interrupt
 from workbench.cli.progress import ProgressLine
 from workbench.cli.recording import Recording
+from workbench.execution import Ended, Runnable
 from workbench.run_errors import RunRecordError
 from workbench.run_header import RunHeader
 from workbench.run_record import RunReader, RunWriter
 from workbench.run_stream import FrameWriter
-from workbench.simulate import Simulated, Simulation, run
 
 LONG_RUN_S: Final = 20.0  # from there on it is worth a minute to compile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
-    """Where a simulation goes besides its summary.
+    """Where a run goes besides its summary.
 
     Attributes:
         runs_directory: of the record; None: no record.
@@ -52,30 +52,37 @@ class CarriedOut(NamedTuple):
     exit_code: int
 
 
-def carry_out(simulation: Simulation, outputs: Outputs) -> CarriedOut:
+def carry_out(ready: Runnable, outputs: Outputs) -> CarriedOut:
     """Run what was prepared, feed the outputs, and give the summary.
 
     Ctrl-C or SIGTERM ends the run early and keeps it.
+
+    Raises:
+        Exception: what broke the run; the record has been kept as far as it goes.
     """
     if outputs.talk:
-        for note in simulation.header.notes:
+        for note in ready.header.notes:
             typer.echo(f"note: {note}", err=True)
     started_s = time.monotonic()
-    frames = FrameWriter(sys.stdout.buffer, simulation.header) if outputs.stream else None
-    with stop_on_interrupt() as should_stop, _recording(outputs, simulation.header) as record:
-        with ProgressLine(enabled=outputs.talk) as line:
-            simulated = _run(simulation, record, frames, should_stop, line)
+    frames = FrameWriter(sys.stdout.buffer, ready.header) if outputs.stream else None
+    with stop_on_interrupt() as should_stop, _recording(outputs, ready.header) as record:
+        real_time = ready.header.kind == "engine"
+        with ProgressLine(enabled=outputs.talk, real_time=real_time) as line:
+            ended = _run(ready, record, frames, should_stop, line)
         if record is not None:
-            record.close(simulated)
+            record.close(ended)
+    if ended.failure is not None or ended.summary is None:
+        _say_where_partial_run_is(record, outputs)
+        raise ended.failure or RuntimeError(ended.stopped_early)
     if frames is not None:
-        frames.summary(simulated.summary, "interrupted" if simulated.stopped_early else "complete")
-    if outputs.talk:
+        frames.summary(ended.summary, "interrupted" if ended.stopped_early else "complete")
+    if outputs.talk and ready.header.kind == "simulation":
         _recommend_native(time.monotonic() - started_s)
-    exit_code = should_stop.exit_code if simulated.stopped_early else 0
+    exit_code = should_stop.exit_code if ended.stopped_early else 0
     if record is not None:
-        _after(record, simulated, outputs)
+        _after(record, ended, outputs)
         exit_code = FAILURE_EXIT_CODE if record.broke_off else exit_code
-    return CarriedOut(simulated.summary, exit_code)
+    return CarriedOut(ended.summary, exit_code)
 
 
 def _recommend_native(took_s: float) -> None:
@@ -86,21 +93,20 @@ def _recommend_native(took_s: float) -> None:
 
 
 def _run(
-    simulation: Simulation,
+    ready: Runnable,
     record: Recording | None,
     frames: FrameWriter | None,
     should_stop: Callable[[], bool],
     line: ProgressLine,
-) -> Simulated:
+) -> Ended:
     """Run into the record and the stream, whichever there are."""
     sinks = [] if record is None else [record.add]
     if frames is not None:
         sinks.append(frames.write_segment)
-    return run(
-        simulation,
+    return ready.run(
         sinks,
         live=frames is not None,
-        journal=record is not None and simulation.header.detail != "none",
+        journal=record is not None and ready.header.detail != "none",
         should_stop=should_stop,
         on_progress=line.update,
     )
@@ -108,7 +114,7 @@ def _run(
 
 @contextmanager
 def _recording(outputs: Outputs, header: RunHeader) -> Iterator[Recording | None]:
-    """The record, if there is to be one; a failure of the simulation is noted in it."""
+    """The record, if there is to be one; a failure of the run is noted in it."""
     if outputs.runs_directory is None:
         yield None
         return
@@ -122,7 +128,12 @@ def _recording(outputs: Outputs, header: RunHeader) -> Iterator[Recording | None
         raise
 
 
-def _after(record: Recording, simulated: Simulated, outputs: Outputs) -> None:
+def _say_where_partial_run_is(record: Recording | None, outputs: Outputs) -> None:
+    if record is not None and not record.broke_off and outputs.talk:
+        typer.echo(f"the partial run is kept in {record.writer.path}", err=True)
+
+
+def _after(record: Recording, ended: Ended, outputs: Outputs) -> None:
     """Say where the record is, and make the trace from it."""
     if record.broke_off:
         if outputs.trace is not None:
@@ -133,6 +144,7 @@ def _after(record: Recording, simulated: Simulated, outputs: Outputs) -> None:
         from workbench.perfetto import write_trace
 
         write_trace(RunReader(path), outputs.trace)
-    if outputs.talk:
-        what = "recorded in" if simulated.stopped_early is None else "the partial run is kept in"
-        typer.echo(f"{what} {path}", err=True)
+    if ended.stopped_early is not None:
+        _say_where_partial_run_is(record, outputs)
+    elif outputs.talk:
+        typer.echo(f"recorded in {path}", err=True)
