@@ -1,0 +1,193 @@
+"""Prefill attention: chunks of prompts over pages that lie anywhere in the cache."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import sm90_gate
+import torch
+from kernel_device import DEVICE, ON_GPU, relative_error
+
+from engine.kernels import prefill_attention as op
+
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
+
+
+@dataclass
+class Paged:
+    """Chunks whose KV lies in shuffled pages; every entry after a chunk's end is NaN."""
+
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+    page_table: torch.Tensor
+    starts: torch.Tensor
+    rows: torch.Tensor
+    contexts: torch.Tensor
+    k: list[torch.Tensor]
+    v: list[torch.Tensor]
+
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        """The arguments of the op between the queries and the scale."""
+        tables = (self.page_table, self.starts, self.rows, self.contexts)
+        return (self.k_cache, self.v_cache, *(table.to(DEVICE) for table in tables))
+
+
+def paged(
+    chunks: list[tuple[int, int]], page_size: int, kv_heads: int, dim: int, dtype: torch.dtype
+) -> Paged:
+    """Chunks given as (tokens cached before, tokens), on rows and pages drawn at random."""
+    ends = [context + length for context, length in chunks]
+    counts = [-(-end // page_size) for end in ends]
+    owned = torch.randperm(sum(counts) + 5)
+    table = torch.full((len(chunks) + 2, max(counts) + 2), int(owned[-1]), dtype=torch.int32)
+    rows = torch.randperm(len(chunks) + 2)[: len(chunks)]
+    caches = [
+        torch.full((len(owned), page_size, kv_heads, dim), math.nan, dtype=dtype) for _ in range(2)
+    ]
+    texts: list[list[torch.Tensor]] = [[], []]
+    for row, end, count in zip(rows.tolist(), ends, counts, strict=True):
+        pages, owned = owned[:count], owned[count:]
+        table[row, :count] = pages.int()
+        place = torch.arange(end)
+        for cache, text in zip(caches, texts, strict=True):
+            text.append(torch.randn(end, kv_heads, dim).to(dtype))
+            cache[pages[place // page_size], place % page_size] = text[-1]
+    starts = [0, *itertools.accumulate(length for _, length in chunks)]
+    return Paged(
+        *(cache.to(DEVICE) for cache in caches), table, torch.tensor(starts, dtype=torch.int32),
+        rows.int(), torch.tensor([context for context, _ in chunks], dtype=torch.int32), *texts,
+    )  # fmt: skip
+
+
+def expected(q: torch.Tensor, world: Paged, scale: float) -> torch.Tensor:
+    """Causal softmax attention in float64 over the texts themselves."""
+    made = []
+    edges = world.starts.tolist()
+    for first, last, *text in zip(edges[:-1], edges[1:], world.k, world.v, strict=True):
+        query = q[first:last].double().cpu()
+        k, v = (x.double().repeat_interleave(q.shape[1] // x.shape[1], 1) for x in text)
+        logits = torch.einsum("qhd,nhd->hqn", query, k) * scale
+        seen = torch.ones(logits.shape[1:]).tril(len(k) - len(query)).bool()
+        weights = logits.masked_fill(~seen, -math.inf).softmax(-1)
+        made.append(torch.einsum("hqn,nhd->qhd", weights, v))
+    return torch.cat(made)
+
+
+def queries(world: Paged, heads: int) -> torch.Tensor:
+    dim, dtype = world.k_cache.shape[-1], world.k_cache.dtype
+    return torch.randn(int(world.starts[-1]), heads, dim, dtype=dtype, device=DEVICE)
+
+
+@pytest.mark.parametrize("page_size", [1, 16, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_implementation_equals_softmax_attention(page_size: int, dtype: torch.dtype) -> None:
+    """Chunks of one token and more, with and without a prefix, at page edges; the rest is NaN."""
+    chunks = [(0, 1), (page_size, 5), (0, page_size), (63, 2), (33, 40)]
+    world = paged(chunks, page_size, 1, 16, dtype)
+    q = queries(world, 2)
+    for name, attend in op.IMPLEMENTATIONS.items():
+        out = attend(q, *world.inputs(), 0.3, 64)
+        assert out.dtype == dtype
+        assert relative_error(out, expected(q, world, 0.3)) < TOLERANCE[dtype], name
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim"), [(1, 1, 64), (5, 1, 16), (4, 2, 16), (7, 1, 32), (8, 1, 16)]
+)
+def test_groups(heads: int, kv_heads: int, dim: int) -> None:
+    """Query heads read the KV head of their group."""
+    world = paged([(10, 9), (0, 21)], 16, kv_heads, dim, torch.float32)
+    q = queries(world, heads)
+    out = op.prefill_attention_triton(q, *world.inputs(), 0.2, 64)
+    assert relative_error(out, expected(q, world, 0.2)) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize(("block_queries", "block_tokens"), [(16, 16), (32, 16), (16, 32)])
+def test_tiles_of_any_size(block_queries: int, block_tokens: int) -> None:
+    """Chunks over several tiles and blocks, whose edges fall anywhere, and empty chunks."""
+    lengths = torch.randint(0, 71, (3,)).tolist()
+    chunks = [(20, lengths[0]), (0, lengths[1]), (16, 33), (7, lengths[2])]
+    world = paged(chunks, 16, 1, 16, torch.float32)
+    q = queries(world, 1)
+    tuning = replace(op.DEFAULT_TUNING, block_queries=block_queries, block_tokens=block_tokens)
+    out = op.launch(q, *world.inputs(), 0.4, tuning=tuning)
+    assert relative_error(out, expected(q, world, 0.4)) < TOLERANCE[torch.float32], chunks
+
+
+def test_padding_disturbs_nobody() -> None:
+    """Queries after the last request, and requests of no token on the dummy row, are harmless."""
+    world = paged([(5, 20), (0, 3)], 16, 1, 16, torch.float32)
+    q = torch.randn(40, 2, 16, device=DEVICE)
+    k_cache, v_cache, table, starts, rows, contexts = world.inputs()
+    dummy = min(set(range(4)) - set(world.rows.tolist()))
+    starts = torch.cat((starts, starts[-1:], starts[-1:]))
+    rows = torch.cat((rows, torch.full_like(rows, dummy)))
+    contexts = torch.cat((contexts, torch.zeros_like(contexts)))
+    for name, attend in op.IMPLEMENTATIONS.items():
+        out = attend(q, k_cache, v_cache, table, starts, rows, contexts, 0.3, 64)
+        assert relative_error(out[:23], expected(q[:23], world, 0.3)) < 2e-6, name
+
+
+def test_strided_queries_of_a_fused_projection() -> None:
+    """Queries may be a slice of wider rows; the result is contiguous."""
+    world = paged([(4, 20)], 16, 1, 16, torch.float32)
+    wide = torch.randn(20, 5, 16, device=DEVICE)
+    for name, attend in op.IMPLEMENTATIONS.items():
+        out = attend(wide[:, 1:3], *world.inputs(), 0.3, 64)
+        assert out.is_contiguous()
+        assert relative_error(out, expected(wide[:, 1:3], world, 0.3)) < 2e-6, name
+
+
+def test_cudnn_takes_whole_long_prompts_only() -> None:
+    """The path depends on what the host knows, and on nothing else."""
+    long = op.CUDNN_MIN_TOKENS
+    assert op.takes_cudnn(True, [long, 2 * long], True)
+    assert not op.takes_cudnn(False, [long], True)
+    assert not op.takes_cudnn(True, [long, long - 1], True)
+    assert not op.takes_cudnn(True, [long], False)
+    assert not op.takes_cudnn(True, [], True)
+
+
+@pytest.mark.skipif(not ON_GPU, reason="cuDNN attends on GPUs only")
+@pytest.mark.parametrize("lengths", [[1024], [1024, 1500]])
+def test_cudnn_equals_pages(lengths: list[int]) -> None:
+    """Attention over the step's own strided keys and values is that over their pages."""
+    world = paged([(0, length) for length in lengths], 16, 2, 64, torch.bfloat16)
+    fused = torch.randn(sum(lengths), 12, 64, dtype=torch.bfloat16, device=DEVICE)
+    fused[:, 8:10], fused[:, 10:] = (torch.cat(x).to(DEVICE) for x in (world.k, world.v))
+    q, k, v = fused[:, :8], fused[:, 8:10], fused[:, 10:]
+    out = op.prefill_attention_cudnn(
+        q, *world.inputs(), 0.125, max(lengths), no_context=True, lengths=lengths, k=k, v=v
+    )
+    assert out.is_contiguous()
+    assert relative_error(out, expected(q, world, 0.125)) < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.parametrize(("heads", "group", "dim"), [(32, 4, 128), (14, 7, 64)])
+def test_compiles_for_hopper(heads: int, group: int, dim: int) -> None:
+    """Warp-group tensor cores fed by asynchronous copies; nothing spilled."""
+    signature = dict.fromkeys(("q", "k_cache", "v_cache", "out"), "*bf16")
+    signature |= dict.fromkeys(("page_table", "starts", "rows", "contexts"), "*i32")
+    integers = ("requests", "table_stride", "q_stride", "page_stride", "token_stride")
+    signature |= dict.fromkeys(integers, "i32") | {"qk_scale": "fp32"}
+    tuning = op.DEFAULT_TUNING
+    variant = sm90_gate.Variant(
+        "engine.kernels.prefill_attention:_prefill_attention_kernel",
+        signature,
+        {
+            "HEADS": heads, "GROUP": group, "HEAD_DIM": dim, "PAGE_SIZE": 16, "PDL": True,
+            "BLOCK_M": tuning.block_queries, "BLOCK_N": tuning.block_tokens,
+        },
+        {"num_warps": tuning.warps, "num_stages": tuning.stages},
+        aligned=("q_stride", "page_stride", "token_stride"),
+    )  # fmt: skip
+    (made,) = sm90_gate.run([variant])
+    assert made.stack_bytes == 0
+    assert made.opcodes["STL"] == made.opcodes["LDL"] == 0
+    assert made.opcodes["HGMMA"] > 0
+    assert made.opcodes["HMMA"] == 0
+    assert made.opcodes["LDGSTS"] > 0
+    assert made.shared_bytes <= 227 * 1024
