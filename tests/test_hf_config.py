@@ -137,6 +137,8 @@ def test_latent_attention_needs_its_keys(key):
         ({"sliding_window": 4096}, "`sliding_window` = 4096 is not supported"),
         ({"layer_types": ["sliding_attention"]}, "`layer_types` with sliding_attention"),
         ({"mlp_bias": True}, "`mlp_bias` = true is not supported"),
+        ({"hidden_act": "gelu"}, "`hidden_act` = 'gelu' is not supported; allowed: 'silu'"),
+        ({"rms_norm_eps": "1e-5"}, "`rms_norm_eps` must be a positive number, got '1e-5'"),
         ({"rope_scaling": {"rope_type": "longrope"}}, "rope type 'longrope' is not supported"),
         ({"rope_scaling": {"rope_type": "yarn"}}, r"\[rope_scaling\]: missing key `factor`"),
         ({"quantization_config": {"quant_method": "awq"}}, "`quant_method` = 'awq' is not"),
@@ -192,6 +194,32 @@ def test_sparse_step_and_dense_layers_of_qwen_moe():
     assert spec.moe.layers == (1, 5)
     assert spec.num_dense_layers == 4
     assert spec.parameter_counts()["mlp"] == 4 * 3 * 2048 * 6144
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("Qwen3-30B-A3B", {}, True),
+        ("Qwen3-30B-A3B", {"norm_topk_prob": False}, False),
+        ("Qwen3-30B-A3B", {"norm_topk_prob": ...}, False),  # transformers' default
+        ("Mixtral-8x7B", {}, True),
+        ("Mixtral-8x7B", {"norm_topk_prob": False}, True),  # not a key of Mixtral
+        ("DeepSeek-V3", {}, True),
+    ],
+)
+def test_whether_expert_weights_are_renormalised(name, changes, expected):
+    """Qwen3-MoE says so by norm_topk_prob, Mixtral always does."""
+    assert ModelSpec.from_hf_config(card(name, **changes)).moe.renormalize is expected
+
+
+def test_norm_epsilon_and_theta():
+    """Both are read; without the key they are what transformers assumes for the family."""
+    assert load_model_spec("Llama-3.1-8B").rms_norm_eps == 1e-5
+    assert load_model_spec("Qwen3-8B").rms_norm_eps == 1e-6
+    missing = {"rms_norm_eps": ..., "rope_theta": ..., "rope_scaling": ..., "hidden_act": ...}
+    for name, eps, theta in (("Mixtral-8x7B", 1e-5, 1e6), ("Llama-3.1-8B", 1e-6, 1e4)):
+        spec = ModelSpec.from_hf_config(card(name, **missing))
+        assert (spec.rms_norm_eps, spec.rope.theta) == (eps, theta)
 
 
 def test_a_quantized_checkpoint_keeps_its_dtype():

@@ -72,8 +72,8 @@ class Detokenizer:
     the start of a text. So each token is decoded together with those before it, back to the last
     place where all characters were whole: a few tokens, whatever the length of the text.
 
-    The pieces joined are the decoded whole. Only among bytes that are no UTF-8 at all may the
-    number of U+FFFD differ, with tokenizers whose decoder falls back to bytes.
+    The pieces joined are the decoded whole. Only the length of a run of U+FFFD may differ, with
+    tokenizers that fall back to bytes: they decode a run of bytes as a whole or not at all.
 
     Args:
         tokenizer: of the model.

@@ -1,0 +1,129 @@
+"""Finding a model by path or by its name in the Hugging Face cache, and its special tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engine.core.hf_config import ModelConfigError
+from engine.models.model_folder import (
+    ModelNotFoundError,
+    SpecialTokens,
+    cached_models,
+    find_model_folder,
+    hugging_face_cache,
+    special_tokens,
+)
+
+
+def write(file: Path, values: object) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(values), encoding="utf-8")
+
+
+def cached(cache: Path, name: str, commit: str, *, main: bool = True) -> Path:
+    """A model in a Hugging Face cache; returns its snapshot."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    write(repository / "snapshots" / commit / "config.json", {})
+    if main:
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / "main").write_text(commit, encoding="ascii")
+    return repository / "snapshots" / commit
+
+
+def test_a_folder_is_itself(tmp_path: Path) -> None:
+    """A path that exists is taken; one without config.json is an error that says so."""
+    write(tmp_path / "model" / "config.json", {})
+    assert find_model_folder(str(tmp_path / "model"), environment={}) == tmp_path / "model"
+    with pytest.raises(ModelNotFoundError, match="holds no config"):
+        find_model_folder(str(tmp_path), environment={})
+
+
+def test_a_name_is_found_in_the_cache(tmp_path: Path) -> None:
+    """org/name is the snapshot that refs/main points to; another revision is taken by name."""
+    old = cached(tmp_path, "Org/Model-1.0", "aaaa")
+    new = cached(tmp_path, "Org/Model-1.0", "bbbb")
+    environment = {"HF_HUB_CACHE": str(tmp_path)}
+    assert find_model_folder("Org/Model-1.0", environment=environment) == new
+    assert find_model_folder("Org/Model-1.0", "aaaa", environment) == old
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"HF_HUB_CACHE": "/a", "HF_HOME": "/b"}, "/a"),
+        ({"HUGGINGFACE_HUB_CACHE": "/a", "HF_HOME": "/b"}, "/a"),
+        ({"HF_HOME": "/b", "XDG_CACHE_HOME": "/c"}, "/b/hub"),
+        ({"XDG_CACHE_HOME": "/c"}, "/c/huggingface/hub"),
+        ({}, str(Path.home() / ".cache/huggingface/hub")),
+    ],
+)
+def test_the_cache_is_where_hugging_face_puts_it(
+    environment: dict[str, str], expected: str
+) -> None:
+    """The variables count in the order of huggingface_hub."""
+    assert hugging_face_cache(environment) == Path(expected)
+
+
+def test_a_model_that_is_not_here_is_explained(tmp_path: Path) -> None:
+    """The error names the cache, what is like it there, and that nothing is downloaded."""
+    cached(tmp_path, "Org/Model-1.0", "aaaa")
+    with pytest.raises(ModelNotFoundError) as caught:
+        find_model_folder("Org/Model-1", environment={"HF_HUB_CACHE": str(tmp_path)})
+    message = str(caught.value)
+    assert str(tmp_path) in message
+    assert "did you mean 'Org/Model-1.0'?" in message
+    assert "not downloaded" in message
+
+
+@pytest.mark.parametrize("name", ["model", "/no/such", "a/b/c", "~/nowhere/at/all"])
+def test_what_is_neither_path_nor_name_is_refused(name: str, tmp_path: Path) -> None:
+    """Anything else than a folder or org/name is an error of one line."""
+    with pytest.raises(ModelNotFoundError, match="no such folder, and no org/name"):
+        find_model_folder(name, environment={"HF_HOME": str(tmp_path)})
+
+
+def test_a_cache_without_the_snapshot_is_explained(tmp_path: Path) -> None:
+    """A repository of which only another revision is there lists what is."""
+    cached(tmp_path, "Org/Model", "aaaa", main=False)
+    with pytest.raises(ModelNotFoundError, match="revision 'main' is not there; snapshots: aaaa"):
+        find_model_folder("Org/Model", environment={"HF_HUB_CACHE": str(tmp_path)})
+
+
+def test_cached_models_of_no_cache_are_none(tmp_path: Path) -> None:
+    """A machine that never downloaded anything has an empty list."""
+    assert cached_models(tmp_path / "none") == ()
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [
+        ({"bos_token_id": 1, "eos_token_id": 2}, None, SpecialTokens(1, (2,))),
+        ({"bos_token_id": 1, "eos_token_id": [2, 3]}, {}, SpecialTokens(1, (2, 3))),
+        (
+            {"bos_token_id": 1, "eos_token_id": 2},
+            {"eos_token_id": [4, 2]},
+            SpecialTokens(1, (4, 2)),
+        ),
+        ({"eos_token_id": None}, {"bos_token_id": 0}, SpecialTokens(0, ())),
+        ({"text_config": {"eos_token_id": 5}}, None, SpecialTokens(None, (5,))),
+    ],
+)
+def test_special_tokens(
+    config: dict[str, object], generation: object, expected: SpecialTokens, tmp_path: Path
+) -> None:
+    """generation_config.json counts key by key before config.json; an end may be a list."""
+    write(tmp_path / "config.json", config)
+    if generation is not None:
+        write(tmp_path / "generation_config.json", generation)
+    assert special_tokens(tmp_path) == expected
+
+
+@pytest.mark.parametrize("value", ["2", -1, True, [1, None], 1.0])
+def test_a_token_that_is_no_id_is_an_error(value: object, tmp_path: Path) -> None:
+    """The error names file, key and value."""
+    write(tmp_path / "config.json", {"eos_token_id": value})
+    with pytest.raises(ModelConfigError, match=r"config\.json: `eos_token_id` must be a token id"):
+        special_tokens(tmp_path)
