@@ -21,6 +21,7 @@ from engine.core.events import EventLog
 from engine.core.plan import StepPlan, StepResult
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
+from engine.nvtx_ranges import annotate
 from engine.runtime.executor import (
     Executor,
     ExecutorDiedError,
@@ -28,7 +29,6 @@ from engine.runtime.executor import (
     StepFailedError,
     StepOutput,
 )
-from engine.runtime.nvtx_ranges import annotate
 
 FAILED = StepResult(failed=True)
 
@@ -92,6 +92,10 @@ class ServingLoop:
         log: takes one row per step, or None.
         events: whom to tell.
         replica: its number in the tables.
+
+    Attributes:
+        steps: how many have succeeded.
+        dead: what ended everything, or None.
     """
 
     def __init__(
@@ -106,6 +110,7 @@ class ServingLoop:
     ) -> None:
         self.scheduler = scheduler
         self.steps = 0
+        self.dead: ExecutorDiedError | None = None
         self._executor = executor
         self._clock = clock
         self._ends = ends
@@ -114,7 +119,6 @@ class ServingLoop:
         self._events = events or LoopEvents()
         self._replica = replica
         self._launched: deque[_Launched] = deque()
-        self._dead: ExecutorDiedError | None = None
 
     @property
     def has_work(self) -> bool:
@@ -135,8 +139,8 @@ class ServingLoop:
         Raises:
             ExecutorDiedError: the device is lost.
         """
-        if self._dead is not None:
-            raise self._dead
+        if self.dead is not None:
+            raise self.dead
         now = self._clock()
         reason = self.scheduler.add(request, now)
         if reason:
@@ -219,15 +223,19 @@ class ServingLoop:
     def _commit_output(self, launched: _Launched, output: StepOutput, now: int) -> list[Request]:
         plan = launched.plan
         self._events.on_step(plan, output, now)
-        stopped = self._ends.stopped(plan, output)
-        result = StepResult(stopped=stopped, token_ids=output.token_ids.tolist())
+        stopped, ids = self._ends.stopped(plan, output), output.token_ids.tolist()
+        broken: list[int] = []
+        if ids and min(ids) < 0:
+            rows = zip(plan.sampling_requests(), ids, strict=True)
+            broken = [r.request_id for (r, epoch), i in rows if i < 0 and epoch == r.epoch]
+        result = StepResult(stopped=stopped, token_ids=ids, broken=broken)
         ended = self.scheduler.commit(plan.plan_id, result, now)
         self._record(launched, output, now)
         return ended
 
     def _die(self, error: ExecutorDiedError) -> None:
         """Nothing works any more: end every request, then raise."""
-        self._dead = error
+        self.dead = error
         now = self._clock()
         book = self.scheduler.book
         for request in list(book.requests.values()):

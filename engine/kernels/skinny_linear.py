@@ -1,0 +1,229 @@
+"""Linear layers of a few rows: the job is to stream the weights at the bandwidth of the memory.
+
+`out[M, N] = x[M, K] @ weight[N, K].T` with M up to about 64. The weight tile is the left operand of
+the matrix product, so that its rows fill the matrix units whatever M is. While the kernel before is
+still running, every program already pulls the start of its weights into the L2 cache; it then waits
+for its activations, and the loop keeps several tiles in flight.
+
+With SPLIT > 1 the inner dimension is divided and the result is parts (see `parts`). The gated form
+computes silu(gate) * up for a weight [2 I, K] of gate rows and up rows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from engine.kernels.pdl import launch_dependents, launch_options, wait
+
+
+class Tiling(NamedTuple):
+    """How a skinny product is cut up.
+
+    Attributes:
+        rows: weight rows of a program (of gate and of up each, in the gated form).
+        inner: columns of a step of the loop.
+        split: divisions of K.
+        stages: tiles in flight.
+        warps: per program.
+        prefetch: steps of the loop whose weights are pulled into L2 before the wait.
+        tma: weights travel by the tensor memory accelerator (Hopper and later).
+    """
+
+    rows: int
+    inner: int
+    split: int
+    stages: int
+    warps: int
+    prefetch: int = 4
+    tma: bool = False
+
+
+@triton.jit
+def _prefetch_rows(pointer, rows, columns, row_stride):
+    """Pull [rows, columns] of a matrix into L2, 128 bytes a request."""
+    at = pointer + rows[:, None].to(tl.int64) * row_stride + columns[None, :]
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [at],
+        dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def _skinny_kernel(
+    x, weight, out, m, n, k, k_per_split,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
+    GATED: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    launch_dependents(PDL)
+    tile, split = tl.program_id(0), tl.program_id(1)
+    start = split * k_per_split
+    stop = tl.minimum(start + k_per_split, k)
+    rows = tile * BN + tl.arange(0, BN)
+    rows = tl.where(rows < n, rows, n - 1)
+    if PDL and PREFETCH > 0:
+        LINE: tl.constexpr = 64  # elements of 128 bytes
+        lines = start + tl.arange(0, PREFETCH * BK // LINE) * LINE
+        _prefetch_rows(weight, rows, tl.minimum(lines, k - 1), k)
+        if GATED:
+            _prefetch_rows(weight + n.to(tl.int64) * k, rows, tl.minimum(lines, k - 1), k)
+    tokens = tl.arange(0, BM)
+    inner = tl.arange(0, BK)
+    w_at = weight + rows[:, None].to(tl.int64) * k + inner[None, :]
+    x_at = x + tokens[None, :] * k + inner[:, None]
+    has_token = (tokens < m)[None, :]
+    total = tl.zeros((BN, BM), tl.float32)
+    total_up = tl.zeros((BN, BM), tl.float32)
+    wait(PDL)
+    for at in tl.range(start, stop, BK, num_stages=STAGES):
+        left = inner < stop - at
+        w = tl.load(w_at + at, mask=left[None, :], other=0.0)
+        xs = tl.load(x_at + at, mask=left[:, None] & has_token, other=0.0)
+        total = tl.dot(w, xs, total)
+        if GATED:
+            w_up = tl.load(w_at + n.to(tl.int64) * k + at, mask=left[None, :], other=0.0)
+            total_up = tl.dot(w_up, xs, total_up)
+    if GATED:
+        total = total * tl.sigmoid(total) * total_up
+    columns = tile * BN + tl.arange(0, BN)
+    target = out + split.to(tl.int64) * m * n + tokens[None, :] * n + columns[:, None]
+    tl.store(target, total, mask=has_token & (columns < n)[:, None])
+
+
+@triton.jit
+def _skinny_tma_kernel(
+    x, weight_tiles, weight, out, m, n, k, k_per_split,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
+    GATED: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    launch_dependents(PDL)
+    tile, split = tl.program_id(0), tl.program_id(1)
+    start = split * k_per_split
+    stop = tl.minimum(start + k_per_split, k)
+    if PDL and PREFETCH > 0:
+        rows = tile * BN + tl.arange(0, BN)
+        rows = tl.where(rows < n, rows, n - 1)
+        LINE: tl.constexpr = 64  # elements of 128 bytes
+        lines = start + tl.arange(0, PREFETCH * BK // LINE) * LINE
+        _prefetch_rows(weight, rows, tl.minimum(lines, k - 1), k)
+        if GATED:
+            _prefetch_rows(weight + n.to(tl.int64) * k, rows, tl.minimum(lines, k - 1), k)
+    tokens = tl.arange(0, BM)
+    inner = tl.arange(0, BK)
+    x_at = x + tokens[None, :] * k + inner[:, None]
+    has_token = (tokens < m)[None, :]
+    total = tl.zeros((BN, BM), tl.float32)
+    total_up = tl.zeros((BN, BM), tl.float32)
+    wait(PDL)
+    for at in tl.range(start, stop, BK, num_stages=STAGES):
+        w = weight_tiles.load([tile * BN, at])
+        xs = tl.load(x_at + at, mask=(inner < stop - at)[:, None] & has_token, other=0.0)
+        total = tl.dot(w, xs, total)
+        if GATED:
+            w_up = weight_tiles.load([n + tile * BN, at])
+            total_up = tl.dot(w_up, xs, total_up)
+    if GATED:
+        total = total * tl.sigmoid(total) * total_up
+    columns = tile * BN + tl.arange(0, BN)
+    target = out + split.to(tl.int64) * m * n + tokens[None, :] * n + columns[:, None]
+    tl.store(target, total, mask=has_token & (columns < n)[:, None])
+
+
+def skinny_linear(
+    x: torch.Tensor, weight: torch.Tensor, tiling: Tiling, *, gated: bool = False
+) -> torch.Tensor:
+    """`x @ weight.T` for few rows.
+
+    Args:
+        x: [M, K] contiguous, M at most 128.
+        weight: [N, K] contiguous; gated: [2 I, K].
+        tiling: how to cut it up; `split` must be 1 if gated.
+        gated: return silu(gate) * up.
+
+    Returns:
+        [M, N] (gated: [M, I]) in the dtype of x, or parts float32[split, M, N].
+    """
+    m, k = x.shape
+    n = weight.shape[0] // 2 if gated else weight.shape[0]
+    split = tiling.split
+    steps = triton.cdiv(k, tiling.inner)
+    k_per_split = triton.cdiv(steps, split) * tiling.inner
+    if split == 1:
+        out = torch.empty(m, n, dtype=x.dtype, device=x.device)
+    else:
+        out = torch.empty(split, m, n, dtype=torch.float32, device=x.device)
+    kernel, operands = _skinny_kernel, (x, weight)
+    if tiling.tma:
+        tiles = TensorDescriptor(weight, weight.shape, weight.stride(), [tiling.rows, tiling.inner])
+        kernel, operands = _skinny_tma_kernel, (x, tiles, weight)
+    kernel[(triton.cdiv(n, tiling.rows), split)](
+        *operands, out, m, n, k, k_per_split,
+        BM=max(16, triton.next_power_of_2(m)), BN=tiling.rows, BK=tiling.inner,
+        STAGES=tiling.stages, GATED=gated, PREFETCH=tiling.prefetch,
+        num_warps=tiling.warps, **launch_options(x.device),
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _gemv_kernel(
+    x, weight, out, n, k, k_per_split,
+    BN: tl.constexpr, BK: tl.constexpr, GATED: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    launch_dependents(PDL)
+    tile, split = tl.program_id(0), tl.program_id(1)
+    start = split * k_per_split
+    stop = tl.minimum(start + k_per_split, k)
+    rows = tile * BN + tl.arange(0, BN)
+    rows = tl.where(rows < n, rows, n - 1)
+    inner = tl.arange(0, BK)
+    at = start + inner
+    w_at = weight + rows[:, None].to(tl.int64) * k
+    up_at = w_at + n.to(tl.int64) * k
+    # The first tile is on its way before the activations are awaited.
+    w = tl.load(w_at + at[None, :], mask=(at < stop)[None, :], other=0.0)
+    total = tl.zeros((BN, BK), tl.float32)
+    total_up = tl.zeros((BN, BK), tl.float32)
+    if GATED:
+        w_up = tl.load(up_at + at[None, :], mask=(at < stop)[None, :], other=0.0)
+    wait(PDL)
+    for base in range(start, stop, BK):
+        at = base + inner
+        xs = tl.load(x + at, mask=at < stop, other=0.0).to(tl.float32)[None, :]
+        following = at + BK
+        more = (following < stop)[None, :]
+        next_w = tl.load(w_at + following[None, :], mask=more, other=0.0)
+        total += w.to(tl.float32) * xs
+        w = next_w
+        if GATED:
+            next_up = tl.load(up_at + following[None, :], mask=more, other=0.0)
+            total_up += w_up.to(tl.float32) * xs
+            w_up = next_up
+    value = tl.sum(total, 1)
+    if GATED:
+        value = value * tl.sigmoid(value) * tl.sum(total_up, 1)
+    columns = tile * BN + tl.arange(0, BN)
+    tl.store(out + split.to(tl.int64) * n + columns, value, mask=columns < n)
+
+
+def gemv(
+    x: torch.Tensor, weight: torch.Tensor, tiling: Tiling, *, gated: bool = False
+) -> torch.Tensor:
+    """As `skinny_linear` for a single row, without matrix units; `stages` has no meaning."""
+    k = x.shape[1]
+    n = weight.shape[0] // 2 if gated else weight.shape[0]
+    split = tiling.split
+    k_per_split = triton.cdiv(triton.cdiv(k, tiling.inner), split) * tiling.inner
+    if split == 1:
+        out = torch.empty(1, n, dtype=x.dtype, device=x.device)
+    else:
+        out = torch.empty(split, 1, n, dtype=torch.float32, device=x.device)
+    _gemv_kernel[(triton.cdiv(n, tiling.rows), split)](
+        x, weight, out, n, k, k_per_split, BN=tiling.rows, BK=tiling.inner, GATED=gated,
+        num_warps=tiling.warps, **launch_options(x.device),
+    )  # fmt: skip
+    return out

@@ -1,0 +1,119 @@
+"""Builds a model runner: finds the model, loads it, measures memory, warms up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from engine.core.model_spec import ModelSpec, load_model_spec, model_card_names
+from engine.kernels.registry import select_kernels
+from engine.models.dummy_weights import dummy_weights
+from engine.models.kv_cache import allocate_kv_cache
+from engine.models.model_folder import find_model_folder, special_tokens
+from engine.models.transformer import Transformer
+from engine.models.weight_loading import load_weights
+from engine.runtime.executor import EngineError
+from engine.runtime.memory_measurement import measure, page_bytes
+from engine.runtime.model_runner import ModelRunner
+from engine.runtime.runner_config import RunnerConfig
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_CPU_CACHE_BYTES = 1 << 30
+
+
+def build_runner(
+    config: RunnerConfig,
+    clock: Callable[[], int],
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> ModelRunner:
+    """A runner that is ready to serve.
+
+    Args:
+        config: what to build.
+        clock: ns since the start of the run, never going back.
+        on_progress: told what is being done, in a few words.
+
+    Raises:
+        EngineError: no such device, or the model does not fit.
+        ModelNotFoundError: no such model on this machine.
+        ModelConfigError, CheckpointError: it cannot be read.
+    """
+    device = find_device(config.device)
+    folder, spec = _find_model(config)
+    dtype = _DTYPES[config.dtype or ("fp32" if device.type == "cpu" else spec.dtype)]
+    max_model_len = min(config.max_model_len or spec.max_model_len, spec.max_model_len)
+    graphs = config.cuda_graph_batch_sizes if device.type == "cuda" else ()
+    config = replace(config, max_model_len=max_model_len, cuda_graph_batch_sizes=graphs)
+    kernels = select_kernels(device, config.kernels)
+    if config.load_format == "dummy":
+        on_progress("making random weights")
+        weights = dummy_weights(spec, device, dtype, config.seed)
+    else:
+        if folder is None:
+            raise EngineError(f"{config.model} has no weights")
+        on_progress(f"loading {folder}")
+        weights = load_weights(folder, spec, device, dtype)
+    with torch.inference_mode():
+        transformer = Transformer(spec, weights, kernels, max_model_len)
+    on_progress("measuring memory")
+    num_pages = _num_pages(config, transformer, dtype)
+    cache = allocate_kv_cache(spec, num_pages, config.page_size, device, dtype)
+    eos = special_tokens(folder).eos if folder is not None else ()
+    runner = ModelRunner(replace(config, num_pages=num_pages), transformer, cache, clock, eos)
+    on_progress("capturing CUDA Graphs")
+    runner.warm_up()
+    return runner
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of that name; None: a GPU if there is one.
+
+    Raises:
+        EngineError: there is no such device.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise EngineError(f"device {name!r} is not one of cpu, cuda, cuda:N") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise EngineError(f"device {name!r}: torch {torch.__version__} sees no GPU here")
+        index = device.index if device.index is not None else torch.cuda.current_device()
+        if index >= torch.cuda.device_count():
+            raise EngineError(f"device {name!r}: there are {torch.cuda.device_count()} GPUs")
+        return torch.device("cuda", index)
+    if device.type != "cpu":
+        raise EngineError(f"device {name!r} is not one of cpu, cuda, cuda:N")
+    return device
+
+
+def _find_model(config: RunnerConfig) -> tuple[Path | None, ModelSpec]:
+    """Folder (None: a card, for dummy weights) and shape."""
+    cards = {name.casefold() for name in model_card_names()}
+    if config.model.casefold() in cards and not Path(config.model).is_dir():
+        if config.load_format != "dummy":
+            raise EngineError(
+                f"{config.model} is the card of a model, without weights: give the folder of a"
+                " checkpoint, or ask for random weights (load format dummy)"
+            )
+        return None, load_model_spec(config.model)
+    if config.load_format == "dummy" and Path(config.model).is_file():
+        return None, load_model_spec(config.model)
+    folder = find_model_folder(config.model)
+    return folder, load_model_spec(str(folder))
+
+
+def _num_pages(config: RunnerConfig, transformer: Transformer, dtype: torch.dtype) -> int:
+    if transformer.weights.embed.device.type == "cuda":
+        return measure(config, transformer, dtype).num_pages
+    if config.num_pages is not None:
+        return config.num_pages
+    # On a CPU memory is shared with everybody: a fixed share, but room for one long text.
+    fit = _CPU_CACHE_BYTES // page_bytes(transformer.spec, config.page_size, dtype)
+    longest = -(-(config.max_model_len or 1) // config.page_size)
+    return min(max(fit, longest), longest * config.max_running_requests)
