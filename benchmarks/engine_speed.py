@@ -1,0 +1,317 @@
+"""How fast the engine is, as `vLLM`'s figures in `measured/vllm_h200.json` were taken.
+
+    python benchmarks/engine_speed.py out.json [--models Llama-3.1-8B,Qwen3-0.6B,Qwen3-30B-A3B]
+        [--parts decode,prefill,offline,cold] [--commit HASH]
+
+Random weights, bf16, greedy, no prefix cache, prompts of random ids. A decode step is (time for
+1 + n tokens - time for 1 token) / n, best of two; prefill is the time for 1 token; offline is 256
+requests at once with exact output lengths; a cold start runs from the start of a process to its
+first token, with an empty kernel cache.
+
+The floor of a step is, for its matrix products and for its attention, the larger of bytes over the
+measured copy bandwidth and FLOPs over the measured rate of a large product, both of this GPU. Where
+the GPU is not the one of vLLM's figures, compare the shares of the floor, not the times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+import torch
+from measure_ceilings import environment, measure_bandwidth, random_bf16, seconds_of, warm_up
+
+from engine.core.config import SchedulerConfig
+from engine.core.model_spec import ModelSpec
+from engine.core.request import Request
+from engine.core.scheduler import Scheduler
+from engine.core.token_ids import TokenBuffer
+from engine.runtime.build import build_runner
+from engine.runtime.model_runner import ModelRunner
+from engine.runtime.runner_config import RunnerConfig
+from engine.runtime.serving_loop import ServingLoop, Turn
+
+HERE = Path(__file__).parent
+BATCHES = (1, 8, 32, 64, 128, 256)
+PREFILLS = ((1, 512), (1, 2048), (1, 8192), (16, 1024))
+DECODE_STEPS = {1: 128, 8: 128, 32: 128, 64: 128, 128: 64, 256: 64}
+PROMPT = 1024
+BUCKETS = (1, 2, 4, *range(8, 257, 8))
+COLD = """
+import sys, time
+sys.path.insert(0, {root!r})
+from engine_speed import cold_start
+cold_start({model!r}, {start!r})
+"""
+
+
+class NoEnds:
+    """Texts end at their max_tokens."""
+
+    def planned(self, plan: object) -> None:
+        """Nothing to note."""
+
+    def stopped(self, plan: object, output: object) -> tuple[int, ...]:
+        """Nothing ends early."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """Bytes per second of a copy, FLOP/s of a large bf16 product."""
+
+    bandwidth: float
+    flops: float
+
+
+def measure_ceilings() -> Ceilings:
+    """Of this GPU, warm, on random data."""
+    warm_up(2.0)
+    bandwidth = measure_bandwidth()["copy_tb_s"] * 1e12
+    a, b = random_bf16(8192, 8192), random_bf16(8192, 8192)
+    out = torch.empty_like(a)
+    seconds = seconds_of(lambda: torch.mm(a, b, out=out))
+    torch.cuda.empty_cache()
+    return Ceilings(bandwidth, 2 * 8192**3 / seconds)
+
+
+def floor_s(spec: ModelSpec, ceilings: Ceilings, new: int, pairs: int, kv: int, rows: int) -> float:
+    """Seconds that no implementation can beat by much.
+
+    Args:
+        spec: the model.
+        ceilings: of the GPU.
+        new: tokens computed.
+        pairs: (query, key) pairs of the attention.
+        kv: tokens of KV that are read or written.
+        rows: of logits.
+    """
+    sizes, flops = spec.weight_bytes_by_group(), spec.flops_per_token_by_group()
+    sizes.pop("embedding", None)
+    if spec.moe is not None:
+        share = 1 - (1 - spec.moe.experts_per_token / spec.moe.num_experts) ** new
+        sizes["experts"] = int(sizes["experts"] * share)
+    head = flops.pop("lm_head")
+    work = sum(flops.values()) * new + head * rows
+    products = max(sum(sizes.values()) / ceilings.bandwidth, work / ceilings.flops)
+    attention_work = spec.prefill_attention_flops_per_pair() * pairs
+    attention = max(kv * spec.kv_bytes_per_token() / ceilings.bandwidth,
+                    attention_work / ceilings.flops)  # fmt: skip
+    return products + attention
+
+
+class Bench:
+    """One model, ready to serve."""
+
+    def __init__(self, model: str, ceilings: Ceilings) -> None:
+        self.ceilings = ceilings
+        self._begin = time.perf_counter_ns()
+        start = time.perf_counter()
+        self.runner: ModelRunner = build_runner(
+            RunnerConfig(
+                model=model, load_format="dummy", max_model_len=16384,
+                cuda_graph_batch_sizes=BUCKETS,
+            ),
+            self.clock,
+        )  # fmt: skip
+        self.build_s = time.perf_counter() - start
+        self.spec = self.runner.spec
+        self._next_id = 0
+        self._rng = np.random.default_rng(1)
+
+    def clock(self) -> int:
+        """Ns since the bench was made."""
+        return time.perf_counter_ns() - self._begin
+
+    def serve(self, prompts: list[int], outputs: list[int]) -> float:
+        """Seconds to serve requests of these lengths that come at once."""
+        scheduler = Scheduler(SchedulerConfig(
+            num_pages=self.runner.num_pages, max_model_len=self.runner.max_model_len,
+            prefix_cache=False, cuda_graph_batch_sizes=BUCKETS,
+        ))  # fmt: skip
+        loop = ServingLoop(scheduler, self.runner, self.clock, NoEnds())
+        requests = []
+        for prompt, output in zip(prompts, outputs, strict=True):
+            ids = self._rng.integers(0, self.spec.vocab_size, prompt, dtype=np.int32)
+            self._next_id += 1
+            tokens = TokenBuffer(ids, prompt + output)
+            requests.append(Request(self._next_id, prompt, output, tokens=tokens))
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for request in requests:
+            if loop.add(request):
+                raise RuntimeError(f"request of {request.prompt_tokens} tokens does not fit")
+        while loop.has_work:
+            if loop.turn() is Turn.WAIT:
+                loop.commit_oldest()
+        seconds = time.perf_counter() - start
+        produced = [request.committed_outputs for request in requests]
+        if produced != outputs:
+            raise RuntimeError("some requests did not get their tokens")
+        return seconds
+
+    def decode(self, batch: int) -> dict[str, Any]:
+        """A decode step of `batch` requests of about 1,088 tokens."""
+        count = DECODE_STEPS[batch]
+        prompts = [PROMPT] * batch
+        self.serve(prompts, [8] * batch)
+        times = []
+        for _ in range(2):
+            short = self.serve(prompts, [1] * batch)
+            long = self.serve(prompts, [1 + count] * batch)
+            times.append((long - short) / count)
+        context = batch * (PROMPT + count // 2)
+        floor = floor_s(self.spec, self.ceilings, batch, context, context, batch)
+        return self._point({"batch": batch, "context": PROMPT + count // 2}, min(times), floor)
+
+    def prefill(self, prompts: int, tokens: int) -> dict[str, Any]:
+        """First tokens of prompts that come at once."""
+        self.serve([tokens] * prompts, [1] * prompts)
+        seconds = min(self.serve([tokens] * prompts, [1] * prompts) for _ in range(3))
+        pairs = prompts * tokens * (tokens + 1) // 2
+        floor = floor_s(
+            self.spec, self.ceilings, prompts * tokens, pairs, prompts * tokens, prompts
+        )
+        return self._point({"prompts": prompts, "tokens": tokens}, seconds, floor)
+
+    def offline(self) -> dict[str, Any]:
+        """256 requests at once."""
+        rng = random.Random(1)  # noqa: S311 - the published lengths
+        prompts = [rng.randint(100, 1024) for _ in range(256)]
+        outputs = [rng.randint(100, 1024) for _ in range(256)]
+        seconds = self.serve(prompts, outputs)
+        return {"seconds": seconds, "output_tokens_per_s": sum(outputs) / seconds}
+
+    def _point(self, what: dict[str, Any], seconds: float, floor: float) -> dict[str, Any]:
+        return {
+            **what, "ms": seconds * 1e3, "floor_ms": floor * 1e3,
+            "percent_of_floor": 100 * floor / seconds,
+        }  # fmt: skip
+
+
+def cold_start(model: str, start: float) -> None:
+    """Serve one token in a new process; prints the seconds since `start` (time.time)."""
+    imported = time.time() - start
+    bench = Bench(model, Ceilings(1.0, 1.0))
+    bench.serve([512], [1])
+    print(json.dumps({
+        "first_token_s": time.time() - start, "imported_s": imported, "build_s": bench.build_s,
+    }))  # fmt: skip
+
+
+def measure_cold_start(model: str) -> dict[str, Any]:
+    """A cold start with an empty kernel cache, then one with a filled one."""
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as cache:
+        for name in ("empty_cache", "filled_cache"):
+            code = COLD.format(root=str(HERE), model=model, start=time.time())
+            done = subprocess.run(  # noqa: S603
+                [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+                env={**__import__("os").environ, "TRITON_CACHE_DIR": cache},
+            )  # fmt: skip
+            if done.returncode:
+                raise RuntimeError(done.stderr[-2000:])
+            result[name] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def compare(result: dict[str, Any], model: str) -> None:
+    """Put vLLM's figures beside ours."""
+    peers = json.loads((HERE / "measured" / "vllm_h200.json").read_text(encoding="utf-8"))
+    for part, keys in (("decode", ("batch",)), ("prefill", ("prompts", "tokens"))):
+        table = next(
+            (t for t in peers[part] if t["model"] == model and t["tensor_parallel_size"] == 1), None
+        )
+        if table is None:
+            continue
+        for point in result.get(part, ()):
+            known = list(zip(*(table[key] for key in keys), strict=True))
+            at = known.index(tuple(point[key] for key in keys))
+            point["vllm_h200_ms"] = table["vllm_ms"][at]
+            point["vllm_h200_percent_of_floor"] = 100 * table["floor_ms"][at] / table["vllm_ms"][at]
+
+
+def print_points(model: str, result: dict[str, Any]) -> None:
+    """One line a point."""
+    for part in ("decode", "prefill"):
+        for point in result.get(part, ()):
+            name = (
+                f"{point['batch']}" if part == "decode" else f"{point['prompts']}x{point['tokens']}"
+            )
+            theirs = point.get("vllm_h200_percent_of_floor")
+            print(
+                f"{model:14s} {part:7s} {name:>7s} {point['ms']:8.3f} ms  floor {point['floor_ms']:8.3f}"
+                f"  {point['percent_of_floor']:5.1f} %  vLLM {point.get('vllm_h200_ms', 0):7.2f} ms"
+                f" {theirs or 0:5.1f} %  ratio of shares {point['percent_of_floor'] / theirs if theirs else 0:.2f}"
+            )
+    for part in ("offline", "cold_start", "build_s"):
+        if part in result:
+            print(f"{model:14s} {part}: {json.dumps(result[part])}")
+
+
+def guarded(work: Callable[[], Any]) -> Any:
+    """A point, or what went wrong with it."""
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001 - the other points are wanted all the same
+        print(f"failed: {type(error).__name__}: {error}", file=sys.stderr)
+        return None
+
+
+def main() -> None:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("output", type=Path, help="the JSON file to write")
+    parser.add_argument("--models", default="Llama-3.1-8B,Qwen3-0.6B,Qwen3-30B-A3B")
+    parser.add_argument("--parts", default="decode,prefill,offline,cold")
+    parser.add_argument("--batches", default=",".join(map(str, BATCHES)))
+    parser.add_argument("--commit", help="of the tree, if git cannot tell")
+    arguments = parser.parse_args()
+    parts = arguments.parts.split(",")
+    ceilings = measure_ceilings()
+    results: dict[str, Any] = {
+        "schema": "engine_speed/v1", **environment(arguments.commit),
+        "copy_tb_s": ceilings.bandwidth / 1e12, "gemm_tflop_s": ceilings.flops / 1e12, "models": {},
+    }  # fmt: skip
+    print(f"{results['gpu']}: copy {ceilings.bandwidth / 1e12:.2f} TB/s, "
+          f"product {ceilings.flops / 1e12:.0f} TFLOP/s")  # fmt: skip
+    for model in arguments.models.split(","):
+        found: dict[str, Any] = {}
+        results["models"][model] = found
+        if "cold" in parts:
+            found["cold_start"] = guarded(lambda model=model: measure_cold_start(model))
+        bench = Bench(model, ceilings)
+        found["build_s"], found["engine"] = bench.build_s, bench.runner.facts()
+        if "decode" in parts:
+            batches = [int(b) for b in arguments.batches.split(",")]
+            points = [guarded(lambda b=b, bench=bench: bench.decode(b)) for b in batches]
+            found["decode"] = [point for point in points if point]
+        if "prefill" in parts:
+            points = [guarded(lambda p=p, bench=bench: bench.prefill(*p)) for p in PREFILLS]
+            found["prefill"] = [point for point in points if point]
+        if "offline" in parts:
+            found["offline"] = guarded(bench.offline)
+        compare(found, model)
+        print_points(model, found)
+        bench.runner.close()
+        del bench
+        gc.collect()
+        torch.cuda.empty_cache()
+        arguments.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
