@@ -56,9 +56,8 @@ def paged(
 def expected(q: torch.Tensor, world: Paged, scale: float) -> torch.Tensor:
     """Softmax attention in float64 over the texts themselves."""
     rows = []
-    for query, k, v in zip(q.double().cpu(), world.k, world.v, strict=True):
-        group = len(query) // k.shape[1]
-        k, v = (text.double().repeat_interleave(group, 1) for text in (k, v))
+    for query, *text in zip(q.double().cpu(), world.k, world.v, strict=True):
+        k, v = (x.double().repeat_interleave(len(query) // x.shape[1], 1) for x in text)
         weights = (torch.einsum("hd,nhd->hn", query, k) * scale).softmax(-1)
         rows.append(torch.einsum("hn,nhd->hd", weights, v))
     return torch.stack(rows)
@@ -176,18 +175,20 @@ def test_split_grid_fills_the_gpu_and_no_more() -> None:
 def compiled(group: int, dim: int, splits: int) -> sm90_gate.Compiled:
     rows = 1 << (group - 1).bit_length()
     tensors = ("q", "k_cache", "v_cache", "out")
-    integers = ("batch", "target", "table_stride", "q_stride", "page_stride", "token_stride")
-    signature = {name: "*bf16" for name in tensors}
-    signature |= {name: "*i32" for name in ("page_table", "rows", "positions", "counters")}
-    signature |= {name: "*fp32" for name in ("partial", "log_sums")}
-    signature |= {name: "i32" for name in integers} | {"qk_scale": "fp32"}
+    integers = (
+        "batch", "target", "min_chunk", "table_stride", "q_stride", "page_stride", "token_stride",
+    )  # fmt: skip
+    signature = dict.fromkeys(tensors, "*bf16")
+    signature |= dict.fromkeys(("page_table", "rows", "positions", "counters"), "*i32")
+    signature |= dict.fromkeys(("partial", "log_sums"), "*fp32")
+    signature |= dict.fromkeys(integers, "i32") | {"qk_scale": "fp32"}
     tuning = op.DEFAULT_TUNING
     variant = sm90_gate.Variant(
         "engine.kernels.decode_attention:_decode_attention_kernel",
         signature,
         {
             "GROUP": group, "M": max(16, rows), "HEAD_DIM": dim, "PAGE_SIZE": 16, "PDL": True,
-            "BLOCK_N": tuning.block_tokens, "MIN_CHUNK": tuning.min_chunk, "SPLITS": splits,
+            "BLOCK_N": tuning.block_tokens, "SPLIT": splits > 1,
             "GROUP_ROWS": rows, "LAST_COMBINES": splits > 1,
             "COMBINE_ROWS": max(1, min(16, op.COMBINE_ELEMENTS // (rows * dim))),
         },

@@ -5,8 +5,8 @@ request is cut into splits that run in parallel, each keeps an online softmax (M
 Gimelshein, arXiv 1805.02867), and the partial results are combined by their log-sum-exp. The query
 heads that share a KV head are the rows of one matrix product, so the cache is read once.
 
-The grid depends on shapes alone; how many of its splits have work is decided on the device from the
-lengths of all requests, so that one CUDA Graph serves every context and no long request lags behind.
+The grid depends on shapes alone; how many of its splits have work is decided on the device, from
+the lengths of all requests: one CUDA Graph serves every context, and no long request lags behind.
 """
 
 from __future__ import annotations
@@ -68,8 +68,9 @@ def decode_attention_reference(
 
     Args:
         q: [B, Hq, D] queries; rows may be strided, heads are contiguous.
-        k_cache, v_cache: [pages, page_size, Hk, D]; Hk divides Hq. The token's own entry is there.
-        page_table: int32[R, max_pages]; token x of row r lives in page `page_table[r, x // page_size]`.
+        k_cache: [pages, page_size, Hk, D]; Hk divides Hq. The token's own entry is there.
+        v_cache: as `k_cache`.
+        page_table: int32[R, max_pages]; token x of row r: page `page_table[r, x // page_size]`.
         rows: int32[B], the row of each request.
         positions: int32[B], the index of its token; `positions + 1` tokens are attended.
         scale: factor of the logits.
@@ -96,17 +97,16 @@ def decode_attention_reference(
 
 @triton.jit
 def _chunk_tokens(
-    positions, batch, kv_heads, target, context,
-    SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, MIN_CHUNK: tl.constexpr,
+    positions, batch, kv_heads, target, min_chunk, context, splits, BLOCK_N: tl.constexpr
 ):  # fmt: skip
     """Tokens per split of one request: equal work for `target` programs over all requests."""
     total = batch
     for first in range(0, batch, 128):
         index = first + tl.arange(0, 128)
         total += tl.sum(tl.load(positions + index, mask=index < batch, other=0))
-    fair = tl.maximum(tl.cdiv(total * kv_heads, target), MIN_CHUNK)
-    splits = tl.minimum(tl.cdiv(context, fair), SPLITS)
-    return tl.cdiv(tl.cdiv(context, splits), BLOCK_N) * BLOCK_N
+    fair = tl.maximum(tl.cdiv(total * kv_heads, target), min_chunk)
+    deserved = tl.minimum(tl.cdiv(context, fair), splits)
+    return tl.cdiv(tl.cdiv(context, deserved), BLOCK_N) * BLOCK_N
 
 
 @triton.jit
@@ -176,17 +176,17 @@ def _attend(
     return top, total, acc
 
 
-@triton.jit(do_not_specialize=["batch", "target", "table_stride"])
+@triton.jit(do_not_specialize=["batch", "target", "min_chunk", "table_stride"])
 def _decode_attention_kernel(
     q, k_cache, v_cache, page_table, rows, positions, out, partial, log_sums, counters,
-    batch, target, qk_scale, table_stride, q_stride, page_stride, token_stride,
+    batch, target, min_chunk, qk_scale, table_stride, q_stride, page_stride, token_stride,
     GROUP: tl.constexpr, M: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr,
-    BLOCK_N: tl.constexpr, MIN_CHUNK: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCK_N: tl.constexpr, SPLIT: tl.constexpr,
     GROUP_ROWS: tl.constexpr, COMBINE_ROWS: tl.constexpr, LAST_COMBINES: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     kv_head, request, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    kv_heads = tl.num_programs(0)
+    kv_heads, splits = tl.num_programs(0), tl.num_programs(2)
     group = tl.arange(0, M)
     dims = tl.arange(0, HEAD_DIM)
     launch_dependents(PDL)
@@ -198,11 +198,10 @@ def _decode_attention_kernel(
         + (kv_head * GROUP + group)[:, None] * HEAD_DIM + dims[None, :],
         mask=(group < GROUP)[:, None], other=0.0,
     )  # fmt: skip
-    if SPLITS == 1:
-        begin, end, active = 0, context, 1
-    else:
+    begin, end, active = 0, context, 1
+    if SPLIT:
         chunk = _chunk_tokens(
-            positions, batch, kv_heads, target, context, SPLITS, BLOCK_N, MIN_CHUNK
+            positions, batch, kv_heads, target, min_chunk, context, splits, BLOCK_N
         )
         active = tl.cdiv(context, chunk)
         begin = split * chunk
@@ -221,8 +220,8 @@ def _decode_attention_kernel(
     if active == 1:
         tl.store(out + within, acc.to(out.dtype.element_ty), mask=(group < GROUP)[:, None])
     else:
-        log_sums += pair * SPLITS * GROUP
-        partial += pair * SPLITS * GROUP * HEAD_DIM
+        log_sums += pair * splits * GROUP
+        partial += pair * splits * GROUP * HEAD_DIM
         tl.store(log_sums + split * GROUP + group, top + tl.log2(total), mask=group < GROUP)
         tl.store(partial + split * GROUP * HEAD_DIM + within, acc, mask=(group < GROUP)[:, None])
         if LAST_COMBINES:
@@ -234,23 +233,23 @@ def _decode_attention_kernel(
                 _combine(partial, log_sums, out, active, GROUP, GROUP_ROWS, HEAD_DIM, COMBINE_ROWS)
 
 
-@triton.jit(do_not_specialize=["batch", "target"])
+@triton.jit(do_not_specialize=["batch", "target", "min_chunk", "splits"])
 def _combine_kernel(
-    positions, out, partial, log_sums, batch, target,
-    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, MIN_CHUNK: tl.constexpr,
-    SPLITS: tl.constexpr, GROUP_ROWS: tl.constexpr, COMBINE_ROWS: tl.constexpr, PDL: tl.constexpr,
+    positions, out, partial, log_sums, batch, target, min_chunk, splits,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr,
+    GROUP_ROWS: tl.constexpr, COMBINE_ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     kv_head, request = tl.program_id(0), tl.program_id(1)
     kv_heads = tl.num_programs(0)
     launch_dependents(PDL)
     wait(PDL)
     context = tl.load(positions + request) + 1
-    chunk = _chunk_tokens(positions, batch, kv_heads, target, context, SPLITS, BLOCK_N, MIN_CHUNK)
+    chunk = _chunk_tokens(positions, batch, kv_heads, target, min_chunk, context, splits, BLOCK_N)
     active = tl.cdiv(context, chunk)
     if active > 1:
         pair = (request * kv_heads + kv_head).to(tl.int64) * GROUP
         _combine(
-            partial + pair * SPLITS * HEAD_DIM, log_sums + pair * SPLITS, out + pair * HEAD_DIM,
+            partial + pair * splits * HEAD_DIM, log_sums + pair * splits, out + pair * HEAD_DIM,
             active, GROUP, GROUP_ROWS, HEAD_DIM, COMBINE_ROWS,
         )  # fmt: skip
 
@@ -294,9 +293,10 @@ def launch(
     batch, heads, head_dim = q.shape
     page_size, kv_heads = k_cache.shape[1:3]
     group = heads // kv_heads
-    assert k_cache.stride() == v_cache.stride()
-    assert k_cache.stride()[2:] == (head_dim, 1)
-    assert q.stride()[1:] == (head_dim, 1)
+    if k_cache.stride() != v_cache.stride() or k_cache.stride()[2:] != (head_dim, 1):
+        raise ValueError("entries of a token in the KV caches must be contiguous, and both alike")
+    if q.stride()[1:] != (head_dim, 1):
+        raise ValueError("the heads of a query must be contiguous")
     out = torch.empty(batch, heads, head_dim, dtype=q.dtype, device=q.device)
     options = launch_options(q.device)
     shape = dict(GROUP=group, HEAD_DIM=head_dim, BLOCK_N=tuning.block_tokens, **options)
@@ -307,22 +307,31 @@ def launch(
         partial, log_sums = space[: count * head_dim], space[count * head_dim :]
         group_rows = triton.next_power_of_2(group)
         shape |= dict(
-            MIN_CHUNK=tuning.min_chunk, SPLITS=splits, GROUP_ROWS=group_rows,
+            GROUP_ROWS=group_rows,
             COMBINE_ROWS=max(1, min(16, COMBINE_ELEMENTS // (group_rows * head_dim))),
         )  # fmt: skip
     else:
-        shape |= dict(MIN_CHUNK=0, SPLITS=1, GROUP_ROWS=1, COMBINE_ROWS=1)
+        shape |= dict(GROUP_ROWS=1, COMBINE_ROWS=1)
     last_combines = splits > 1 and counters is not None
     _decode_attention_kernel[(kv_heads, batch, splits)](
         q, k_cache, v_cache, page_table, rows, positions, out, partial, log_sums,
-        counters if last_combines else out, batch, target, scale * LOG2_E,
+        counters if last_combines else out, batch, target, tuning.min_chunk, scale * LOG2_E,
         page_table.stride(0), q.stride(0), k_cache.stride(0), k_cache.stride(1),
-        M=max(16, triton.next_power_of_2(group)), PAGE_SIZE=page_size,
+        M=max(16, triton.next_power_of_2(group)), PAGE_SIZE=page_size, SPLIT=splits > 1,
         LAST_COMBINES=last_combines, num_warps=tuning.warps, num_stages=tuning.stages, **shape,
     )  # fmt: skip
     if splits > 1 and not last_combines:
         _combine_kernel[(kv_heads, batch)](
-            positions, out, partial, log_sums, batch, target, num_warps=4, **shape
+            positions,
+            out,
+            partial,
+            log_sums,
+            batch,
+            target,
+            tuning.min_chunk,
+            splits,
+            num_warps=4,
+            **shape,
         )
     return out
 
