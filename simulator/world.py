@@ -34,7 +34,7 @@ class ReplicaConfig:
 
 
 class Outcome(Enum):
-    """How a simulation ended."""
+    """How a run ended."""
 
     COMPLETE = "complete"
     STOPPED = "stopped"  # asked to, before all requests had ended
@@ -244,18 +244,20 @@ class World:
         write = self.log.write("requests")
         if write is not None:
             for request_id in self.clients.never_sent():
-                write(self._unsent_row(request_id))
+                write(unsent_row(self._workload, request_id))
         end_ns = max([self.clock.now, *(replica.last_commit_ns for replica in self.replicas)])
         steps = sum(replica.steps for replica in self.replicas)
         return SimulationResult(outcome, end_ns, steps, self.log.tables(), self.journals)
 
-    def _unsent_row(self, request_id: int) -> tuple[int, ...]:
-        w = self._workload
-        return (
-            request_id, -1, int(w.tenant[request_id]), int(w.priority[request_id]),
-            int(w.parent[request_id]), int(w.prompt_tokens[request_id]),
-            int(w.max_tokens[request_id]), 0, 0, 0, 0, 0, -1, -1, -1, -1, 0, 0,
-        )  # fmt: skip
+
+def unsent_row(workload: Workload, request_id: int) -> tuple[int, ...]:
+    """The row of the `requests` table of a request that was never sent."""
+    w = workload
+    return (
+        request_id, -1, int(w.tenant[request_id]), int(w.priority[request_id]),
+        int(w.parent[request_id]), int(w.prompt_tokens[request_id]),
+        int(w.max_tokens[request_id]), 0, 0, 0, 0, 0, -1, -1, -1, -1, 0, 0,
+    )  # fmt: skip
 
 
 def synthetic_tokens(workload: Workload) -> Callable[[int], TokenSource] | None:

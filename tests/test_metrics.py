@@ -264,7 +264,7 @@ def test_without_steps_only_what_needs_them_is_missing() -> None:
 
 
 def test_contradicting_tables_are_errors() -> None:
-    """Spans that point at no iteration, gaps in iterations and unknown replicas are refused."""
+    """Spans that have tokens of no iteration, iterations that appear twice, unknown replicas."""
     played = play([Ask(0, output=5)])
     header = played.header()
     steps, spans = played.tables["steps"], played.tables["decode_spans"]
@@ -272,13 +272,29 @@ def test_contradicting_tables_are_errors() -> None:
     with pytest.raises(MetricsError, match="decode_spans name decode iterations"):
         summarize(played.tables, header)
     spans["first_iteration"] -= 100
-    steps["decode_iteration"][-1] += 1
-    with pytest.raises(MetricsError, match="not consecutive"):
-        summarize(played.tables, header)
-    steps["decode_iteration"][-1] -= 1
+    for change, refusal in ((1, "decode_spans name decode iterations"), (-1, "appears twice")):
+        steps["decode_iteration"][-1] += change
+        with pytest.raises(MetricsError, match=refusal):
+            summarize(played.tables, header)
+        steps["decode_iteration"][-1] -= change
+    decoding = np.flatnonzero(steps["decode_iteration"] >= 0)
+    lost = {name: np.delete(column, decoding[1]) for name, column in steps.items()}
+    with pytest.raises(MetricsError, match="decode_spans name decode iterations"):
+        summarize({**played.tables, "steps": lost}, header)
     steps["replica"][:] = 3
     with pytest.raises(MetricsError, match="replica 3"):
         summarize(played.tables, header)
+
+
+def test_a_failed_iteration_leaves_a_gap_that_no_token_came_from() -> None:
+    """An iteration without a step changes no latency as long as no span has a token of it."""
+    played = play([Ask(0, output=5), Ask(10**9, output=5)])
+    before = summarize(played.tables, played.header())
+    steps, spans = played.tables["steps"], played.tables["decode_spans"]
+    assert spans["first_iteration"].tolist() == [0, 4]
+    steps["decode_iteration"][steps["decode_iteration"] >= 4] += 1
+    spans["first_iteration"][1] += 1
+    assert summarize(played.tables, played.header()) == before
 
 
 def test_a_run_recorded_from_the_middle_still_has_its_gaps() -> None:

@@ -43,12 +43,16 @@ class Ended:
         stopped_early: why it ended before its workload did; None if it did not.
         journals: inputs of each replica's scheduler, if they were asked for.
         failure: what broke the run, if something did; `stopped_early` says it in words.
+        faults: what went wrong although the run went on, a sentence each.
+        errors: requests that ended with an error.
     """
 
     summary: dict[str, Any] | None
     stopped_early: str | None
     journals: Sequence[Journal]
     failure: Exception | None = None
+    faults: tuple[str, ...] = ()
+    errors: int = 0
 
 
 class Runnable(Protocol):
@@ -159,7 +163,7 @@ def scenario_header(
         replicas=replicas,
         load=_load_facts(scenario),
         measure=_measure_facts(scenario),
-        slo=_slo_facts(scenario),
+        slo=slo_facts(scenario),
         scenario=loaded.resolved,
         scenario_sha256=loaded.sha256,
         commit=source_commit(),
@@ -192,6 +196,7 @@ def _measure_facts(scenario: Scenario) -> MeasureFacts:
     )
 
 
-def _slo_facts(scenario: Scenario) -> SloFacts:
+def slo_facts(scenario: Scenario) -> SloFacts:
+    """The objective of a scenario."""
     limits = scenario.slo.limits_ms() if scenario.slo else {}
     return SloFacts(**{f"{name}_ms": limit for name, limit in limits.items()})

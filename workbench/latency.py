@@ -94,46 +94,59 @@ def spans_of(spans: Columns, request_ids: NDArray[np.signedinteger[Any]]) -> Col
 
 @dataclass(frozen=True, slots=True)
 class IterationTimes:
-    """When each decode iteration was committed; one row per decoding step, by replica, iteration.
+    """When each decode iteration was committed; one row per iteration, by replica.
+
+    An iteration whose step failed has no row in the `steps` table, and no token came of it.
 
     Attributes:
-        end_ns: int64[m], E[i].
+        end_ns: int64[m], E[i]; that of the iteration before, where a step failed.
         offset: int64[replicas], row of each replica's iteration 0 (negative if the record starts
             later, so that offset + iteration is always the row).
         count: int64[replicas + 1], rows before each replica's first.
+        failed: int64[m + 1], failed iterations before each row.
     """
 
     end_ns: Int64
     offset: Int64
     count: Int64
+    failed: Int64
 
     @classmethod
     def of(cls, steps: Columns) -> IterationTimes:
         """From the `steps` table.
 
         Raises:
-            MetricsError: a replica's iterations are not consecutive.
+            MetricsError: an iteration of a replica appears twice.
         """
         decoding = steps["decode_iteration"] >= 0
         replica = steps["replica"][decoding].astype(np.int64)
         iteration = steps["decode_iteration"][decoding].astype(np.int64)
         order = np.lexsort((iteration, replica))
         replica, iteration = replica[order], iteration[order]
-        count = np.searchsorted(replica, np.arange(replica.max(initial=-1) + 2))
-        offset = count[:-1].astype(np.int64)
-        seen = offset < count[1:]
-        offset[seen] -= iteration[offset[seen]]
-        if not np.array_equal(offset[replica] + iteration, np.arange(len(iteration))):
-            raise MetricsError("the decode iterations in the steps table are not consecutive")
-        return cls(
-            steps["end_ns"][decoding][order].astype(np.int64), offset, count.astype(np.int64)
-        )
+        if ((np.diff(replica) == 0) & (np.diff(iteration) == 0)).any():
+            raise MetricsError("a decode iteration appears twice in the steps table")
+        bounds = np.searchsorted(replica, np.arange(replica.max(initial=-1) + 2))
+        seen = bounds[:-1] < bounds[1:]
+        first, last = bounds[:-1][seen], bounds[1:][seen] - 1
+        sizes = np.zeros(len(seen), np.int64)
+        sizes[seen] = iteration[last] - iteration[first] + 1
+        count = np.append(0, np.cumsum(sizes))
+        offset = count[:-1].copy()
+        offset[seen] -= iteration[first]
+        row = offset[replica] + iteration
+        source = np.full(
+            count[-1], -1, np.int64
+        )  # the recorded step of each row, or the one before
+        source[row] = np.arange(len(row))
+        failed = np.append(0, np.cumsum(source < 0))
+        end_ns = steps["end_ns"][decoding][order].astype(np.int64)
+        return cls(end_ns[np.maximum.accumulate(source)], offset, count, failed)
 
     def rows_of(self, spans: Columns) -> tuple[Int64, Int64]:
         """Rows of each span's first and last committed iteration (any value if none was).
 
         Raises:
-            MetricsError: a span names an iteration that no step has.
+            MetricsError: a span has tokens of an iteration that no step has.
         """
         decoded = spans["committed"] > 0
         replica = spans["replica"][decoded].astype(np.int64)
@@ -141,7 +154,8 @@ class IterationTimes:
             raise MetricsError("decode_spans name a replica that decoded no step")
         begin = self.offset[replica] + spans["first_iteration"][decoded]
         end = begin + spans["committed"][decoded]
-        if (begin < self.count[replica]).any() or (end > self.count[replica + 1]).any():
+        outside = (begin < self.count[replica]).any() or (end > self.count[replica + 1]).any()
+        if outside or (self.failed[end] > self.failed[begin]).any():
             raise MetricsError("decode_spans name decode iterations that the steps table lacks")
         first, last = np.zeros(len(decoded), np.int64), np.zeros(len(decoded), np.int64)
         first[decoded], last[decoded] = begin, end - 1

@@ -25,9 +25,13 @@ class Stream(IntEnum):
     PRIORITIES = 8
     FIRST_PROMPT_LENGTHS = 9
     TENANTS = 10
+    PROMPT_IDS = 11  # token ids of prompts that share no text, for an engine
 
 
-def generator(seed: int, stream: Stream) -> np.random.Generator:
-    """A fresh generator at the start of a component's stream. `seed` is at least 0."""
-    sequence = np.random.SeedSequence(seed, spawn_key=(int(stream),))
+def generator(seed: int, stream: Stream, *part: int) -> np.random.Generator:
+    """A fresh generator at the start of a component's stream, or of a part of it.
+
+    `seed` is at least 0. Parts of a stream are independent of each other and of the whole.
+    """
+    sequence = np.random.SeedSequence(seed, spawn_key=(int(stream), *part))
     return np.random.Generator(np.random.PCG64(sequence))

@@ -18,6 +18,7 @@ from workbench.cli import (
     init,
     native,
     report,
+    run,
     scenarios,
     schema,
     simulate,
@@ -72,7 +73,7 @@ def workbench(
     """What will an LLM-serving setup do under a given load, and why?"""
 
 
-for _command in (simulate, explain, compare, report, scenarios, init, schema, native, version):
+for _command in (simulate, run, explain, compare, report, scenarios, init, schema, native, version):
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name, epilog=_command.EPILOG)(_command.run)
 

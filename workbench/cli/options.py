@@ -116,21 +116,29 @@ class ResultFlags:
             return None
         return parse_percent("--fail-under", self.fail_under, most=100)
 
+    def check_objective(self, given: bool) -> None:
+        """Refuse --fail-under for a scenario that has no objective.
+
+        Raises:
+            UsageError: it has none.
+        """
+        from workbench.cli.failures import UsageError
+
+        if self.fail_under is not None and not given:
+            raise UsageError(
+                '--fail-under needs an SLO: `slo` in the scenario, or --goodput "ttft:200"'
+            )
+
     def deliver(self, ready: Runnable, closing: str = "") -> None:
         """Run what was prepared and print its result, with `closing` after it.
 
         Raises:
-            UsageError: the scenario has no objective that --fail-under could hold it to.
             typer.Exit: the run did not end as it should, or missed its objective.
         """
-        from workbench.cli.failures import REGRESSION_EXIT_CODE, UsageError
+        from workbench.cli.failures import REGRESSION_EXIT_CODE
         from workbench.cli.simulation import Outputs, carry_out
         from workbench.summary import render
 
-        if self.limit_percent is not None and not ready.header.slo.given():
-            raise UsageError(
-                '--fail-under needs an SLO: `slo` in the scenario, or --goodput "ttft:200"'
-            )
         outputs = Outputs(
             runs_directory=self.runs_dir if self.record else None,
             run_name=ready.header.name if self.name is None else self.name,

@@ -99,4 +99,5 @@ def run(
             scenario, overrides or [], seed, num_prompts, goodput or [], metric_percentiles
         )
         simulation = prepare(loaded, detail)
+    flags.check_objective(simulation.header.slo.given())
     flags.deliver(simulation, fork_sentence(simulation.header))

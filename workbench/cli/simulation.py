@@ -71,6 +71,8 @@ def carry_out(ready: Runnable, outputs: Outputs) -> CarriedOut:
             ended = _run(ready, record, frames, should_stop, line)
         if record is not None:
             record.close(ended)
+    for fault in ended.faults:
+        typer.echo(f"error: {fault}", err=True)
     if ended.failure is not None or ended.summary is None:
         _say_where_partial_run_is(record, outputs)
         raise ended.failure or RuntimeError(ended.stopped_early)
@@ -78,7 +80,9 @@ def carry_out(ready: Runnable, outputs: Outputs) -> CarriedOut:
         frames.summary(ended.summary, "interrupted" if ended.stopped_early else "complete")
     if outputs.talk and ready.header.kind == "simulation":
         _recommend_native(time.monotonic() - started_s)
-    exit_code = should_stop.exit_code if ended.stopped_early else 0
+    exit_code = FAILURE_EXIT_CODE if ended.errors else 0
+    if ended.stopped_early:
+        exit_code = should_stop.exit_code
     if record is not None:
         _after(record, ended, outputs)
         exit_code = FAILURE_EXIT_CODE if record.broke_off else exit_code

@@ -1,0 +1,148 @@
+"""What of a scenario the engine can carry out, and with which model, device and number format."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from engine.core.model_spec import ModelSpec, load_model_spec, model_card_names
+from engine.models.model_folder import find_model_folder
+from engine.runtime.runner_config import LoadFormat, RunnerConfig
+from workbench.scenario import Model, Scenario
+from workbench.scenario_errors import ScenarioError, ScenarioErrors
+from workbench.scenario_source import LoadedScenario
+
+DTYPES: Final = ("bf16", "fp16", "fp32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """What the command line says besides the scenario.
+
+    Attributes:
+        model: a folder, or org/name in the Hugging Face cache; None: the scenario's model.
+        load_format: "auto" reads a checkpoint, "dummy" makes random weights.
+        device: "cuda", "cuda:1", "cpu"; None: a GPU if there is one.
+        dtype: one of `DTYPES`; None: the scenario's, or else the model's own.
+    """
+
+    model: str | None = None
+    load_format: LoadFormat = "auto"
+    device: str | None = None
+    dtype: str | None = None
+
+
+def runner_config(loaded: LoadedScenario, options: EngineOptions) -> RunnerConfig:
+    """The runner that a scenario asks for.
+
+    Raises:
+        ScenarioErrors: everything in the scenario that this engine cannot do.
+    """
+    scenario = loaded.scenario
+    errors = [*_replica_errors(loaded), *_model_errors(loaded, options)]
+    errors += _dtype_errors(loaded, options)
+    if errors:
+        raise ScenarioErrors(errors)
+    (pool,) = scenario.deployment.pools
+    return RunnerConfig(
+        model=options.model or _named_model(scenario.model),
+        load_format=options.load_format,
+        device=options.device,
+        dtype=options.dtype or scenario.model.weight_dtype,
+        seed=scenario.seed,
+        page_size=pool.page_size,
+        num_pages=pool.num_pages,
+        memory_fraction=scenario.hardware.memory_fraction,
+        max_num_batched_tokens=pool.max_num_batched_tokens,
+        max_running_requests=pool.max_running_requests,
+        cuda_graph_batch_sizes=pool.cuda_graph_batch_sizes,
+    )
+
+
+def model_spec(config: RunnerConfig) -> ModelSpec:
+    """The shape of a runner's model, read without its weights.
+
+    Raises:
+        ModelConfigError, ModelNotFoundError: it is not there, or not supported.
+    """
+    is_card = config.model.casefold() in {name.casefold() for name in model_card_names()}
+    if Path(config.model).is_file() or (is_card and not Path(config.model).is_dir()):
+        return load_model_spec(config.model)
+    return load_model_spec(str(find_model_folder(config.model)))
+
+
+def substitutions(scenario: Scenario, options: EngineOptions, facts: dict[str, Any]) -> list[str]:
+    """Sentences about what ran instead of what the scenario names; `facts` are the runner's."""
+    notes = []
+    asked, device = scenario.hardware.gpu, str(facts["device"])
+    if not _is_gpu(asked, device):
+        notes.append(f"the scenario names GPU {asked}; this ran on {device}")
+    named = _named_model(scenario.model)
+    if options.model is not None and options.model != named:
+        notes.append(f"the scenario names model {named}; this ran {options.model}")
+    if options.load_format == "dummy":
+        notes.append("the weights are random (--load-format dummy)")
+    written = scenario.model.weight_dtype
+    if options.dtype is not None and written not in (None, options.dtype):
+        notes.append(f"the scenario asks for {written} weights; this ran in {options.dtype}")
+    return notes
+
+
+def _named_model(model: Model) -> str:
+    """The card, or the folder of the config file, that a scenario names."""
+    if model.name is not None:
+        return model.name
+    path = Path(model.path or "")
+    return str(path.parent if path.name == "config.json" else path)
+
+
+def _replica_errors(loaded: LoadedScenario) -> list[ScenarioError]:
+    errors = []
+    pools = loaded.scenario.deployment.pools
+    if len(pools) > 1:
+        message = f"the engine serves one replica, the scenario has {len(pools)} pools"
+        help_ = "keep one pool, or `workbench simulate` the scenario"
+        errors.append(loaded.error(("deployment", "pools"), "S208", message, help_))
+    for index, pool in enumerate(pools):
+        for name in ("replicas", "tensor_parallel_size"):
+            count = getattr(pool, name)
+            if count > 1:
+                what = "serves one replica" if name == "replicas" else "runs on one GPU"
+                message = f"the engine {what}, `{name}` is {count}"
+                help_ = f"--set deployment.pools.{index}.{name}=1, or `workbench simulate` it"
+                path = ("deployment", "pools", index, name)
+                errors.append(loaded.error(path, "S208", message, help_))
+    return errors
+
+
+def _model_errors(loaded: LoadedScenario, options: EngineOptions) -> list[ScenarioError]:
+    model = loaded.scenario.model
+    if options.model is not None or options.load_format == "dummy" or model.name is None:
+        return []
+    message = f"`{model.name}` is a model card, which has no weights to run"
+    help_ = (
+        "--model FOLDER, or --model org/name from the local Hugging Face cache, runs a checkpoint\n"
+        "--load-format dummy runs the card with random weights"
+    )
+    return [loaded.error(("model", "name"), "S209", message, help_)]
+
+
+def _dtype_errors(loaded: LoadedScenario, options: EngineOptions) -> list[ScenarioError]:
+    errors, model = [], loaded.scenario.model
+    if options.dtype is None and model.weight_dtype not in (None, *DTYPES):
+        message = f"the engine has no {model.weight_dtype} weights"
+        help_ = f"--dtype {'|'.join(DTYPES)}, or --set model.weight_dtype=null for the model's own"
+        errors.append(loaded.error(("model", "weight_dtype"), "S210", message, help_))
+    if model.kv_dtype not in (None, options.dtype or model.weight_dtype):
+        message = f"the engine keeps KV in the number format of the model, not in {model.kv_dtype}"
+        help_ = "--set model.kv_dtype=null"
+        errors.append(loaded.error(("model", "kv_dtype"), "S210", message, help_))
+    return errors
+
+
+def _is_gpu(name: str, device: str) -> bool:
+    """Whether a device calls itself what the scenario calls it, as "NVIDIA H200" is an h200."""
+    words = set(re.findall(r"[a-z0-9]+", device.casefold()))
+    return set(re.findall(r"[a-z0-9]+", name.casefold())) <= words
