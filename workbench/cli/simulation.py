@@ -72,7 +72,7 @@ def carry_out(ready: Runnable, outputs: Outputs) -> CarriedOut:
         if record is not None:
             record.close(ended)
     for fault in ended.faults:
-        typer.echo(f"error: {fault}", err=True)
+        typer.echo(f"{'error' if ended.errors else 'note'}: {fault}", err=True)
     if ended.failure is not None or ended.summary is None:
         _say_where_partial_run_is(record, outputs)
         raise ended.failure or RuntimeError(ended.stopped_early)
