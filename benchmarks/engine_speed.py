@@ -4,9 +4,10 @@
         [--parts decode,prefill,offline,cold] [--commit HASH]
 
 Random weights, bf16, greedy, no prefix cache, prompts of random ids. A decode step is (time for
-1 + n tokens - time for 1 token) / n, best of two; prefill is the time for 1 token; offline is 256
-requests at once with exact output lengths; a cold start runs from the start of a process to its
-first token, with an empty kernel cache.
+1 + n tokens - time for 1 token) / n, best of two, as vLLM was measured, which counts some mixed
+steps; `full_step_ms` is the median time between decode steps of the whole batch; prefill is the
+time for 1 token; offline is 256 requests at once with exact output lengths; a cold start runs from
+the start of a process to its first token, with an empty kernel cache.
 
 The floor of a step is, for its matrix products and for its attention, the larger of bytes over the
 measured copy bandwidth and FLOPs over the measured rate of a large product, both of this GPU. Where
@@ -19,12 +20,14 @@ import argparse
 import gc
 import json
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +37,17 @@ import numpy as np
 import torch
 from measure_ceilings import environment, measure_bandwidth, random_bf16, seconds_of, warm_up
 
-from engine.core.config import SchedulerConfig
+from engine.core.config import Mode, SchedulerConfig
 from engine.core.model_spec import ModelSpec
+from engine.core.plan import StepPlan
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
 from engine.core.token_ids import TokenBuffer
 from engine.runtime.build import build_runner
+from engine.runtime.executor import StepOutput
 from engine.runtime.model_runner import ModelRunner
 from engine.runtime.runner_config import RunnerConfig
-from engine.runtime.serving_loop import ServingLoop, Turn
+from engine.runtime.serving_loop import LoopEvents, ServingLoop, Turn
 
 HERE = Path(__file__).parent
 BATCHES = (1, 8, 32, 64, 128, 256)
@@ -61,11 +66,12 @@ cold_start({model!r}, {start!r})
 class NoEnds:
     """Texts end at their max_tokens."""
 
-    def planned(self, plan: object) -> None:
+    def planned(self, plan: StepPlan) -> None:
         """Nothing to note."""
 
-    def stopped(self, plan: object, output: object) -> tuple[int, ...]:
+    def stopped(self, plan: StepPlan, output: StepOutput) -> tuple[int, ...]:
         """Nothing ends early."""
+        del plan, output
         return ()
 
 
@@ -129,6 +135,7 @@ class Bench:
         )  # fmt: skip
         self.build_s = time.perf_counter() - start
         self.spec = self.runner.spec
+        self.full_steps_ms: list[float] = []
         self._next_id = 0
         self._rng = np.random.default_rng(1)
 
@@ -136,13 +143,25 @@ class Bench:
         """Ns since the bench was made."""
         return time.perf_counter_ns() - self._begin
 
-    def serve(self, prompts: list[int], outputs: list[int]) -> float:
-        """Seconds to serve requests of these lengths that come at once."""
+    def serve(self, prompts: list[int], outputs: list[int], mode: Mode = "mixed") -> float:
+        """Seconds to serve requests of these lengths that come at once.
+
+        In `prefill_first` mode all prompts are computed before anything is decoded, so that all
+        decode steps are full. Afterwards `full_steps_ms` has the time between the ends of
+        consecutive decode steps of all requests.
+        """
         scheduler = Scheduler(SchedulerConfig(
             num_pages=self.runner.num_pages, max_model_len=self.runner.max_model_len,
-            prefix_cache=False, cuda_graph_batch_sizes=BUCKETS,
+            prefix_cache=False, cuda_graph_batch_sizes=BUCKETS, mode=mode,
         ))  # fmt: skip
-        loop = ServingLoop(scheduler, self.runner, self.clock, NoEnds())
+        ends: list[tuple[int, int]] = []  # plan id, end on the device
+
+        def note(plan: StepPlan, output: StepOutput, _now: int) -> None:
+            if plan.is_pure_decode and plan.decode_requests == len(prompts):
+                ends.append((plan.plan_id, output.start_ns + output.gpu_ns))
+
+        events = LoopEvents(on_step=note)
+        loop = ServingLoop(scheduler, self.runner, self.clock, NoEnds(), events=events)
         requests = []
         for prompt, output in zip(prompts, outputs, strict=True):
             ids = self._rng.integers(0, self.spec.vocab_size, prompt, dtype=np.int32)
@@ -161,6 +180,11 @@ class Bench:
         produced = [request.committed_outputs for request in requests]
         if produced != outputs:
             raise RuntimeError("some requests did not get their tokens")
+        self.full_steps_ms = [
+            (end - before) / 1e6
+            for (first, before), (second, end) in pairwise(ends)
+            if second == first + 1
+        ]
         return seconds
 
     def decode(self, batch: int) -> dict[str, Any]:
@@ -173,9 +197,12 @@ class Bench:
             short = self.serve(prompts, [1] * batch)
             long = self.serve(prompts, [1 + count] * batch)
             times.append((long - short) / count)
+        self.serve(prompts, [1 + count] * batch, "prefill_first")
+        full = statistics.median(self.full_steps_ms)
         context = batch * (PROMPT + count // 2)
         floor = floor_s(self.spec, self.ceilings, batch, context, context, batch)
-        return self._point({"batch": batch, "context": PROMPT + count // 2}, min(times), floor)
+        what = {"batch": batch, "context": PROMPT + count // 2, "full_step_ms": full * 1.0}
+        return self._point(what, min(times), floor)
 
     def prefill(self, prompts: int, tokens: int) -> dict[str, Any]:
         """First tokens of prompts that come at once."""
@@ -248,15 +275,16 @@ def print_points(model: str, result: dict[str, Any]) -> None:
     """One line a point."""
     for part in ("decode", "prefill"):
         for point in result.get(part, ()):
-            name = (
-                f"{point['batch']}" if part == "decode" else f"{point['prompts']}x{point['tokens']}"
-            )
-            theirs = point.get("vllm_h200_percent_of_floor")
-            print(
-                f"{model:14s} {part:7s} {name:>7s} {point['ms']:8.3f} ms  floor {point['floor_ms']:8.3f}"
-                f"  {point['percent_of_floor']:5.1f} %  vLLM {point.get('vllm_h200_ms', 0):7.2f} ms"
-                f" {theirs or 0:5.1f} %  ratio of shares {point['percent_of_floor'] / theirs if theirs else 0:.2f}"
-            )
+            name = str(point.get("batch", f"{point.get('prompts')}x{point.get('tokens')}"))
+            line = f"{model:14s} {part:7s} {name:>7s} {point['ms']:8.3f} ms"
+            if "full_step_ms" in point:
+                line += f" (full steps {point['full_step_ms']:7.3f})"
+            line += f"  floor {point['floor_ms']:8.3f} {point['percent_of_floor']:5.1f} %"
+            if theirs := point.get("vllm_h200_percent_of_floor"):
+                share = point["percent_of_floor"] / theirs
+                line += f"  vLLM, H200: {point['vllm_h200_ms']:7.2f} ms {theirs:5.1f} %"
+                line += f"  ratio of shares {share:.2f}"
+            print(line)
     for part in ("offline", "cold_start", "build_s"):
         if part in result:
             print(f"{model:14s} {part}: {json.dumps(result[part])}")

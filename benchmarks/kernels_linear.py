@@ -49,19 +49,29 @@ def tilings(name: str, m: int) -> list[Tiling]:
                 if inner * split <= k and (n // rows) * split >= 128 and n // rows * split < 40000:
                     found.append(Tiling(rows, inner, split, 1, warps))
         return found
-    for rows, inner, stages, split, tma in product(
-        (16, 32, 64, 128), (64, 128), (3, 5), splits, (False, True)
+    for rows, inner, stages, split, per_sm in product(
+        (16, 32, 64, 128), (64, 128), (3, 4, 6), splits, (0, 1, 2, 3, 4, 6)
     ):
+        both = 2 if gated else 1
+        tile_bytes = 2 * inner * (both * rows + max(16, m))
+        shared = tile_bytes * (stages - 1 if stages > 3 else stages)
+        if shared > 220_000 or k // split // inner < stages or rows * both > 256:
+            continue
+        tiles = 0
         programs = -(-n // rows) * split
-        tile_bytes = 2 * inner * ((2 if gated else 1) * rows + max(16, m))
-        if tile_bytes * stages > 110_000 or tile_bytes * stages < 24_000:
+        if per_sm:  # as many programs as fill every multiprocessor equally
+            tiles = 132 * per_sm // split
+            used = -(-n // tiles)
+            if shared * per_sm > 225_000 or not 0.6 * rows < used <= rows:
+                continue
+            programs = -(-n // used) * split
+            tiles = -(-n // used)
+        elif 224_000 // shared * 132 < programs / 2.2 or programs < 110:
             continue
-        if programs < 200 or (programs > 900 and "lm_head" not in name):
+        if shared * min(8, -(-programs // 132)) < 60_000:
             continue
-        if k // split // inner < stages or (rows == 16 and n > 8192):
-            continue
-        warps = 4 if rows * (2 if gated else 1) <= 128 else 8
-        found.append(Tiling(rows, inner, split, stages, warps, 4, tma))
+        warps = 4 if rows * both <= 128 else 8
+        found.append(Tiling(rows, inner, split, stages, warps, 4, tiles))
     return found
 
 
@@ -147,9 +157,9 @@ def main() -> None:
                 f"{2 * k * n / us / 1e6:.2f} TB/s {tuple(tiling) if tiling else 'cublas'}"
                 f" | 2nd {best[1][0]:.2f} {tuple(best[1][1]) if best[1][1] else 'cublas'}"
             )
-            best_tma = next((us for us, t in best if t and t.tma), 0)
-            best_ptr = next((us for us, t in best if t and not t.tma), 0)
-            print(f"     tma {best_tma:.2f} pointers {best_ptr:.2f}")
+            even = next(((us, tuple(t)) for us, t in best if t and t.tiles), 0)
+            plain = next(((us, tuple(t)) for us, t in best if t and not t.tiles), 0)
+            print(f"     filling {even} plain {plain}")
         del weights
         torch.cuda.empty_cache()
     arguments.output.write_text(json.dumps(results, indent=1))

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from engine.kernels.pdl import launch_dependents, launch_options, wait
 
@@ -31,7 +30,8 @@ class Tiling(NamedTuple):
         stages: tiles in flight.
         warps: per program.
         prefetch: steps of the loop whose weights are pulled into L2 before the wait.
-        tma: weights travel by the tensor memory accelerator (Hopper and later).
+        tiles: programs that share the weight's rows, each taking at most `rows` of them; 0: as
+            many as `rows` makes. A multiple of the multiprocessors leaves none of them idle.
     """
 
     rows: int
@@ -40,7 +40,7 @@ class Tiling(NamedTuple):
     stages: int
     warps: int
     prefetch: int = 4
-    tma: bool = False
+    tiles: int = 0
 
 
 @triton.jit
@@ -55,22 +55,24 @@ def _prefetch_rows(pointer, rows, columns, row_stride):
 
 @triton.jit
 def _skinny_kernel(
-    x, weight, out, m, n, k, k_per_split,
+    x, weight, out, m, n, k, k_per_split, rows_per_tile,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
-    GATED: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
+    GATED: tl.constexpr, PREFETCH: tl.constexpr, EVEN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     launch_dependents(PDL)
     tile, split = tl.program_id(0), tl.program_id(1)
     start = split * k_per_split
     stop = tl.minimum(start + k_per_split, k)
-    rows = tile * BN + tl.arange(0, BN)
-    rows = tl.where(rows < n, rows, n - 1)
+    place = tl.arange(0, BN)
+    rows = tile * rows_per_tile + place
+    has_row = (place < rows_per_tile) & (rows < n)
     if PDL and PREFETCH > 0:
         LINE: tl.constexpr = 64  # elements of 128 bytes
-        lines = start + tl.arange(0, PREFETCH * BK // LINE) * LINE
-        _prefetch_rows(weight, rows, tl.minimum(lines, k - 1), k)
+        lines = tl.minimum(start + tl.arange(0, PREFETCH * BK // LINE) * LINE, k - 1)
+        known = tl.where(has_row, rows, n - 1)
+        _prefetch_rows(weight, known, lines, k)
         if GATED:
-            _prefetch_rows(weight + n.to(tl.int64) * k, rows, tl.minimum(lines, k - 1), k)
+            _prefetch_rows(weight + n.to(tl.int64) * k, known, lines, k)
     tokens = tl.arange(0, BM)
     inner = tl.arange(0, BK)
     w_at = weight + rows[:, None].to(tl.int64) * k + inner[None, :]
@@ -80,57 +82,25 @@ def _skinny_kernel(
     total_up = tl.zeros((BN, BM), tl.float32)
     wait(PDL)
     for at in tl.range(start, stop, BK, num_stages=STAGES):
-        left = inner < stop - at
-        w = tl.load(w_at + at, mask=left[None, :], other=0.0)
-        xs = tl.load(x_at + at, mask=left[:, None] & has_token, other=0.0)
+        if EVEN:
+            w = tl.load(w_at + at, mask=has_row[:, None], other=0.0)
+            xs = tl.load(x_at + at, mask=has_token, other=0.0)
+        else:
+            left = inner < stop - at
+            w = tl.load(w_at + at, mask=has_row[:, None] & left[None, :], other=0.0)
+            xs = tl.load(x_at + at, mask=left[:, None] & has_token, other=0.0)
         total = tl.dot(w, xs, total)
         if GATED:
-            w_up = tl.load(w_at + n.to(tl.int64) * k + at, mask=left[None, :], other=0.0)
+            up_at = w_at + n.to(tl.int64) * k + at
+            if EVEN:
+                w_up = tl.load(up_at, mask=has_row[:, None], other=0.0)
+            else:
+                w_up = tl.load(up_at, mask=has_row[:, None] & left[None, :], other=0.0)
             total_up = tl.dot(w_up, xs, total_up)
     if GATED:
         total = total * tl.sigmoid(total) * total_up
-    columns = tile * BN + tl.arange(0, BN)
-    target = out + split.to(tl.int64) * m * n + tokens[None, :] * n + columns[:, None]
-    tl.store(target, total, mask=has_token & (columns < n)[:, None])
-
-
-@triton.jit
-def _skinny_tma_kernel(
-    x, weight_tiles, weight, out, m, n, k, k_per_split,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
-    GATED: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    launch_dependents(PDL)
-    tile, split = tl.program_id(0), tl.program_id(1)
-    start = split * k_per_split
-    stop = tl.minimum(start + k_per_split, k)
-    if PDL and PREFETCH > 0:
-        rows = tile * BN + tl.arange(0, BN)
-        rows = tl.where(rows < n, rows, n - 1)
-        LINE: tl.constexpr = 64  # elements of 128 bytes
-        lines = start + tl.arange(0, PREFETCH * BK // LINE) * LINE
-        _prefetch_rows(weight, rows, tl.minimum(lines, k - 1), k)
-        if GATED:
-            _prefetch_rows(weight + n.to(tl.int64) * k, rows, tl.minimum(lines, k - 1), k)
-    tokens = tl.arange(0, BM)
-    inner = tl.arange(0, BK)
-    x_at = x + tokens[None, :] * k + inner[:, None]
-    has_token = (tokens < m)[None, :]
-    total = tl.zeros((BN, BM), tl.float32)
-    total_up = tl.zeros((BN, BM), tl.float32)
-    wait(PDL)
-    for at in tl.range(start, stop, BK, num_stages=STAGES):
-        w = weight_tiles.load([tile * BN, at])
-        xs = tl.load(x_at + at, mask=(inner < stop - at)[:, None] & has_token, other=0.0)
-        total = tl.dot(w, xs, total)
-        if GATED:
-            w_up = weight_tiles.load([n + tile * BN, at])
-            total_up = tl.dot(w_up, xs, total_up)
-    if GATED:
-        total = total * tl.sigmoid(total) * total_up
-    columns = tile * BN + tl.arange(0, BN)
-    target = out + split.to(tl.int64) * m * n + tokens[None, :] * n + columns[:, None]
-    tl.store(target, total, mask=has_token & (columns < n)[:, None])
+    target = out + split.to(tl.int64) * m * n + tokens[None, :] * n + rows[:, None]
+    tl.store(target, total, mask=has_token & has_row[:, None])
 
 
 def skinny_linear(
@@ -156,14 +126,12 @@ def skinny_linear(
         out = torch.empty(m, n, dtype=x.dtype, device=x.device)
     else:
         out = torch.empty(split, m, n, dtype=torch.float32, device=x.device)
-    kernel, operands = _skinny_kernel, (x, weight)
-    if tiling.tma:
-        tiles = TensorDescriptor(weight, weight.shape, weight.stride(), [tiling.rows, tiling.inner])
-        kernel, operands = _skinny_tma_kernel, (x, tiles, weight)
-    kernel[(triton.cdiv(n, tiling.rows), split)](
-        *operands, out, m, n, k, k_per_split,
+    tiles = tiling.tiles or triton.cdiv(n, tiling.rows)
+    _skinny_kernel[(tiles, split)](
+        x, weight, out, m, n, k, k_per_split, triton.cdiv(n, tiles),
         BM=max(16, triton.next_power_of_2(m)), BN=tiling.rows, BK=tiling.inner,
         STAGES=tiling.stages, GATED=gated, PREFETCH=tiling.prefetch,
+        EVEN=k == k_per_split * split,
         num_warps=tiling.warps, **launch_options(x.device),
     )  # fmt: skip
     return out
