@@ -68,6 +68,12 @@ class Faults:
     raises: dict[int, Exception] = field(default_factory=dict)
 
 
+class Version(str):
+    """A string that is more than one, as torch's version."""
+
+    __slots__ = ()
+
+
 def next_token(state: int, vocab_size: int) -> int:
     """The token after a text whose CRC-32 is `state`."""
     return (state * 0x9E3779B1 >> 7) % vocab_size
@@ -126,6 +132,7 @@ class FakeRunner:
     def facts(self) -> dict[str, Any]:
         return {
             "device": "fake device",
+            "version": Version("1.0"),
             "kernels": {"attention": "none"},
             "cuda_graph_batch_sizes": list(self.config.cuda_graph_batch_sizes),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -239,7 +240,8 @@ def _header(
     replica: ReplicaFacts,
     built: BuiltWorkload,
 ) -> RunHeader:
-    facts = runner.facts()
+    # Through JSON, because headers take no subclasses of str, such as torch's version.
+    facts: dict[str, Any] = json.loads(json.dumps(runner.facts()))
     config = runner.config
     return scenario_header(
         loaded,
