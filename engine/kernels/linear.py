@@ -1,12 +1,24 @@
-"""Linear layers: our weight-streaming kernels for few rows, cuBLAS for many."""
+"""Linear layers, with the norm before them or the residual addition after them.
+
+A layer's output goes to the residual stream in one of two ways: `residual_linear` adds it itself
+and returns None, or it returns what is *pending*: [T, H], or parts of it, to be added by the norm
+before the next layer. Whatever comes next takes either.
+
+One row is a matrix-vector product with everything fused into it; up to `MOST_ROWS` rows stream the
+weights through matrix units; more are cuBLAS's.
+"""
 
 from __future__ import annotations
 
 import torch
 
-from engine.kernels.linear_tilings import choose_tiling
+from engine.kernels.gemv import InputNorm, gemv
+from engine.kernels.linear_tilings import gemv_tiling, skinny_tiling
+from engine.kernels.rms_norm import norm_reference, norm_triton
 from engine.kernels.silu_mul import silu_mul_reference, silu_mul_triton
-from engine.kernels.skinny_linear import gemv, skinny_linear
+from engine.kernels.skinny_linear import skinny_linear
+
+Pending = torch.Tensor | None
 
 
 def linear_reference(
@@ -31,35 +43,135 @@ def linear_reference(
 def linear_triton(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, whole: bool = False
 ) -> torch.Tensor:
-    """As `linear_reference`: a tiling of `linear_tilings` where it has one, else cuBLAS."""
+    """As `linear_reference`."""
     rows, inner = x.shape
-    tiling = None if bias is not None else choose_tiling(rows, weight.shape[0], inner, gated=False)
-    if tiling is None or (whole and tiling.split > 1):
+    if bias is None and rows == 1:
+        return gemv(x, weight, gemv_tiling(len(weight), inner, norm=False, gated=False))
+    tiling = None
+    if bias is None:
+        tiling = skinny_tiling(rows, len(weight), inner, gated=False, whole=whole)
+    if tiling is None:
         return torch.nn.functional.linear(x, weight, bias)
-    return (gemv if rows == 1 else skinny_linear)(x, weight, tiling)
+    return skinny_linear(x, weight, tiling)
 
 
-def gated_linear_reference(x: torch.Tensor, gate_up: torch.Tensor) -> torch.Tensor:
-    """silu(x @ gate.T) * (x @ up.T).
+def residual_linear_reference(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor
+) -> Pending:
+    """A linear layer whose output belongs to the residual stream.
 
     Args:
         x: [T, K].
-        gate_up: [2 I, K], the gate's rows first.
+        weight: [H, K].
+        bias: [H] or None.
+        residual: [T, H]; an implementation may add to it, and return None then.
 
     Returns:
-        [T, I] in the dtype of `x`.
+        What is pending, or None if it was added.
     """
-    return silu_mul_reference(torch.nn.functional.linear(x, gate_up), x.dtype)
+    del residual
+    return linear_reference(x, weight, bias)
 
 
-def gated_linear_triton(x: torch.Tensor, gate_up: torch.Tensor) -> torch.Tensor:
-    """As `gated_linear_reference`; few rows take one kernel, many cuBLAS and one of ours."""
-    rows, inner = x.shape
-    tiling = choose_tiling(rows, gate_up.shape[0] // 2, inner, gated=True)
-    if tiling is None:
-        return silu_mul_triton(torch.nn.functional.linear(x, gate_up), x.dtype)
-    return (gemv if rows == 1 else skinny_linear)(x, gate_up, tiling, gated=True)
+def residual_linear_triton(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor
+) -> Pending:
+    """As `residual_linear_reference`; a single row is added to the residual at once."""
+    if len(x) > 1 or bias is not None:
+        return linear_triton(x, weight, bias)
+    tiling = gemv_tiling(len(weight), x.shape[1], norm=False, gated=False)
+    gemv(x, weight, tiling, residual=residual)
+    return None
+
+
+def norm_linear_reference(
+    pending: Pending,
+    residual: torch.Tensor,
+    norm_weight: torch.Tensor,
+    eps: float,
+    weight: torch.Tensor,
+    *,
+    whole: bool = False,
+) -> torch.Tensor:
+    """Add what is pending to the residual stream, norm the sum, and multiply.
+
+    Args:
+        pending: [T, H], parts of it, or None.
+        residual: [T, H], updated in place.
+        norm_weight: [H].
+        eps: of the norm.
+        weight: [N, H].
+        whole: the caller cannot take parts.
+
+    Returns:
+        [T, N] or parts of it.
+    """
+    normed = norm_reference(pending, residual, norm_weight, eps)
+    return linear_reference(normed, weight, whole=whole)
+
+
+def norm_linear_triton(
+    pending: Pending,
+    residual: torch.Tensor,
+    norm_weight: torch.Tensor,
+    eps: float,
+    weight: torch.Tensor,
+    *,
+    whole: bool = False,
+) -> torch.Tensor:
+    """As `norm_linear_reference`; one kernel for a single row with nothing pending."""
+    if pending is None and len(residual) == 1:
+        tiling = gemv_tiling(*weight.shape, norm=True, gated=False)
+        return gemv(residual, weight, tiling, norm=InputNorm(norm_weight, eps))
+    return linear_triton(norm_triton(pending, residual, norm_weight, eps), weight, whole=whole)
+
+
+def norm_gated_linear_reference(
+    pending: Pending,
+    residual: torch.Tensor,
+    norm_weight: torch.Tensor,
+    eps: float,
+    gate_up: torch.Tensor,
+) -> torch.Tensor:
+    """As `norm_linear_reference`, followed by silu(gate) * up.
+
+    Args:
+        pending: [T, H], parts of it, or None.
+        residual: [T, H], updated in place.
+        norm_weight: [H].
+        eps: of the norm.
+        gate_up: [2 I, H], the gate's rows first.
+
+    Returns:
+        [T, I] in the dtype of the residual.
+    """
+    normed = norm_reference(pending, residual, norm_weight, eps)
+    return silu_mul_reference(linear_reference(normed, gate_up), residual.dtype)
+
+
+def norm_gated_linear_triton(
+    pending: Pending,
+    residual: torch.Tensor,
+    norm_weight: torch.Tensor,
+    eps: float,
+    gate_up: torch.Tensor,
+) -> torch.Tensor:
+    """As `norm_gated_linear_reference`; few rows need no kernel for the activation."""
+    rows, inner = residual.shape
+    width = len(gate_up) // 2
+    if pending is None and rows == 1:
+        tiling = gemv_tiling(width, inner, norm=True, gated=True)
+        return gemv(residual, gate_up, tiling, norm=InputNorm(norm_weight, eps), gated=True)
+    normed = norm_triton(pending, residual, norm_weight, eps)
+    if rows == 1:
+        return gemv(normed, gate_up, gemv_tiling(width, inner, norm=False, gated=True), gated=True)
+    skinny = skinny_tiling(rows, width, inner, gated=True, whole=True)
+    if skinny is None:
+        return silu_mul_triton(torch.nn.functional.linear(normed, gate_up), normed.dtype)
+    return skinny_linear(normed, gate_up, skinny, gated=True)
 
 
 LINEAR = {"torch": linear_reference, "triton": linear_triton}
-GATED_LINEAR = {"torch": gated_linear_reference, "triton": gated_linear_triton}
+RESIDUAL_LINEAR = {"torch": residual_linear_reference, "triton": residual_linear_triton}
+NORM_LINEAR = {"torch": norm_linear_reference, "triton": norm_linear_triton}
+NORM_GATED_LINEAR = {"torch": norm_gated_linear_reference, "triton": norm_gated_linear_triton}

@@ -1,30 +1,78 @@
-"""Which tiling a linear layer of few rows takes, as measured; None leaves it to cuBLAS."""
+"""How a linear layer of few rows is cut up, as measured; None leaves it to cuBLAS.
+
+The rules reproduce, within 3 %, the best of some 3,000 measured candidates for the layers of
+Llama-3.1-8B, Qwen3-30B-A3B and Qwen3-0.6B (`benchmarks/kernels_linear.py`; the story is in
+`benchmarks/NOTES.md`). What they say: one wave of programs, about one on each multiprocessor, with
+many tiles in flight beats several smaller ones; where the weight has too few rows for that, K is
+split; activations are read again by every program, so tiles must not be too narrow.
+"""
 
 from __future__ import annotations
 
 from functools import cache
 
+from engine.kernels.gemv import GemvTiling
 from engine.kernels.skinny_linear import Tiling
 
-MOST_ROWS = 64
+MOST_ROWS = 64  # beyond that the products are no longer bound by the weights' bandwidth
+SMS = 132  # multiprocessors of an H100 or H200; elsewhere the tilings are right, if less good
+_MOST_SPLITS = 8
+_VOCABULARY = 32_768  # rows from which on a weight fills the GPU several times over
 
 
 @cache
-def choose_tiling(rows: int, out_features: int, inner: int, *, gated: bool) -> Tiling | None:
-    """The tiling of `[rows, inner] x [out_features, inner].T`.
+def gemv_tiling(out_features: int, inner: int, *, norm: bool, gated: bool) -> GemvTiling:
+    """The tiling of a single row.
+
+    Args:
+        out_features: rows of the weight; of its gate alone, if gated.
+        inner: columns of the weight.
+        norm: the input is normed in passing, which every program does for itself.
+        gated: two products share a program.
+    """
+    if inner <= 1024:
+        return GemvTiling(4, 512, 4)
+    if out_features >= _VOCABULARY:
+        return GemvTiling(4, 2048, 8)
+    if gated:
+        return GemvTiling(4, 1024, 8) if norm else GemvTiling(2, 2048, 4)
+    if norm:
+        return GemvTiling(4, 1024, 8) if inner >= 4096 else GemvTiling(4, 512, 4)
+    return GemvTiling(1, 1024, 4) if inner >= 4096 else GemvTiling(2, 1024, 4)
+
+
+@cache
+def skinny_tiling(
+    rows: int, out_features: int, inner: int, *, gated: bool, whole: bool
+) -> Tiling | None:
+    """The tiling of `[rows, inner] x [out_features, inner].T`, 2 <= rows.
 
     Args:
         rows: of the activations.
         out_features: rows of the weight; of its gate alone, if gated.
         inner: columns of the weight.
-        gated: whether two products share a program.
+        gated: two products share a program.
+        whole: the result may not come in parts.
     """
     if rows > MOST_ROWS:
         return None
-    if rows == 1:
-        return Tiling(4, 2048 if inner % 2048 == 0 else 1024, 1, 1, 8)
-    split = 1
-    tile = 32 if gated else 64
-    while not gated and split < 8 and -(-out_features // tile) * split < 256:
-        split *= 2
-    return Tiling(tile, 128, split, 4, 4)
+    if gated:
+        if out_features < 64 * SMS:
+            return Tiling(32, 128, 1, _stages(inner, 128, 6), 4)
+        return Tiling(64, 128, 1, 4, 4) if rows <= 16 else Tiling(64, 64, 1, 6, 4)
+    if whole or out_features >= _VOCABULARY:
+        return Tiling(64, 128, 1, _stages(inner, 128, 5 if rows <= 16 else 3), 4)
+    tiles = -(-out_features // 64)
+    if tiles > SMS // 2:
+        if inner >= 4096:
+            return Tiling(64, 128, 1, 6, 4, tiles=min(SMS - 1, out_features))
+        return Tiling(64, 64, 4, _stages(inner // 4, 64, 6), 4)
+    split = min(_MOST_SPLITS, 1 << ((SMS // tiles).bit_length() - 1))
+    while split > 1 and inner < 256 * split:
+        split //= 2
+    return Tiling(64, 128, split, _stages(-(-inner // split), 128, 6), 4)
+
+
+def _stages(inner: int, step: int, most: int) -> int:
+    """Tiles in flight: no more than there are."""
+    return max(2, min(most, -(-inner // step)))

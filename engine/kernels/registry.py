@@ -36,10 +36,11 @@ class KernelSet:
     """
 
     embed_tokens: Op
-    rms_norm: Op
-    add_rms_norm: Op
+    norm: Op
     linear: Op
-    gated_linear: Op
+    norm_linear: Op
+    norm_gated_linear: Op
+    residual_linear: Op
     rotary_kv_write: Op
     decode_attention: Op
     prefill_attention: Op
@@ -52,10 +53,11 @@ class KernelSet:
 
 IMPLEMENTATIONS: Mapping[str, Mapping[str, Op]] = {
     "embed_tokens": embedding.IMPLEMENTATIONS,
-    "rms_norm": rms_norm.RMS_NORM,
-    "add_rms_norm": rms_norm.ADD_RMS_NORM,
+    "norm": rms_norm.IMPLEMENTATIONS,
     "linear": linear.LINEAR,
-    "gated_linear": linear.GATED_LINEAR,
+    "norm_linear": linear.NORM_LINEAR,
+    "norm_gated_linear": linear.NORM_GATED_LINEAR,
+    "residual_linear": linear.RESIDUAL_LINEAR,
     "rotary_kv_write": rotary.IMPLEMENTATIONS,
     "decode_attention": decode_attention.IMPLEMENTATIONS,
     "prefill_attention": prefill_attention.IMPLEMENTATIONS,

@@ -90,5 +90,22 @@ def add_rms_norm_triton(
     return _launch(x, residual, weight, eps)
 
 
-RMS_NORM = {"torch": rms_norm_reference, "triton": rms_norm_triton}
-ADD_RMS_NORM = {"torch": add_rms_norm_reference, "triton": add_rms_norm_triton}
+def norm_reference(
+    pending: torch.Tensor | None, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """Norm the residual stream, after adding what is pending, if anything is."""
+    if pending is None:
+        return rms_norm_reference(residual, weight, eps)
+    return add_rms_norm_reference(pending, residual, weight, eps)
+
+
+def norm_triton(
+    pending: torch.Tensor | None, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """As `norm_reference`, one program per row; all operands contiguous."""
+    if pending is None:
+        return rms_norm_triton(residual, weight, eps)
+    return add_rms_norm_triton(pending, residual, weight, eps)
+
+
+IMPLEMENTATIONS = {"torch": norm_reference, "triton": norm_triton}

@@ -5,7 +5,7 @@ the matrix product, so that its rows fill the matrix units whatever M is. While 
 still running, every program already pulls the start of its weights into the L2 cache; it then waits
 for its activations, and the loop keeps several tiles in flight.
 
-With SPLIT > 1 the inner dimension is divided and the result is parts (see `parts`). The gated form
+With several splits the inner dimension is divided and the result is parts (see `parts`). The gated form
 computes silu(gate) * up for a weight [2 I, K] of gate rows and up rows.
 """
 
@@ -132,66 +132,6 @@ def skinny_linear(
         BM=max(16, triton.next_power_of_2(m)), BN=tiling.rows, BK=tiling.inner,
         STAGES=tiling.stages, GATED=gated, PREFETCH=tiling.prefetch,
         EVEN=k == k_per_split * split,
-        num_warps=tiling.warps, **launch_options(x.device),
-    )  # fmt: skip
-    return out
-
-
-@triton.jit
-def _gemv_kernel(
-    x, weight, out, n, k, k_per_split,
-    BN: tl.constexpr, BK: tl.constexpr, GATED: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    launch_dependents(PDL)
-    tile, split = tl.program_id(0), tl.program_id(1)
-    start = split * k_per_split
-    stop = tl.minimum(start + k_per_split, k)
-    rows = tile * BN + tl.arange(0, BN)
-    rows = tl.where(rows < n, rows, n - 1)
-    inner = tl.arange(0, BK)
-    at = start + inner
-    w_at = weight + rows[:, None].to(tl.int64) * k
-    up_at = w_at + n.to(tl.int64) * k
-    # The first tile is on its way before the activations are awaited.
-    w = tl.load(w_at + at[None, :], mask=(at < stop)[None, :], other=0.0)
-    total = tl.zeros((BN, BK), tl.float32)
-    total_up = tl.zeros((BN, BK), tl.float32)
-    if GATED:
-        w_up = tl.load(up_at + at[None, :], mask=(at < stop)[None, :], other=0.0)
-    wait(PDL)
-    for base in range(start, stop, BK):
-        at = base + inner
-        xs = tl.load(x + at, mask=at < stop, other=0.0).to(tl.float32)[None, :]
-        following = at + BK
-        more = (following < stop)[None, :]
-        next_w = tl.load(w_at + following[None, :], mask=more, other=0.0)
-        total += w.to(tl.float32) * xs
-        w = next_w
-        if GATED:
-            next_up = tl.load(up_at + following[None, :], mask=more, other=0.0)
-            total_up += w_up.to(tl.float32) * xs
-            w_up = next_up
-    value = tl.sum(total, 1)
-    if GATED:
-        value = value * tl.sigmoid(value) * tl.sum(total_up, 1)
-    columns = tile * BN + tl.arange(0, BN)
-    tl.store(out + split.to(tl.int64) * n + columns, value, mask=columns < n)
-
-
-def gemv(
-    x: torch.Tensor, weight: torch.Tensor, tiling: Tiling, *, gated: bool = False
-) -> torch.Tensor:
-    """As `skinny_linear` for a single row, without matrix units; `stages` has no meaning."""
-    k = x.shape[1]
-    n = weight.shape[0] // 2 if gated else weight.shape[0]
-    split = tiling.split
-    k_per_split = triton.cdiv(triton.cdiv(k, tiling.inner), split) * tiling.inner
-    if split == 1:
-        out = torch.empty(1, n, dtype=x.dtype, device=x.device)
-    else:
-        out = torch.empty(split, 1, n, dtype=torch.float32, device=x.device)
-    _gemv_kernel[(triton.cdiv(n, tiling.rows), split)](
-        x, weight, out, n, k, k_per_split, BN=tiling.rows, BK=tiling.inner, GATED=gated,
         num_warps=tiling.warps, **launch_options(x.device),
     )  # fmt: skip
     return out

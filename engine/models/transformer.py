@@ -1,7 +1,8 @@
 """The one decoder: Llama, Mistral, Qwen2, Qwen3, Mixtral and Qwen3-MoE differ in their spec only.
 
-Pre-norm layers of grouped-query attention and a gated MLP or a mixture of them. The residual stream
-is kept apart from each block's output, so that adding and norming are one kernel.
+Pre-norm layers of grouped-query attention and a gated MLP or a mixture of them. A block's output is
+*pending* until the next layer adds it to the residual stream, unless the block has added it already
+(`engine.kernels.linear`), so that adding, norming and multiplying can share kernels.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from engine.kernels.rotary import QKNorm
 from engine.models.kv_cache import KvCache
 from engine.models.rope import rope_table
 from engine.models.step_inputs import StepInputs
-from engine.models.weights import DenseMlp, LayerWeights, MoeMlp, Weights
+from engine.models.weights import DenseMlp, LayerWeights, Weights
 from engine.nvtx_ranges import annotate
 
 
@@ -35,6 +36,7 @@ class Transformer:
         self.weights = weights
         self.kernels = kernels
         self._scale = spec.head_dim**-0.5
+        self._eps = spec.rms_norm_eps
         self._cos_sin = rope_table(spec.rope, spec.head_dim, max_positions, weights.embed.device)
         self._qk_norms = [_qk_norm(layer, spec.rms_norm_eps) for layer in weights.layers]
 
@@ -44,35 +46,29 @@ class Transformer:
         Logits are in the weights' dtype. With no logit rows the result is empty and the head is
         skipped.
         """
-        ops, eps = self.kernels, self.spec.rms_norm_eps
+        ops = self.kernels
         residual = ops.embed_tokens(step.token_ids, step.last_tokens, self.weights.embed)
-        hidden: torch.Tensor | None = None
+        pending: torch.Tensor | None = None
         for index, layer in enumerate(self.weights.layers):
-            if hidden is None:
-                normed = ops.rms_norm(residual, layer.input_norm, eps)
-            else:
-                normed = ops.add_rms_norm(hidden, residual, layer.input_norm, eps)
             with annotate("attention"):
-                hidden = self._attention(index, layer, normed, step, cache)
-            normed = ops.add_rms_norm(hidden, residual, layer.post_norm, eps)
+                pending = self._attention(index, layer, pending, residual, step, cache)
             with annotate("mlp"):
-                hidden = self._mlp(layer.mlp, normed)
-        if hidden is None:
-            raise ValueError("a model needs at least one layer")
-        return self._logits(hidden, residual, step.logit_rows)
+                pending = self._mlp(layer, pending, residual)
+        return self._logits(pending, residual, step.logit_rows)
 
     def _attention(
         self,
         index: int,
         layer: LayerWeights,
-        x: torch.Tensor,
+        pending: torch.Tensor | None,
+        residual: torch.Tensor,
         step: StepInputs,
         cache: KvCache,
-    ) -> torch.Tensor:
-        """Attention of all tokens: [T, H] -> [T, H] or parts of it."""
+    ) -> torch.Tensor | None:
+        """Attention of all tokens, [T, H]; takes and returns what is pending for the residual."""
         ops, (k_cache, v_cache) = self.kernels, cache.layers[index]
         prefill = step.prefill
-        qkv = ops.linear(x, layer.qkv)
+        qkv = ops.norm_linear(pending, residual, layer.input_norm, self._eps, layer.qkv)
         query = ops.rotary_kv_write(
             qkv,
             layer.qkv_bias,
@@ -111,7 +107,7 @@ class Transformer:
                     no_context=prefill.no_context,
                 )
             )
-        if first < len(x):
+        if first < len(residual):
             outs.append(
                 ops.decode_attention(
                     query[first:, :heads],
@@ -126,31 +122,39 @@ class Transformer:
                 )
             )
         out = outs[0] if len(outs) == 1 else torch.cat(outs)
-        return ops.linear(out.view(len(x), -1), layer.o, layer.o_bias)
+        return ops.residual_linear(out.view(len(residual), -1), layer.o, layer.o_bias, residual)
 
-    def _mlp(self, mlp: DenseMlp | MoeMlp, x: torch.Tensor) -> torch.Tensor:
-        """The MLP of all tokens: [T, H] -> [T, H] or parts of it."""
-        ops = self.kernels
+    def _mlp(
+        self, layer: LayerWeights, pending: torch.Tensor | None, residual: torch.Tensor
+    ) -> torch.Tensor | None:
+        """The MLP of all tokens; takes and returns what is pending for the residual."""
+        ops, mlp = self.kernels, layer.mlp
         if isinstance(mlp, DenseMlp):
-            return ops.linear(ops.gated_linear(x, mlp.gate_up), mlp.down)
+            gated = ops.norm_gated_linear(
+                pending, residual, layer.post_norm, self._eps, mlp.gate_up
+            )
+            return ops.residual_linear(gated, mlp.down, None, residual)
         if (moe := self.spec.moe) is None:
             raise ValueError("mixture weights in a model without experts")
-        logits = ops.linear(x, mlp.router)
+        x = ops.norm(pending, residual, layer.post_norm, self._eps)
+        logits = ops.linear(x, mlp.router, whole=True)
         weights, experts = ops.route(logits, moe.experts_per_token, moe.renormalize)
         return ops.moe_mlp(x, mlp.gate_up, mlp.down, weights, experts)
 
     def _logits(
-        self, hidden: torch.Tensor, residual: torch.Tensor, rows: torch.Tensor | None
+        self, pending: torch.Tensor | None, residual: torch.Tensor, rows: torch.Tensor | None
     ) -> torch.Tensor:
+        """Logits of the tokens in `rows`, or of all."""
         if rows is not None:
             if len(rows) == 0:
-                return hidden.new_empty(0, self.spec.vocab_size)
-            hidden = hidden.index_select(hidden.ndim - 2, rows)
+                return residual.new_empty(0, self.spec.vocab_size)
             residual = residual.index_select(0, rows)
-        normed = self.kernels.add_rms_norm(
-            hidden, residual, self.weights.final_norm, self.spec.rms_norm_eps
+            if pending is not None:
+                pending = pending.index_select(pending.ndim - 2, rows)
+        head = self.weights.lm_head
+        return self.kernels.norm_linear(
+            pending, residual, self.weights.final_norm, self._eps, head, whole=True
         )
-        return self.kernels.linear(normed, self.weights.lm_head, whole=True)
 
 
 def _qk_norm(layer: LayerWeights, eps: float) -> QKNorm | None:
