@@ -28,6 +28,7 @@ from engine.runtime.serving_loop import Turn
 from engine.sampling_params import SamplingParams
 
 _LONG_TEXT = 4096  # characters; a longer prompt is encoded in a thread
+_PAUSE_S = 60e-6  # per stream: about twice what a reader needs for one output
 
 
 class AsyncLLM:
@@ -195,7 +196,7 @@ class AsyncLLM:
                     while not (self._engine.step_is_done or self._inbox or self._closing):
                         time.sleep(0)
                 else:
-                    self._readers.tell()
+                    self._readers.tell(at_once=True)
                     self._sleep()
             self._abort_all()
             self._engine.drain()
@@ -207,7 +208,7 @@ class AsyncLLM:
                 self._read_inbox()
             self._abort_all()
             self._engine.close()
-            self._readers.tell()
+            self._readers.tell(at_once=True)
 
     def _abort_all(self) -> None:
         for stream in list(self._streams.values()):
@@ -241,13 +242,16 @@ class _Stream:
 class _Readers:
     """All streams by event loop, so that a step wakes each loop once at most.
 
-    A loop that has not got round to looking since it was told is not told again.
+    A loop that has not got round to looking since it was told is not told again. The more streams
+    there are, the more rarely they are told: readers and engine share one interpreter, and if the
+    readers took all of it the device would wait.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._streams: dict[asyncio.AbstractEventLoop, dict[_Stream, None]] = {}
         self._told: set[asyncio.AbstractEventLoop] = set()
+        self._not_before_s = 0.0
 
     def add(self, stream: _Stream) -> None:
         with self._lock:
@@ -260,9 +264,17 @@ class _Readers:
             if not streams:
                 self._streams.pop(stream.loop, None)
 
-    def tell(self) -> None:
-        """There may be something new; called in the engine's thread."""
+    def tell(self, at_once: bool = False) -> None:
+        """There may be something new; called in the engine's thread.
+
+        Args:
+            at_once: nobody will be told again soon.
+        """
+        now_s = time.perf_counter()
+        if now_s < self._not_before_s and not at_once:
+            return
         with self._lock:
+            self._not_before_s = now_s + _PAUSE_S * sum(map(len, self._streams.values()))
             untold = [loop for loop in self._streams if loop not in self._told]
             self._told.update(untold)
         for loop in untold:

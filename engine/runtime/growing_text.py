@@ -5,22 +5,36 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine.core.request import Request
 from engine.core.token_ids import TokenBuffer
-from engine.runtime.executor import EngineError, StepOutput
+from engine.runtime.executor import EngineError, TopLogprobs
 from engine.runtime.outputs import EndReason
 from engine.runtime.stop_strings import StopStrings
 from engine.runtime.tokenizer import Detokenizer, Tokenizer
 from engine.sampling_params import SamplingParams
 
 
+class StepLogprobs(NamedTuple):
+    """What a step brought of log-probabilities, for the rows that want them.
+
+    Attributes:
+        sampled: float32[rows], of the sampled tokens.
+        top: of the likeliest tokens; None if nobody wants them.
+    """
+
+    sampled: NDArray[np.float32]
+    top: TopLogprobs | None
+
+
 class TokenLogprobs(NamedTuple):
-    """Log-probabilities at one position: the sampled token's, and the likeliest tokens'."""
+    """Log-probabilities of one token: a row of a step, which is looked at when it is read."""
 
     token_id: int
-    logprob: float
-    top_ids: list[int]
-    top_logprobs: list[float]
+    step: StepLogprobs
+    row: int
 
 
 class GrowingText:
@@ -93,12 +107,12 @@ class GrowingText:
         """Whether output token number `count` (from 1) is a stop token that counts."""
         return token_id in self.stop_ids and count > self.params.min_tokens
 
-    def take(self, token_id: int, output: StepOutput, row: int) -> bool:
+    def take(self, token_id: int, logprobs: StepLogprobs | None = None, row: int = 0) -> bool:
         """Look at the next token, before it is added to `tokens`; True if the text ends with it.
 
         Args:
             token_id: the token, or -1 for none.
-            output: the step that brought it.
+            logprobs: of the step that brought it; needed if they were asked for.
             row: its row there.
         """
         count = self.num_tokens + 1
@@ -106,7 +120,9 @@ class GrowingText:
             self.error = f"the logits of output token {count} are not numbers (NaN)"
             return False
         if self.logprobs is not None:
-            self.logprobs.append(self._logprobs(token_id, output, row))
+            if logprobs is None:
+                raise EngineError("the executor brought no log-probabilities, which were asked for")
+            self.logprobs.append(TokenLogprobs(token_id, logprobs, row))
         if self.ends_with(token_id, count):
             self.stop_reason = None if token_id in self._eos else token_id
             return True
@@ -126,16 +142,3 @@ class GrowingText:
             self.stop_reason = None
         self.error = (self.error or error) if reason == "error" else None
         self.finish_reason = reason
-
-    def _logprobs(self, token_id: int, output: StepOutput, row: int) -> TokenLogprobs:
-        count, top = self.params.logprobs or 0, output.top_logprobs
-        if output.logprobs is None or (count and top is None):
-            raise EngineError("the executor brought no log-probabilities although they were asked")
-        if not count or top is None:
-            return TokenLogprobs(token_id, float(output.logprobs[row]), [], [])
-        return TokenLogprobs(
-            token_id,
-            float(output.logprobs[row]),
-            top.token_ids[row, :count].tolist(),
-            top.logprobs[row, :count].tolist(),
-        )

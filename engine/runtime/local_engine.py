@@ -173,8 +173,9 @@ class LocalEngine:
         if not ids:
             raise ValueError("the prompt is empty: it has no tokens")
         for what, values in (("prompt_token_ids", ids), ("stop_token_ids", params.stop_token_ids)):
-            if values and not 0 <= min(values) <= max(values) < self._vocab_size:
-                raise ValueError(f"{what} must be in [0, {self._vocab_size}), got {list(values)}")
+            for value in (min(values, default=0), max(values, default=0)):
+                if not 0 <= value < self._vocab_size:
+                    raise ValueError(f"{what} must be in [0, {self._vocab_size}), got {value}")
         most = self._max_tokens(len(ids), params.max_tokens)
         texts = [self._text(index, ids, most, params) for index in range(params.n)]
         if request_id is None:

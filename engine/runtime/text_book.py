@@ -13,8 +13,8 @@ import numpy as np
 from engine.core.enums import FinishReason
 from engine.core.plan import StepPlan
 from engine.core.request import Request
-from engine.runtime.executor import StepOutput
-from engine.runtime.growing_text import GrowingText
+from engine.runtime.executor import StepOutput, TopLogprobs
+from engine.runtime.growing_text import GrowingText, StepLogprobs
 from engine.runtime.outputs import EndReason
 
 END_REASONS: dict[FinishReason, EndReason] = {
@@ -86,15 +86,27 @@ class TextBook:
         if not (len(hits) or self._watched):
             return ()
         rows, look = plan.sampling_requests(), hits.tolist()
+        logprobs: StepLogprobs | None = None
         if self._watched:
-            watched = (at for at, row in enumerate(rows) if row[0].request_id in self._watched)
+            watched = [at for at, row in enumerate(rows) if row[0].request_id in self._watched]
             look = sorted({*look, *watched})
+            logprobs = _logprobs_of(output, look)
         ended = []
-        for at in look:
+        for place, at in enumerate(look):
             request, epoch = rows[at]
             text = self._texts.get(request.request_id)
             if text is None or request.epoch != epoch:
                 continue
-            if text.take(int(ids[at]), output, at):
+            if text.take(int(ids[at]), logprobs, place):
                 ended.append(request.request_id)
         return ended
+
+
+def _logprobs_of(output: StepOutput, rows: list[int]) -> StepLogprobs | None:
+    """A copy of some rows, because the executor's arrays may be memory that it needs again."""
+    if output.logprobs is None:
+        return None
+    top = output.top_logprobs
+    if top is not None:
+        top = TopLogprobs(top.token_ids[rows], top.logprobs[rows])
+    return StepLogprobs(output.logprobs[rows], top)

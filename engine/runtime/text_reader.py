@@ -99,10 +99,16 @@ class TextReader:
 
     def _named(self, entry: TokenLogprobs) -> dict[int, Logprob]:
         """The sampled token first, then the likeliest."""
-        ranks = {token_id: rank for rank, token_id in enumerate(entry.top_ids, 1)}
-        sampled = entry.token_id
-        named = {sampled: Logprob(entry.logprob, ranks.get(sampled), self._token_text(sampled))}
-        for token_id, logprob in zip(entry.top_ids, entry.top_logprobs, strict=True):
+        sampled, step, row = entry
+        top_ids, top_logprobs = list[int](), list[float]()
+        if step.top is not None:
+            count = self._text.params.logprobs
+            top_ids = step.top.token_ids[row, :count].tolist()
+            top_logprobs = step.top.logprobs[row, :count].tolist()
+        ranks = {token_id: rank for rank, token_id in enumerate(top_ids, 1)}
+        text, logprob = self._token_text(sampled), float(step.sampled[row])
+        named = {sampled: Logprob(logprob, ranks.get(sampled), text)}
+        for token_id, logprob in zip(top_ids, top_logprobs, strict=True):
             if token_id != sampled:
                 text = self._token_text(token_id)
                 named[token_id] = Logprob(logprob, ranks[token_id], text)
