@@ -1,0 +1,492 @@
+"""`AsyncLLM`: many streams at once, none of which disturbs another."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import tiny_models
+from fake_language import (
+    UFOX,
+    FakeRunner,
+    FakeTokenizer,
+    Story,
+    dies,
+    engine,
+    greedy,
+    text_of,
+)
+
+from engine import AsyncLLM, SamplingParams
+from engine.runtime.executor import EngineError, ExecutorDiedError
+from engine.runtime.local_engine import RequestRejectedError
+from engine.runtime.outputs import RequestOutput
+
+PATIENCE_S = 60
+
+
+def play(story: Callable[[], Awaitable[None]]) -> None:
+    """Run a story in an event loop; one that hangs fails."""
+    asyncio.run(asyncio.wait_for(story(), PATIENCE_S))
+
+
+def asks(**changes: object) -> SamplingParams:
+    return SamplingParams(**{"temperature": 0, "max_tokens": 20} | changes)
+
+
+async def collect(llm: AsyncLLM, *args: object, **kwargs: object) -> list[RequestOutput]:
+    return [output async for output in llm.generate(*args, **kwargs)]
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - the engine's thread sets no event
+        await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("stop", [(), ("STOP",)])
+def test_outputs_grow_to_the_whole_text(stop: tuple[str, ...]) -> None:
+    """Each output continues the one before; only the last is finished, and it has everything."""
+
+    async def story() -> None:
+        runner = FakeRunner([Story([1, 2], [*UFOX, 11, 2, 15, *UFOX])], step_s=0.001)
+        async with AsyncLLM(engine(runner, FakeTokenizer())) as llm:
+            outputs = await collect(llm, [1, 2], asks(stop=stop, max_tokens=13))
+        assert [o.finished for o in outputs] == [False] * (len(outputs) - 1) + [True]
+        assert len(outputs) > 3, "this did not stream"
+        for before, after in pairwise(outputs):
+            assert after.outputs[0].text.startswith(before.outputs[0].text)
+            ids = before.outputs[0].token_ids
+            assert after.outputs[0].token_ids[: len(ids)] == ids
+        assert outputs[-1].outputs[0].text == "ü🦊ST fox aü🦊"
+        assert outputs[-1].outputs[0].finish_reason == "length"
+        assert {o.request_id for o in outputs} == {outputs[0].request_id}
+
+    play(story)
+
+
+@pytest.mark.parametrize("stop", [(), ("STOP",)])
+@pytest.mark.parametrize("logprobs", [None, 2])
+def test_deltas_joined_are_the_whole_text(stop: tuple[str, ...], logprobs: int | None) -> None:
+    """Texts, tokens and log-probabilities, each exactly once; no half characters on the way."""
+
+    async def story() -> None:
+        runner = FakeRunner([Story([1, 2], [*UFOX, 11, 2, 15, *UFOX, 8])], step_s=0.001)
+        params = asks(stop=stop, logprobs=logprobs, stop_token_ids=[8])
+        async with AsyncLLM(engine(runner, FakeTokenizer())) as llm:
+            whole = (await collect(llm, [1, 2], params))[-1].outputs[0]
+            deltas = [o.outputs[0] for o in await collect(llm, [1, 2], params, delta=True)]
+        assert "".join(d.text for d in deltas) == whole.text == "ü🦊ST fox aü🦊"
+        assert all(set(d.text) <= set(whole.text) for d in deltas)
+        assert tuple(i for d in deltas for i in d.token_ids) == whole.token_ids
+        assert (whole.finish_reason, whole.stop_reason) == ("stop", 8)
+        if logprobs is None:
+            assert {d.logprobs for d in deltas} == {None}
+        else:
+            assert tuple(entry for d in deltas for entry in d.logprobs) == whole.logprobs
+        assert [d.finish_reason for d in deltas] == [None] * (len(deltas) - 1) + ["stop"]
+
+    play(story)
+
+
+def test_a_stop_string_is_never_seen_by_a_stream() -> None:
+    """Text that may become a stop string is held back until it is known."""
+
+    async def story() -> None:
+        runner = FakeRunner([Story([1], [15, 11, 2, 11, 12, 2])], step_s=0.001)
+        async with AsyncLLM(engine(runner, FakeTokenizer())) as llm:
+            outputs = await collect(llm, [1], asks(stop="STOP"))
+        shown = [o.outputs[0].text for o in outputs]
+        assert set(shown) <= {"", " a", " aST fox"}
+        assert shown[-1] == " aST fox"
+        assert outputs[-1].outputs[0].stop_reason == "STOP"
+
+    play(story)
+
+
+def test_a_hundred_streams_get_the_same_share() -> None:
+    """All texts are right, and while all run, nobody is far ahead of anybody."""
+    prompts = [[1 + i % 18, 2 + i % 17] for i in range(100)]  # no half characters
+
+    async def story() -> None:
+        runner = FakeRunner(step_s=0.002)
+        settings = dict(max_running_requests=128, max_num_batched_tokens=256, num_pages=2048)
+        progress = dict.fromkeys(range(100), 0)
+        widest = 0
+
+        async def read(at: int) -> None:
+            nonlocal widest
+            async for output in llm.generate(prompts[at], asks(max_tokens=40)):
+                progress[at] = len(output.outputs[0].token_ids)
+                if min(progress.values()) > 0 and max(progress.values()) < 40:
+                    widest = max(widest, max(progress.values()) - min(progress.values()))
+            assert list(output.outputs[0].token_ids) == greedy(prompts[at], 40)
+            assert output.outputs[0].text == text_of(output.outputs[0].token_ids)
+
+        async with AsyncLLM(engine(runner, FakeTokenizer(), **settings)) as llm:
+            await asyncio.gather(*(read(at) for at in range(100)))
+        assert runner.largest == 100
+        assert widest <= 20
+
+    play(story)
+
+
+def test_cancelling_a_reader_aborts_its_request_only() -> None:
+    """The request leaves the engine within a few steps; the others get the same tokens."""
+
+    async def story() -> None:
+        runner = FakeRunner(step_s=0.001)
+        local = engine(runner)
+        async with AsyncLLM(local) as llm:
+            long = asyncio.create_task(collect(llm, [9], asks(max_tokens=190)))
+            other = asyncio.create_task(collect(llm, [1, 2], asks(max_tokens=60)))
+            await eventually(lambda: local.live == 2 and runner.launched > 5)
+            long.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await long
+            launched = runner.launched
+            await eventually(lambda: local.live == 1)
+            assert runner.launched <= launched + 20
+            assert list((await other)[-1].outputs[0].token_ids) == greedy([1, 2], 60)
+            assert local.live == 0
+
+    play(story)
+
+
+def test_closing_a_generator_aborts_its_request() -> None:
+    """Leaving `async with aclosing(...)` early ends the request."""
+
+    async def story() -> None:
+        local = engine(FakeRunner(step_s=0.001))
+        async with AsyncLLM(local) as llm:
+            async with aclosing(llm.generate([9], asks(max_tokens=190))) as outputs:
+                async for output in outputs:
+                    if len(output.outputs[0].token_ids) > 3:
+                        break
+            await eventually(lambda: local.live == 0)
+
+    play(story)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_abort_ends_a_stream_with_what_there_is(n: int) -> None:
+    """Its last output says so and has a beginning of the text; a second abort finds nobody."""
+
+    async def story() -> None:
+        runner = FakeRunner(step_s=0.001)
+        async with AsyncLLM(engine(runner, FakeTokenizer())) as llm:
+            params = asks(max_tokens=190, n=n)
+            stream = asyncio.create_task(collect(llm, [9] * 9, params, request_id="mine"))
+            other = asyncio.create_task(collect(llm, [1, 2], asks(max_tokens=60)))
+            await eventually(lambda: runner.launched > 10)
+            launched = runner.launched
+            assert await llm.abort("mine")
+            assert runner.launched <= launched + 20
+            last = (await stream)[-1]
+            assert last.finished
+            assert [out.finish_reason for out in last.outputs] == ["abort"] * n
+            for out in last.outputs:
+                assert list(out.token_ids) == greedy([9] * 9, len(out.token_ids))
+            assert not await llm.abort("mine")
+            assert not await llm.abort("nobody")
+            assert list((await other)[-1].outputs[0].token_ids) == greedy([1, 2], 60)
+
+    play(story)
+
+
+def test_an_abort_before_the_first_token_is_an_end_too() -> None:
+    """Also of texts that were still waiting for their prompt."""
+
+    async def story() -> None:
+        async with AsyncLLM(engine(FakeRunner(step_s=0.05), FakeTokenizer())) as llm:
+            stream = asyncio.create_task(collect(llm, [9] * 9, asks(n=3), request_id="mine"))
+            await asyncio.sleep(0.01)
+            assert await llm.abort("mine")
+            (last,) = await stream
+            assert [out.finish_reason for out in last.outputs] == ["abort"] * 3
+            assert {out.token_ids for out in last.outputs} == {()}
+
+    play(story)
+
+
+def test_a_slow_reader_finds_more_and_holds_nobody_up() -> None:
+    """While he sleeps the engine goes on; then one output has all that came meanwhile."""
+
+    async def story() -> None:
+        local = engine(FakeRunner(), FakeTokenizer())
+        async with AsyncLLM(local) as llm:
+            outputs = []
+            async for output in llm.generate([1], asks(max_tokens=100), delta=True):
+                outputs.append(output)
+                await asyncio.to_thread(time.sleep, 0.05)
+                quick = await collect(llm, [2], asks())
+                assert list(quick[-1].outputs[0].token_ids) == greedy([2], 20)
+            ids = [i for output in outputs for i in output.outputs[0].token_ids]
+            assert ids == greedy([1], 100)
+            assert len(outputs) < 50
+
+    play(story)
+
+
+def test_a_refused_prompt_harms_nobody() -> None:
+    """Its stream raises, the others go on; so do bad prompts and ids in use."""
+
+    async def story() -> None:
+        runner = FakeRunner(step_s=0.001)
+        async with AsyncLLM(engine(runner)) as llm:
+            other = asyncio.create_task(collect(llm, [1], asks(max_tokens=60), request_id="one"))
+            await eventually(lambda: runner.launched > 3)
+            with pytest.raises(RequestRejectedError, match="at most 200 fit"):
+                await collect(llm, [1] * 300)
+            with pytest.raises(ValueError, match="the prompt is empty"):
+                await collect(llm, [])
+            with pytest.raises(ValueError, match="text needs a tokenizer"):
+                await collect(llm, "the fox")
+            with pytest.raises(ValueError, match="request id 'one' is in use"):
+                await collect(llm, [2], request_id="one")
+            assert list((await other)[-1].outputs[0].token_ids) == greedy([1], 60)
+            again = await collect(llm, [2], asks(), request_id="one")
+            assert list(again[-1].outputs[0].token_ids) == greedy([2], 20)
+
+    play(story)
+
+
+def test_a_row_without_a_token_ends_its_stream_alone() -> None:
+    """Its last output says what happened; the engine serves on."""
+
+    async def story() -> None:
+        runner = FakeRunner(step_s=0.001)
+        runner.nan_at.add((0, 4))
+        async with AsyncLLM(engine(runner)) as llm:
+            bad, good = await asyncio.gather(collect(llm, [1], asks()), collect(llm, [2], asks()))
+            out = bad[-1].outputs[0]
+            assert (out.finish_reason, len(out.token_ids)) == ("error", 4)
+            assert "not numbers" in out.error
+            assert list(good[-1].outputs[0].token_ids) == greedy([2], 20)
+            assert llm.error is None
+
+    play(story)
+
+
+def test_a_dead_device_is_raised_in_every_stream_and_later() -> None:
+    """Streams that run, streams that come, texts that wait: all hear of it; close still works."""
+
+    async def story() -> None:
+        runner = FakeRunner(step_s=0.001)
+        runner.on_launch = dies(30)
+        llm = AsyncLLM(engine(runner))
+        long = asks(max_tokens=190)
+        streams = [collect(llm, [1 + i] * 9, long) for i in range(5)]
+        ends = await asyncio.gather(*streams, return_exceptions=True)
+        assert [type(end) for end in ends] == [ExecutorDiedError] * 5
+        assert isinstance(llm.error, ExecutorDiedError)
+        with pytest.raises(ExecutorDiedError, match="the device is lost"):
+            await collect(llm, [1])
+        assert not await llm.abort("anything")
+        await llm.close()
+        assert runner.closed == 1
+
+    play(story)
+
+
+def test_an_unexpected_error_is_raised_in_every_stream() -> None:
+    """A bug in the engine's thread ends no stream silently."""
+
+    async def story() -> None:
+        runner = FakeRunner()
+
+        def on_launch(plan: object) -> None:
+            raise KeyError("row 7")
+
+        runner.on_launch = on_launch
+        llm = AsyncLLM(engine(runner))
+        streams = (collect(llm, [1 + i] * 9, asks(n=2)) for i in range(3))
+        for end in await asyncio.gather(*streams, return_exceptions=True):
+            assert isinstance(end, EngineError)
+            assert "row 7" in str(end)
+        await llm.close()
+
+    play(story)
+
+
+def test_closing_ends_all_streams() -> None:
+    """They end as aborted; closing again does nothing, and new requests are errors."""
+
+    async def story() -> None:
+        runner = FakeRunner(step_s=0.001)
+        llm = AsyncLLM(engine(runner))
+        streams = [
+            asyncio.create_task(collect(llm, [1 + i] * 9, asks(max_tokens=190, n=1 + i % 2)))
+            for i in range(4)
+        ]
+        await eventually(lambda: runner.launched > 5)
+        await asyncio.gather(llm.close(), llm.close())
+        await llm.close()
+        for outputs in await asyncio.gather(*streams):
+            assert {out.finish_reason for out in outputs[-1].outputs} == {"abort"}
+        assert runner.closed == 1
+        assert runner.registered == {}
+        with pytest.raises(EngineError, match="the engine is closed"):
+            await collect(llm, [1])
+
+    play(story)
+
+
+def test_no_stream_hangs_however_late_it_comes() -> None:
+    """Requests and aborts that race with closing end or raise, all of them."""
+
+    async def one(pause_s: float) -> None:
+        llm = AsyncLLM(engine(FakeRunner()))
+
+        async def late() -> None:
+            await asyncio.sleep(pause_s)
+            await collect(llm, [1, 2], asks(max_tokens=150), request_id="late")
+
+        task = asyncio.create_task(late())
+        abort = asyncio.create_task(llm.abort("late"))
+        await asyncio.sleep(0.002)
+        await asyncio.gather(llm.close(), abort)
+        (end,) = await asyncio.gather(task, return_exceptions=True)
+        assert end is None or "closed" in str(end)
+
+    async def story() -> None:
+        for at in range(20):
+            await one(at * 0.0002)
+
+    play(story)
+
+
+def test_n_texts_stream_together() -> None:
+    """Cumulative outputs have all texts, deltas only those with news; all end."""
+
+    async def story() -> None:
+        params = SamplingParams(n=3, seed=5, max_tokens=15)
+        async with AsyncLLM(engine(FakeRunner(step_s=0.001), FakeTokenizer())) as llm:
+            outputs = await collect(llm, [1] * 9, params)
+            assert all([out.index for out in o.outputs] == [0, 1, 2] for o in outputs)
+            texts: dict[int, str] = dict.fromkeys(range(3), "")
+            for output in await collect(llm, [1] * 9, params, delta=True):
+                for out in output.outputs:
+                    texts[out.index] += out.text
+        assert list(texts.values()) == [out.text for out in outputs[-1].outputs]
+        assert len(set(texts.values())) == 3
+
+    play(story)
+
+
+def test_text_is_written_in_the_readers_thread() -> None:
+    """Only requests with stop strings make the engine's thread detokenize."""
+
+    async def story() -> None:
+        tokenizer = FakeTokenizer()
+        async with AsyncLLM(engine(tokenizer=tokenizer)) as llm:
+            await collect(llm, [1], asks())
+            assert tokenizer.threads == {threading.current_thread().name}
+            await collect(llm, [1], asks(stop="x"))
+            assert "engine" in tokenizer.threads
+
+    play(story)
+
+
+def test_an_idle_engine_wakes_for_a_request() -> None:
+    """It sleeps between requests, using no time, and serves the next at once."""
+
+    async def story() -> None:
+        local = engine()
+        async with AsyncLLM(local) as llm:
+            await collect(llm, [1], asks())
+            turn, turns = local.turn, 0
+
+            def counted() -> object:
+                nonlocal turns
+                turns += 1
+                return turn()
+
+            local.turn = counted
+            await asyncio.sleep(0.1)
+            assert turns <= 2
+            assert list((await collect(llm, [2], asks()))[-1].outputs[0].token_ids) == greedy(
+                [2], 20
+            )
+
+    play(story)
+
+
+def test_several_event_loops_and_engines_share_a_process() -> None:
+    """Two engines, each read from two event loops in threads, give everybody his own text."""
+    engines = [AsyncLLM(engine(FakeRunner([Story([1], [2 + i] * 9)]))) for i in range(2)]
+    failures: list[BaseException] = []
+
+    def read(at: int) -> None:
+        async def story() -> None:
+            for _ in range(5):
+                outputs = await collect(engines[at], [1], asks(max_tokens=9))
+                assert outputs[-1].outputs[0].token_ids == (2 + at,) * 9
+
+        try:
+            play(story)
+        except BaseException as error:  # noqa: BLE001 - raised in the test's own thread
+            failures.append(error)
+
+    threads = [threading.Thread(target=read, args=(i % 2,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+    async def close() -> None:
+        for llm in engines:
+            await llm.close()
+
+    play(close)
+
+
+def test_a_loop_that_was_closed_leaves_the_engine_serving() -> None:
+    """Streams of an event loop that died are forgotten; others are served."""
+    llm = AsyncLLM(engine(FakeRunner(step_s=0.001)))
+
+    async def abandon() -> None:
+        stream = llm.generate([1], asks(max_tokens=190))
+        await anext(stream)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(abandon())
+    loop.close()
+
+    async def story() -> None:
+        outputs = await collect(llm, [2], asks())
+        assert list(outputs[-1].outputs[0].token_ids) == greedy([2], 20)
+        await llm.close()
+
+    play(story)
+
+
+def test_real_streams_do_not_notice_an_abort(tmp_path: Path) -> None:
+    """On a tiny model: one of three is aborted in the middle, the others' tokens are unchanged."""
+    model = tiny_models.make("llama", tmp_path)
+    tiny_models.save_tokenizer(tmp_path)
+    prompts = [[5, 6, 7], [9] * 20, [7, 8]]
+
+    async def story() -> None:
+        options = dict(device="cpu", num_pages=64, max_running_requests=8)
+        async with AsyncLLM(tmp_path, **options) as llm:
+            long = asks(max_tokens=200, ignore_eos=True)
+            victim = asyncio.create_task(collect(llm, prompts[1], long, request_id="victim"))
+            rest = [
+                asyncio.create_task(collect(llm, prompt, asks(max_tokens=12, ignore_eos=True)))
+                for prompt in (prompts[0], prompts[2])
+            ]
+            await asyncio.sleep(0.02)
+            assert await llm.abort("victim")
+            assert (await victim)[-1].outputs[0].finish_reason == "abort"
+            for prompt, outputs in zip((prompts[0], prompts[2]), rest, strict=True):
+                ids = list((await outputs)[-1].outputs[0].token_ids)
+                assert ids == tiny_models.greedy(model, prompt, 12)
+
+    play(story)
