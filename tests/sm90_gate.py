@@ -70,6 +70,7 @@ def _compile(variant: Variant) -> Compiled:
 
     module, _, name = variant.kernel.partition(":")
     kernel = getattr(importlib.import_module(module), name)
+    kernel = getattr(kernel, "jit", kernel)
     names = kernel.arg_names
     signature = {n: "constexpr" if n in variant.constants else variant.signature[n] for n in names}
     attributes = {

@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.launching import kernel
 from engine.kernels.pdl import launch_dependents, launch_options, wait
 
 
@@ -26,7 +27,7 @@ def embed_tokens_reference(
     return table[torch.where(token_ids < 0, fed, token_ids).long()]
 
 
-@triton.jit
+@kernel()
 def _embed_tokens_kernel(
     token_ids, last_tokens, table, out, width, BLOCK: tl.constexpr, PDL: tl.constexpr
 ):

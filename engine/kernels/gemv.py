@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.launching import kernel
 from engine.kernels.pdl import launch_dependents, launch_options, wait
 
 
@@ -38,7 +39,7 @@ class InputNorm(NamedTuple):
     eps: float
 
 
-@triton.jit
+@kernel()
 def _gemv_kernel(
     x, norm_weight, eps, weight, residual, out, n, k,
     BN: tl.constexpr, BK: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr,

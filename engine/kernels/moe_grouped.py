@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from engine.kernels.launching import kernel
 from engine.kernels.moe_configs import GroupedConfig, Tile, grouped_config
 from engine.kernels.moe_sort import SortedPairs, sort_pairs_triton
 from engine.kernels.pdl import launch_dependents, launch_options, wait
@@ -78,7 +79,7 @@ def _load_rows(at, k, real, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr):
     return rows
 
 
-@triton.jit(do_not_specialize=["slots"])
+@kernel(do_not_specialize=["slots"])
 def _grouped_gate_up_kernel(
     x, gate_up, order, blocks, hidden, slots,
     TOP_K: tl.constexpr, H: tl.constexpr, I: tl.constexpr,  # noqa: E741
@@ -123,7 +124,7 @@ def _ask_for_weights(at, PDL: tl.constexpr):
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["slots"])
+@kernel(do_not_specialize=["slots"])
 def _grouped_down_kernel(
     hidden, down, down_pointer, weights, order, blocks, out, slots,
     H: tl.constexpr, I: tl.constexpr,  # noqa: E741
@@ -165,7 +166,7 @@ def _grouped_down_kernel(
     tl.store(out + pair[:, None] * H + column, value, mask=real & (column < H))
 
 
-@triton.jit
+@kernel()
 def _combine_kernel(pairs, out, H: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr,
                     PDL: tl.constexpr):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)

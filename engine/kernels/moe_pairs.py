@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.launching import kernel
 from engine.kernels.pdl import launch_dependents, launch_options, wait
 
 GATE_UP_TILE = 8192  # weights of gate, and as many of up, that a program loads at a time
@@ -23,7 +24,7 @@ MAX_BLOCK_K = 2048
 WARPS = 8
 
 
-@triton.jit
+@kernel()
 def _pairs_gate_up_kernel(
     x, gate_up, experts, hidden,
     TOP_K: tl.constexpr, H: tl.constexpr, I: tl.constexpr,  # noqa: E741
@@ -50,7 +51,7 @@ def _pairs_gate_up_kernel(
     tl.store(hidden + pair * I + n, value, mask=n < I)
 
 
-@triton.jit
+@kernel()
 def _pairs_down_kernel(
     hidden, down, weights, experts, out,
     TOP_K: tl.constexpr, H: tl.constexpr, I: tl.constexpr,  # noqa: E741

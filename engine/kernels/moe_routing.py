@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.launching import kernel
 from engine.kernels.parts import load_parts, num_parts, sum_parts
 from engine.kernels.pdl import launch_dependents, launch_options, wait
 
@@ -54,7 +55,7 @@ def _ordered(bits):
     return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
-@triton.jit(do_not_specialize=["tokens", "part_stride"])
+@kernel(do_not_specialize=["tokens", "part_stride"])
 def _route_kernel(
     logits, weights, experts, tokens, part_stride,
     EXPERTS: tl.constexpr, TOP_K: tl.constexpr, RENORMALIZE: tl.constexpr, PARTS: tl.constexpr,

@@ -18,6 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.launching import kernel
 from engine.kernels.pdl import launch_dependents, launch_options, wait
 
 CHUNK = 2048  # pairs that a program looks at together
@@ -62,7 +63,7 @@ def sort_pairs_reference(experts: torch.Tensor, num_experts: int, block_m: int) 
     return SortedPairs(order, blocks.to(experts.device))
 
 
-@triton.jit(do_not_specialize=["pairs", "slots"])
+@kernel(do_not_specialize=["pairs", "slots"])
 def _sort_pairs_kernel(
     experts, order, blocks, pairs, slots,
     BLOCK_M: tl.constexpr, CHUNK: tl.constexpr, SEGMENT: tl.constexpr, PDL: tl.constexpr,

@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.launching import kernel
 from engine.kernels.pdl import launch_dependents, launch_options, wait
 
 
@@ -21,7 +22,7 @@ def write_pages_reference(page_table: torch.Tensor, at: torch.Tensor, pages: tor
     page_table.view(-1)[at[real].long()] = pages[real]
 
 
-@triton.jit
+@kernel(do_not_specialize=["count"])
 def _write_pages_kernel(page_table, at, pages, count, BLOCK: tl.constexpr, PDL: tl.constexpr):
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     launch_dependents(PDL)

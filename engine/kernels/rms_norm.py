@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.launching import kernel
 from engine.kernels.parts import load_parts, num_parts, sum_parts
 from engine.kernels.pdl import launch_dependents, launch_options, wait
 
@@ -41,7 +42,7 @@ def add_rms_norm_reference(
     return rms_norm_reference(residual, weight, eps)
 
 
-@triton.jit
+@kernel(do_not_specialize=["part_stride"])
 def _rms_norm_kernel(
     x, residual, weight, out, width, eps, part_stride,
     ADD: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,

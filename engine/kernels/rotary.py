@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.launching import kernel
 from engine.kernels.parts import load_parts, num_parts, sum_parts
 from engine.kernels.pdl import launch_dependents, launch_options, wait
 from engine.kernels.rms_norm import rms_norm_reference
@@ -79,7 +80,7 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
 
 
-@triton.jit
+@kernel(do_not_specialize=["table_stride", "part_stride"])
 def _rotary_kernel(
     qkv, bias, query_norm, key_norm, eps, cos_sin, positions, rows, page_table, table_stride,
     k_cache, v_cache, out, part_stride,

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.launching import kernel
 from engine.kernels.pdl import launch_dependents, launch_options, wait
 from engine.kernels.sampling_batch import SamplingBatch
 from engine.kernels.sampling_filter import Gathered, Masses, farthest, highest_logit, masses_of
@@ -111,7 +112,7 @@ def _log_of_sum(parts, row, batch, splits, SPLITS: tl.constexpr):
     return base + tl.log(tl.sum(total * tl.exp(top - base), axis=0))
 
 
-@triton.jit(do_not_specialize=["batch", "splits"])
+@kernel(do_not_specialize=["batch", "splits"])
 def _choose_kernel(
     logits, stride, vocab, temperature, top_k, top_p, min_p, seeds, steps, scan_ids, parts,
     total, found, distances, ids, tokens, logprobs, last_tokens, rows, batch, splits,
@@ -176,7 +177,7 @@ def _choose_kernel(
         tl.store(logprobs + row, tl.where(broken, float("nan"), logprob))
 
 
-@triton.jit(do_not_specialize=["batch", "splits"])
+@kernel(do_not_specialize=["batch", "splits"])
 def _top_kernel(
     logits, stride, vocab, parts, found, distances, ids, top_logprobs, top_ids, batch, splits,
     K: tl.constexpr, SPLITS: tl.constexpr, CAPACITY: tl.constexpr, BLOCK: tl.constexpr,

@@ -19,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.launching import kernel
 from engine.kernels.pdl import launch_dependents, launch_options, wait
 from engine.kernels.sampling_batch import SamplingBatch
 from engine.kernels.sampling_random import TILE
@@ -117,7 +118,7 @@ def _limit_of_masses(
     return tl.minimum(tl.min(enough, axis=0), negligible)
 
 
-@triton.jit(do_not_specialize=["batch", "splits", "tiles"])
+@kernel(do_not_specialize=["batch", "splits", "tiles"])
 def _masses_kernel(
     logits, stride, vocab, temperature, top_k, top_p, min_p, parts, within, total, batch, splits,
     tiles, SPLITS: tl.constexpr, BLOCK: tl.constexpr, PIVOTS: tl.constexpr,
@@ -151,7 +152,7 @@ def _masses_kernel(
         tl.store(total + here, tl.sum(mass, axis=0))
 
 
-@triton.jit(do_not_specialize=["batch", "splits", "groups", "tiles"])
+@kernel(do_not_specialize=["batch", "splits", "groups", "tiles"])
 def _gather_kernel(
     logits, stride, vocab, temperature, top_k, top_p, min_p, parts, peaks, within, total,
     found, distances, ids, batch, splits, groups, tiles,

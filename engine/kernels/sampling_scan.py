@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.launching import kernel
 from engine.kernels.pdl import launch_dependents, launch_options, wait
 from engine.kernels.sampling_batch import SamplingBatch
 from engine.kernels.sampling_random import RUN, TILE, gumbel_of_words, random_words
@@ -82,7 +83,7 @@ def _exp_from(value, base):
     return tl.exp(value - tl.where(base == float("-inf"), 0.0, base))
 
 
-@triton.jit(do_not_specialize=["batch", "splits", "tiles"])
+@kernel(do_not_specialize=["batch", "splits", "tiles"])
 def _scan_kernel(
     logits, stride, vocab, temperature, top_k, top_p, min_p, seeds, steps,
     ids, parts, peaks, found, batch, splits, tiles,

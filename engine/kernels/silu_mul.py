@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.launching import kernel
 from engine.kernels.parts import load_parts, num_parts, sum_parts
 from engine.kernels.pdl import launch_dependents, launch_options, wait
 
@@ -24,7 +25,7 @@ def silu_mul_reference(gate_up: torch.Tensor, dtype: torch.dtype) -> torch.Tenso
     return (torch.nn.functional.silu(gate) * up).to(dtype)
 
 
-@triton.jit
+@kernel(do_not_specialize=["part_stride"])
 def _silu_mul_kernel(
     gate_up, out, width, part_stride,
     PARTS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,

@@ -5,8 +5,8 @@ the matrix product, so that its rows fill the matrix units whatever M is. While 
 still running, every program already pulls the start of its weights into the L2 cache; it then waits
 for its activations, and the loop keeps several tiles in flight.
 
-With several splits the inner dimension is divided and the result is parts (see `parts`). The gated form
-computes silu(gate) * up for a weight [2 I, K] of gate rows and up rows.
+With several splits the inner dimension is divided and the result is parts (see `parts`). The gated
+form computes silu(gate) * up for a weight [2 I, K] of gate rows and up rows.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.launching import kernel
 from engine.kernels.pdl import launch_dependents, launch_options, wait
 
 
@@ -53,7 +54,7 @@ def _prefetch_rows(pointer, rows, columns, row_stride):
     )  # fmt: skip
 
 
-@triton.jit
+@kernel(do_not_specialize=["m"])
 def _skinny_kernel(
     x, weight, out, m, n, k, k_per_split, rows_per_tile,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
