@@ -7,6 +7,8 @@ Pre-norm layers of grouped-query attention and a gated MLP or a mixture of them.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from engine.core.model_spec import ModelSpec
@@ -17,6 +19,18 @@ from engine.models.rope import rope_table
 from engine.models.step_inputs import StepInputs
 from engine.models.weights import DenseMlp, LayerWeights, Weights
 from engine.nvtx_ranges import annotate
+
+
+class Hidden(NamedTuple):
+    """The tokens between two layers.
+
+    Attributes:
+        residual: [T, H], the residual stream.
+        pending: [T, H] or parts of it, to be added to it first; None: nothing is.
+    """
+
+    residual: torch.Tensor
+    pending: torch.Tensor | None
 
 
 class Transformer:
@@ -44,32 +58,35 @@ class Transformer:
         """Compute a step: writes the KV of its tokens and returns logits [S, V].
 
         Logits are in the weights' dtype. With no logit rows the result is empty and the head is
-        skipped.
+        skipped. The pieces below are the same computation, cut where attention, which depends on
+        the requests, meets the rest, which depends on the number of tokens only.
         """
-        ops = self.kernels
-        residual = ops.embed_tokens(step.token_ids, step.last_tokens, self.weights.embed)
-        pending: torch.Tensor | None = None
-        for index, layer in enumerate(self.weights.layers):
+        hidden = self.embed(step)
+        for index in range(self.spec.num_layers):
             with annotate("attention"):
-                pending = self._attention(index, layer, pending, residual, step, cache)
+                query = self.project(index, hidden, step, cache)
+                attended = self.attend(index, query, step, cache)
+                hidden = self.merge(index, attended, hidden)
             with annotate("mlp"):
-                pending = self._mlp(layer, pending, residual)
-        return self._logits(pending, residual, step.logit_rows)
+                hidden = self.feed_forward(index, hidden)
+        return self.logits(hidden, step.logit_rows)
 
-    def _attention(
-        self,
-        index: int,
-        layer: LayerWeights,
-        pending: torch.Tensor | None,
-        residual: torch.Tensor,
-        step: StepInputs,
-        cache: KvCache,
-    ) -> torch.Tensor | None:
-        """Attention of all tokens, [T, H]; takes and returns what is pending for the residual."""
-        ops, (k_cache, v_cache) = self.kernels, cache.layers[index]
-        prefill = step.prefill
-        qkv = ops.norm_linear(pending, residual, layer.input_norm, self._eps, layer.qkv)
-        query = ops.rotary_kv_write(
+    def embed(self, step: StepInputs) -> Hidden:
+        """The residual stream of the tokens before the first layer."""
+        table = self.weights.embed
+        return Hidden(self.kernels.embed_tokens(step.token_ids, step.last_tokens, table), None)
+
+    def project(self, index: int, hidden: Hidden, step: StepInputs, cache: KvCache) -> torch.Tensor:
+        """Queries of a layer; its keys and values go to the cache.
+
+        Returns:
+            [T, Hq, D], or [T, Hq + 2 Hk, D] with keys and values if no chunk has a context.
+        """
+        layer, (k_cache, v_cache) = self.weights.layers[index], cache.layers[index]
+        qkv = self.kernels.norm_linear(
+            hidden.pending, hidden.residual, layer.input_norm, self._eps, layer.qkv
+        )
+        return self.kernels.rotary_kv_write(
             qkv,
             layer.qkv_bias,
             self._qk_norms[index],
@@ -79,72 +96,88 @@ class Transformer:
             step.page_table,
             k_cache,
             v_cache,
-            keep_kv=prefill is not None and prefill.no_context,
+            keep_kv=step.prefill is not None and step.prefill.no_context,
         )
-        heads = self.spec.num_heads
+
+    def attend(
+        self,
+        index: int,
+        query: torch.Tensor,
+        step: StepInputs,
+        cache: KvCache,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Attention of a layer, [T, Hq, D] (into `out`, if given): chunks first, then decodes."""
+        k_cache, v_cache = cache.layers[index]
+        heads, kv_heads, prefill = self.spec.num_heads, self.spec.num_kv_heads, step.prefill
+        if out is None:
+            shape = (len(query), heads, self.spec.head_dim)
+            out = torch.empty(shape, dtype=query.dtype, device=query.device)
         first = prefill.tokens if prefill is not None else 0
-        outs = []
         if prefill is not None:
-            kv_heads = self.spec.num_kv_heads
             key = value = None
             if prefill.no_context:
                 key = query[:first, heads : heads + kv_heads]
                 value = query[:first, heads + kv_heads :]
-            outs.append(
-                ops.prefill_attention(
-                    query[:first, :heads],
-                    k_cache,
-                    v_cache,
-                    step.page_table,
-                    prefill.starts,
-                    prefill.rows,
-                    prefill.contexts,
-                    self._scale,
-                    max(prefill.lengths),
-                    k=key,
-                    v=value,
-                    lengths=prefill.lengths,
-                    no_context=prefill.no_context,
-                )
+            self.kernels.prefill_attention(
+                query[:first, :heads],
+                k_cache,
+                v_cache,
+                step.page_table,
+                prefill.starts,
+                prefill.rows,
+                prefill.contexts,
+                self._scale,
+                max(prefill.lengths),
+                k=key,
+                v=value,
+                lengths=prefill.lengths,
+                no_context=prefill.no_context,
+                out=out[:first],
             )
-        if first < len(residual):
-            outs.append(
-                ops.decode_attention(
-                    query[first:, :heads],
-                    k_cache,
-                    v_cache,
-                    step.page_table,
-                    step.rows[first:],
-                    step.positions[first:],
-                    self._scale,
-                    step.page_table.shape[1] * cache.page_size,
-                    step.counters,
-                )
+        last = len(step.rows)
+        if first < last:
+            self.kernels.decode_attention(
+                query[first:last, :heads],
+                k_cache,
+                v_cache,
+                step.page_table,
+                step.rows[first:],
+                step.positions[first:],
+                self._scale,
+                step.page_table.shape[1] * cache.page_size,
+                step.counters,
+                out=out[first:last],
             )
-        out = outs[0] if len(outs) == 1 else torch.cat(outs)
-        return ops.residual_linear(out.view(len(residual), -1), layer.o, layer.o_bias, residual)
+        return out
 
-    def _mlp(
-        self, layer: LayerWeights, pending: torch.Tensor | None, residual: torch.Tensor
-    ) -> torch.Tensor | None:
-        """The MLP of all tokens; takes and returns what is pending for the residual."""
-        ops, mlp = self.kernels, layer.mlp
-        if isinstance(mlp, DenseMlp):
+    def merge(self, index: int, attended: torch.Tensor, hidden: Hidden) -> Hidden:
+        """Project what attention brought back to the residual stream."""
+        layer, residual = self.weights.layers[index], hidden.residual
+        flat = attended.view(len(attended), -1)
+        pending = self.kernels.residual_linear(flat, layer.o, layer.o_bias, residual)
+        return Hidden(residual, pending)
+
+    def feed_forward(self, index: int, hidden: Hidden) -> Hidden:
+        """The MLP of a layer, or its mixture of experts."""
+        layer, ops = self.weights.layers[index], self.kernels
+        residual, pending = hidden
+        if isinstance(layer.mlp, DenseMlp):
             gated = ops.norm_gated_linear(
-                pending, residual, layer.post_norm, self._eps, mlp.gate_up
+                pending, residual, layer.post_norm, self._eps, layer.mlp.gate_up
             )
-            return ops.residual_linear(gated, mlp.down, None, residual)
+            return Hidden(residual, ops.residual_linear(gated, layer.mlp.down, None, residual))
         if (moe := self.spec.moe) is None:
             raise ValueError("mixture weights in a model without experts")
         x = ops.norm(pending, residual, layer.post_norm, self._eps)
-        logits = ops.linear(x, mlp.router, whole=True)
+        logits = ops.linear(x, layer.mlp.router, whole=True)
         weights, experts = ops.route(logits, moe.experts_per_token, moe.renormalize)
-        return ops.moe_mlp(x, mlp.gate_up, mlp.down, weights, experts)
+        mixed = ops.moe_mlp(x, layer.mlp.gate_up, layer.mlp.down, weights, experts)
+        return Hidden(residual, mixed)
 
-    def _logits(
-        self, pending: torch.Tensor | None, residual: torch.Tensor, rows: torch.Tensor | None
-    ) -> torch.Tensor:
+    def logits(self, hidden: Hidden, rows: torch.Tensor | None) -> torch.Tensor:
         """Logits of the tokens in `rows`, or of all."""
+        residual, pending = hidden
         if rows is not None:
             if len(rows) == 0:
                 return residual.new_empty(0, self.spec.vocab_size)
