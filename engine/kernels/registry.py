@@ -84,6 +84,9 @@ def select_kernels(device: torch.device, wanted: Mapping[str, str] | None = None
     unknown = sorted(set(wanted) - set(IMPLEMENTATIONS))
     if unknown:
         raise ValueError(f"no op {unknown[0]!r}; ops: {', '.join(IMPLEMENTATIONS)}")
+    every_name = sorted({name for found in IMPLEMENTATIONS.values() for name in found})
+    if everywhere is not None and everywhere not in every_name:
+        raise ValueError(f"no op has {everywhere!r}; implementations: {', '.join(every_name)}")
     default = "triton" if device.type == "cuda" else "torch"
     chosen: dict[str, str] = {}
     for op, found in IMPLEMENTATIONS.items():

@@ -33,9 +33,12 @@ class DecodeColumns:
 
 @dataclass(frozen=True, slots=True)
 class DecodeOutputs:
-    """What a decode step leaves: logits [B, V], and the greedy choice if it is part of the step."""
+    """What a decode step leaves: the greedy choice if it is part of the step, else logits [B, V].
 
-    logits: torch.Tensor
+    Not both: what is kept here stays allocated for each bucket, and logits are large.
+    """
+
+    logits: torch.Tensor | None
     sampled: SampleResult | None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -91,7 +92,7 @@ class DeviceState:
                 self._temperature[row] = 0.0
             return
         self._drawing.add(row)
-        seed = params.seed if params.seed is not None else torch.seed()
+        seed = params.seed if params.seed is not None else secrets.randbits(_SEED_BITS)
         self._temperature[row] = params.temperature
         self._top_k[row] = max(params.top_k, 0)
         self._top_p[row] = params.top_p

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.core.config import MAX_PLANS_IN_FLIGHT
 from engine.core.model_spec import ModelSpec
 from engine.core.plan import StepPlan
 from engine.kernels.sampling_batch import SampleResult
@@ -67,7 +68,8 @@ class ModelRunner:
         self.eos_token_ids = eos_token_ids
         self.device = cache.pool.device
         self._transformer, self._cache, self._clock = transformer, cache, clock
-        rows = 2 * config.max_running_requests
+        # Besides the running requests, those whose last token an earlier plan in flight brings.
+        rows = MAX_PLANS_IN_FLIGHT * config.max_running_requests
         max_pages = -(-self.max_model_len // cache.page_size)
         heads = transformer.spec.num_kv_heads
         self._state = DeviceState(
@@ -139,14 +141,16 @@ class ModelRunner:
                 if not self._on_gpu:
                     return self._run_now(host, asks)
                 return self._launch_on_gpu(plan, host, asks)
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                _raise_if_device_is_lost(error)
+                raise
+            if self._on_gpu:
+                torch.cuda.empty_cache()
             raise StepFailedError(
                 f"out of memory in a step of {len(host.token_ids)} tokens: "
                 f"{str(error).splitlines()[0]}"
             ) from error
-        except RuntimeError as error:
-            raise _device_error(error) from error
 
     def close(self) -> None:
         """Let go of the graphs and the cache; the runner cannot be used afterwards."""
@@ -190,6 +194,8 @@ class ModelRunner:
         outputs = captured.outputs
         if outputs.sampled is not None:
             return outputs.sampled
+        if outputs.logits is None:
+            raise AssertionError("a captured step leaves tokens or logits")
         rows, positions = captured.columns.rows[:count], captured.columns.positions[:count]
         return self._sample(outputs.logits[:count], rows, positions, asks)
 
@@ -203,7 +209,7 @@ class ModelRunner:
             if not chooses:
                 return DecodeOutputs(logits, None)
             sampled = self._sample(logits, columns.rows, columns.positions, NOTHING_SPECIAL)
-        return DecodeOutputs(logits, sampled)
+        return DecodeOutputs(None, sampled)
 
     def _run_eagerly(self, host: HostStep, asks: SamplingAsks) -> SampleResult:
         chunks = host.prefill
@@ -291,7 +297,8 @@ class _GpuStep:
             self._events.copied.synchronize()
             start_ns, gpu_ns = self._clock.place(self._events, self._launched_ns)
         except RuntimeError as error:
-            raise _device_error(error) from error
+            _raise_if_device_is_lost(error)
+            raise
         return _output(self._sampled, start_ns, gpu_ns)
 
 
@@ -321,12 +328,16 @@ def _output(sampled: SampleResult, start_ns: int, gpu_ns: int) -> StepOutput:
     return StepOutput(tokens, logprobs, top, start_ns, gpu_ns)
 
 
-def _device_error(error: RuntimeError) -> Exception:
-    """An error of the device as what it means to a driver; any other error as it is."""
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out, of a GPU or of the host (for which torch has no class)."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _raise_if_device_is_lost(error: RuntimeError) -> None:
+    """An error of the device as what it means to a driver."""
     text = str(error)
     if "CUDA" in text or "cuda" in type(error).__name__.lower():
-        return ExecutorDiedError(f"the device is lost: {text.splitlines()[0]}")
-    return error
+        raise ExecutorDiedError(f"the device is lost: {text.splitlines()[0]}") from error
 
 
 def _version(module: str) -> str | None:

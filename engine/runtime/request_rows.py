@@ -33,8 +33,8 @@ class RequestRows:
     former owner is still in flight: the new owner's pages are written behind that step.
 
     Args:
-        count: rows; twice `max_running_requests` is enough, because besides the running requests
-            only those that ended in a plan in flight need theirs.
+        count: rows; `max_running_requests` for each plan in flight are enough, because besides the
+            running requests only those need theirs whose last token such a plan brings.
         assigned: called with (row, request id) when a request gets a row.
     """
 
