@@ -39,6 +39,7 @@ def rotary_kv_write_reference(
     v_cache: torch.Tensor,
     *,
     keep_kv: bool = False,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Turn the QKV projection into rotated queries, and store rotated keys and values.
 
@@ -53,6 +54,7 @@ def rotary_kv_write_reference(
         k_cache: [pages, page_size, Hk, D], written at the tokens' slots.
         v_cache: likewise.
         keep_kv: also return what was written to the cache.
+        out: where to put the result, contiguous; None: a new tensor.
 
     Returns:
         queries [T, Hq, D] in the dtype of the cache; with `keep_kv` [T, Hq + 2 Hk, D], queries,
@@ -72,7 +74,8 @@ def rotary_kv_write_reference(
     query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
     k_cache[page, index % page_size] = key
     v_cache[page, index % page_size] = value
-    return torch.cat((query, key, value), 1) if keep_kv else query
+    result = torch.cat((query, key, value), 1) if keep_kv else query
+    return result if out is None else out.copy_(result)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -159,6 +162,7 @@ def rotary_kv_write_triton(
     v_cache: torch.Tensor,
     *,
     keep_kv: bool = False,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As `rotary_kv_write_reference`; a program takes some heads of one token."""
     page_size, kv_heads, dim = k_cache.shape[1:]
@@ -166,7 +170,8 @@ def rotary_kv_write_triton(
     all_heads = width // dim
     heads = all_heads - 2 * kv_heads
     out_heads = all_heads if keep_kv else heads
-    out = torch.empty(tokens, out_heads, dim, dtype=k_cache.dtype, device=qkv.device)
+    if out is None:
+        out = torch.empty(tokens, out_heads, dim, dtype=k_cache.dtype, device=qkv.device)
     # Few tokens: many small programs, for latency. Many tokens: fewer and larger ones.
     block_heads = 4 if tokens <= 256 else 16
     _rotary_kernel[(tokens, triton.cdiv(all_heads, block_heads))](

@@ -76,8 +76,15 @@ class Transformer:
         table = self.weights.embed
         return Hidden(self.kernels.embed_tokens(step.token_ids, step.last_tokens, table), None)
 
-    def project(self, index: int, hidden: Hidden, step: StepInputs, cache: KvCache) -> torch.Tensor:
-        """Queries of a layer; its keys and values go to the cache.
+    def project(
+        self,
+        index: int,
+        hidden: Hidden,
+        step: StepInputs,
+        cache: KvCache,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Queries of a layer (into `out`, if given); its keys and values go to the cache.
 
         Returns:
             [T, Hq, D], or [T, Hq + 2 Hk, D] with keys and values if no chunk has a context.
@@ -97,6 +104,7 @@ class Transformer:
             k_cache,
             v_cache,
             keep_kv=step.prefill is not None and step.prefill.no_context,
+            out=out,
         )
 
     def attend(

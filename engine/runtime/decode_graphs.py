@@ -59,6 +59,9 @@ class DecodeGraphs:
         run: launches a decode step on its columns; whether it chooses tokens is the argument.
         dummy_row: row of padding.
         device: a GPU.
+
+    Attributes:
+        pool: of memory that the graphs share.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class DecodeGraphs:
         self._run = run
         self._dummy_row = dummy_row
         self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
+        self.pool = torch.cuda.graph_pool_handle()
         self._captured: dict[tuple[int, bool], CapturedDecode] = {}
 
     def get(self, batch: int, *, chooses: bool) -> CapturedDecode:
@@ -103,7 +106,7 @@ class DecodeGraphs:
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(
-            graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
+            graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"
         ):
             outputs = self._run(columns, chooses)
         return CapturedDecode(graph, inputs, columns, outputs)

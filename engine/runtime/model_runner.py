@@ -35,6 +35,7 @@ from engine.runtime.host_step import HostStep, StepBuilder
 from engine.runtime.request_rows import RequestRows
 from engine.runtime.runner_config import RunnerConfig
 from engine.runtime.step_clock import StepClock, StepEvents
+from engine.runtime.token_graphs import TokenGraphs
 from engine.runtime.transfers_to_device import Upload
 from engine.sampling_params import SamplingParams
 
@@ -90,6 +91,15 @@ class ModelRunner:
             if self._on_gpu and config.cuda_graph_batch_sizes
             else None
         )
+        empty = torch.empty(0, dtype=torch.int32, device=self.device)
+        self._token_graphs = (
+            TokenGraphs(
+                transformer, cache, self._inputs(empty, empty, empty), config.graph_tokens,
+                self._graphs.pool,
+            )
+            if self._graphs is not None and config.graph_tokens
+            else None
+        )  # fmt: skip
 
     @property
     def spec(self) -> ModelSpec:
@@ -111,6 +121,7 @@ class ModelRunner:
             "num_pages": self.num_pages,
             "page_size": self._cache.page_size,
             "cuda_graph_batch_sizes": list(self.config.cuda_graph_batch_sizes),
+            "cuda_graph_tokens": list(self.config.graph_tokens if self._on_gpu else ()),
             "kv_cache_bytes": self._cache.pool.nbytes,
             "torch": torch.__version__,
             "triton": _version("triton"),
@@ -126,10 +137,14 @@ class ModelRunner:
         self._state.forget(request_id)
 
     def warm_up(self) -> None:
-        """Capture the CUDA Graphs of all buckets, largest first."""
-        if self._graphs is not None:
-            for batch in reversed(self.config.cuda_graph_batch_sizes):
-                self._graphs.get(batch, chooses=True)
+        """Capture all CUDA Graphs, the largest first."""
+        with torch.inference_mode():
+            if self._token_graphs is not None:
+                for tokens in reversed(self.config.graph_tokens):
+                    self._token_graphs.get(tokens)
+            if self._graphs is not None:
+                for batch in reversed(self.config.cuda_graph_batch_sizes):
+                    self._graphs.get(batch, chooses=True)
 
     def launch(self, plan: StepPlan) -> RunningStep:
         """Queue a step; see `Executor.launch`."""
@@ -154,7 +169,7 @@ class ModelRunner:
 
     def close(self) -> None:
         """Let go of the graphs and the cache; the runner cannot be used afterwards."""
-        self._graphs = None
+        self._graphs = self._token_graphs = None
         del self._cache, self._transformer, self._state
         if self._on_gpu:
             torch.cuda.empty_cache()
@@ -212,29 +227,35 @@ class ModelRunner:
         return DecodeOutputs(None, sampled)
 
     def _run_eagerly(self, host: HostStep, asks: SamplingAsks) -> SampleResult:
-        chunks = host.prefill
+        """A step with prefill, or one too large for the graphs of decode steps."""
+        chunks, graphs = host.prefill, self._token_graphs
         arrays = [host.token_ids, host.positions, host.rows, host.logit_rows]
         arrays += [host.new_at, host.new_pages]
         if chunks is not None:
             arrays += [chunks.starts, chunks.rows, chunks.contexts]
         ids, positions, rows, logit_rows, new_at, new_pages, *rest = self._upload.send(arrays)
         self._write_pages(new_at, new_pages)
+        size = graphs.size_for(len(ids)) if graphs is not None else None
         prefill = None
         if chunks is not None:
-            no_context = not chunks.contexts.any()
+            no_context = size is None and not chunks.contexts.any()
             prefill = PrefillInputs(*rest, lengths=chunks.lengths, no_context=no_context)
+        step = self._inputs(ids, positions, rows, prefill, logit_rows)
         with annotate("forward"):
-            step = self._inputs(ids, positions, rows, prefill, logit_rows)
-            logits = self._transformer.forward(step, self._cache)
+            if graphs is not None and size is not None:
+                logits = self._replay_pieces(graphs, size, step)
+            else:
+                logits = self._transformer.forward(step, self._cache)
         if not len(logits):
             return SampleResult(ids[:0])
         with annotate("sample"):
-            return self._sample(
-                logits,
-                rows.index_select(0, logit_rows),
-                positions.index_select(0, logit_rows),
-                asks,
-            )
+            rows, positions = (part.index_select(0, logit_rows) for part in (rows, positions))
+            return self._sample(logits, rows, positions, asks)
+
+    def _replay_pieces(self, graphs: TokenGraphs, size: int, step: StepInputs) -> torch.Tensor:
+        captured = graphs.get(size)
+        graphs.fill(captured, step, self._state.dummy_row)
+        return self._transformer.logits(graphs.run(captured, step), step.logit_rows)
 
     def _inputs(
         self,

@@ -8,6 +8,9 @@ from typing import Literal
 
 LoadFormat = Literal["auto", "dummy"]
 
+# Beyond about a thousand tokens the GPU takes longer than the launches, even with small models.
+DEFAULT_GRAPH_TOKENS = (16, 32, *range(64, 1025, 64))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerConfig:
@@ -27,6 +30,8 @@ class RunnerConfig:
         max_running_requests: most requests in a step.
         max_model_len: longest prompt plus output; None: the model's own.
         cuda_graph_batch_sizes: decode batches that are captured; () runs everything eagerly.
+        cuda_graph_tokens: numbers of tokens for which steps with prefill are captured, piece by
+            piece; None: `DEFAULT_GRAPH_TOKENS` if decode batches are captured, else none.
         kernels: op name -> implementation, where the default is not wanted.
     """
 
@@ -42,7 +47,16 @@ class RunnerConfig:
     max_running_requests: int = 256
     max_model_len: int | None = None
     cuda_graph_batch_sizes: tuple[int, ...] = ()
+    cuda_graph_tokens: tuple[int, ...] | None = None
     kernels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def graph_tokens(self) -> tuple[int, ...]:
+        """`cuda_graph_tokens`, resolved; none is larger than a step may be."""
+        sizes = self.cuda_graph_tokens
+        if sizes is None:
+            sizes = DEFAULT_GRAPH_TOKENS if self.cuda_graph_batch_sizes else ()
+        return tuple(size for size in sizes if size <= self.max_num_batched_tokens)
 
     def __post_init__(self) -> None:
         at_least_one = ("page_size", "max_num_batched_tokens", "max_running_requests")
@@ -57,5 +71,9 @@ class RunnerConfig:
             raise ValueError(f"memory_fraction must be in (0, 1], got {self.memory_fraction:g}")
         if self.load_format not in ("auto", "dummy"):
             raise ValueError(f"load_format must be auto or dummy, got {self.load_format!r}")
+        for name in ("cuda_graph_batch_sizes", "cuda_graph_tokens"):
+            sizes = getattr(self, name) or ()
+            if list(sizes) != sorted(set(sizes)) or (sizes and sizes[0] < 1):
+                raise ValueError(f"{name} must be ascending and positive, got {sizes}")
         if self.dtype not in (None, "bf16", "fp16", "fp32"):
             raise ValueError(f"dtype must be bf16, fp16 or fp32, got {self.dtype!r}")

@@ -1,0 +1,140 @@
+"""CUDA Graphs of steps with prefill, piece by piece: everything but attention.
+
+What lies between two attentions depends on the number of tokens only, so it is captured for some
+numbers of tokens, and a step is padded up to the next. Attention, which depends on the requests, is
+launched between the replays. A step of few tokens then costs the host two launches a layer and not
+a dozen, and is no longer bound by them.
+"""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+
+import torch
+
+from engine.models.kv_cache import KvCache
+from engine.models.step_inputs import StepInputs
+from engine.models.transformer import Hidden, Transformer
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedTokens:
+    """The pieces of a step of so many tokens.
+
+    Attributes:
+        graphs: before the first attention, between two, after the last.
+        columns: token ids, positions and rows, int32 each, to be filled before the first piece.
+        hidden: what the last piece leaves.
+    """
+
+    graphs: list[torch.cuda.CUDAGraph]
+    columns: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    hidden: Hidden
+
+
+class TokenGraphs:
+    """Captures pieces and replays them.
+
+    Args:
+        transformer: the model.
+        cache: its pages.
+        template: page table, last tokens and counters of the engine.
+        sizes: numbers of tokens to capture, ascending.
+        pool: of memory that all graphs of the engine share.
+    """
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        cache: KvCache,
+        template: StepInputs,
+        sizes: tuple[int, ...],
+        pool: tuple[int, int],
+    ) -> None:
+        self._transformer, self._cache, self._template = transformer, cache, template
+        self._sizes, self._pool = sizes, pool
+        self._device = cache.pool.device
+        self._captured: dict[int, CapturedTokens] = {}
+        spec = transformer.spec
+        shape = (sizes[-1], spec.num_heads, spec.head_dim)
+        self._query = torch.zeros(shape, dtype=cache.pool.dtype, device=self._device)
+        self._attended = torch.zeros_like(self._query)
+
+    def size_for(self, tokens: int) -> int | None:
+        """The captured number of tokens that a step is padded to; None: it is too large."""
+        at = bisect.bisect_left(self._sizes, tokens)
+        return self._sizes[at] if at < len(self._sizes) else None
+
+    def get(self, size: int) -> CapturedTokens:
+        """The pieces of a size, captured now if they have not been asked for before."""
+        if size not in self._captured:
+            self._captured[size] = self._capture(size)
+        return self._captured[size]
+
+    def fill(self, captured: CapturedTokens, step: StepInputs, dummy_row: int) -> None:
+        """Put a step's tokens into the inputs of the pieces, and padding behind them."""
+        count, (ids, positions, rows) = len(step.rows), captured.columns
+        ids[:count].copy_(step.token_ids)
+        positions[:count].copy_(step.positions)
+        rows[:count].copy_(step.rows)
+        if count < len(rows):
+            ids[count:].zero_()
+            positions[count:].zero_()
+            rows[count:].fill_(dummy_row)
+
+    def run(self, captured: CapturedTokens, step: StepInputs) -> Hidden:
+        """Replay the pieces around the attention of a step; `inputs` are filled already.
+
+        Args:
+            captured: pieces of at least as many tokens.
+            step: the real tokens; its chunks must not claim to have no context, because keys and
+                values are read from the pages.
+        """
+        first, *others = captured.graphs
+        size = captured.hidden.residual.shape[0]
+        query, attended = self._query[:size], self._attended[:size]
+        first.replay()
+        for index, graph in enumerate(others):
+            self._transformer.attend(index, query, step, self._cache, out=attended)
+            graph.replay()
+        return captured.hidden
+
+    def _capture(self, size: int) -> CapturedTokens:
+        ids, positions, rows = torch.zeros((3, size), dtype=torch.int32, device=self._device)
+        rows.fill_(self._template.page_table.shape[0] - 1)  # nothing but dummy pages is written
+        template = self._template
+        step = StepInputs(
+            ids, positions, rows, template.page_table, template.last_tokens, template.counters
+        )
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):  # compiles, and lets libraries allocate
+            hidden = self._piece(0, None, step)
+            for index in range(1, self._transformer.spec.num_layers + 1):
+                hidden = self._piece(index, hidden, step)
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        graphs: list[torch.cuda.CUDAGraph] = []
+        between: Hidden | None = None
+        for index in range(self._transformer.spec.num_layers + 1):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
+            ):
+                between = self._piece(index, between, step)
+            graphs.append(graph)
+        if between is None:
+            raise ValueError("a model needs at least one layer")
+        return CapturedTokens(graphs, (ids, positions, rows), between)
+
+    def _piece(self, index: int, hidden: Hidden | None, step: StepInputs) -> Hidden:
+        """From the attention of layer `index - 1`, or the start, to that of layer `index`."""
+        model, size = self._transformer, len(step.rows)
+        if hidden is None:
+            hidden = model.embed(step)
+        else:
+            hidden = model.merge(index - 1, self._attended[:size], hidden)
+            hidden = model.feed_forward(index - 1, hidden)
+        if index < model.spec.num_layers:
+            model.project(index, hidden, step, self._cache, out=self._query[:size])
+        return hidden
