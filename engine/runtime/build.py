@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from engine.models.model_folder import find_model_folder, special_tokens
 from engine.models.transformer import Transformer
 from engine.models.weight_loading import load_weights
 from engine.runtime.executor import EngineError
-from engine.runtime.memory_measurement import measure, page_bytes
+from engine.runtime.memory_measurement import TRIAL_PAGES, measure, page_bytes
 from engine.runtime.model_runner import ModelRunner
 from engine.runtime.runner_config import RunnerConfig
 
@@ -58,13 +59,25 @@ def build_runner(
         weights = load_weights(folder, spec, device, dtype)
     with torch.inference_mode():
         transformer = Transformer(spec, weights, kernels, max_model_len)
+
+    def runner_over(pages: int) -> ModelRunner:
+        cache = allocate_kv_cache(spec, pages, config.page_size, device, dtype)
+        eos = special_tokens(folder).eos if folder is not None else ()
+        return ModelRunner(config, transformer, cache, clock, eos)
+
+    if device.type == "cpu":
+        return runner_over(config.num_pages or _cpu_pages(config, spec, dtype))
+    trial = runner_over(TRIAL_PAGES)
+    on_progress("compiling kernels")
+    trial.compile_kernels()
     on_progress("measuring memory")
-    num_pages = _num_pages(config, transformer, dtype)
-    cache = allocate_kv_cache(spec, num_pages, config.page_size, device, dtype)
-    eos = special_tokens(folder).eos if folder is not None else ()
-    runner = ModelRunner(replace(config, num_pages=num_pages), transformer, cache, clock, eos)
+    pages = measure(trial).num_pages
+    trial.close()
+    gc.collect()
+    torch.cuda.empty_cache()
+    runner = runner_over(pages)
     on_progress("capturing CUDA Graphs")
-    runner.warm_up()
+    runner.capture_graphs()
     return runner
 
 
@@ -108,12 +121,8 @@ def _find_model(config: RunnerConfig) -> tuple[Path | None, ModelSpec]:
     return folder, load_model_spec(str(folder))
 
 
-def _num_pages(config: RunnerConfig, transformer: Transformer, dtype: torch.dtype) -> int:
-    if transformer.weights.embed.device.type == "cuda":
-        return measure(config, transformer, dtype).num_pages
-    if config.num_pages is not None:
-        return config.num_pages
-    # On a CPU memory is shared with everybody: a fixed share, but room for one long text.
-    fit = _CPU_CACHE_BYTES // page_bytes(transformer.spec, config.page_size, dtype)
+def _cpu_pages(config: RunnerConfig, spec: ModelSpec, dtype: torch.dtype) -> int:
+    """Memory is shared with everybody: a fixed share of it, but room for one long text."""
+    fit = _CPU_CACHE_BYTES // page_bytes(spec, config.page_size, dtype)
     longest = -(-(config.max_model_len or 1) // config.page_size)
     return min(max(fit, longest), longest * config.max_running_requests)

@@ -35,6 +35,13 @@ class SamplingAsks:
 
 NOTHING_SPECIAL = SamplingAsks()
 
+# What requests usually ask besides, so that it is compiled before the first of them comes.
+COMMON_ASKS = (
+    SamplingAsks(all_greedy=False),
+    SamplingAsks(all_greedy=False, any_top_k=True, any_top_p=True, any_min_p=True),
+    SamplingAsks(needs_logprobs=True),
+)
+
 
 class DeviceState:
     """Page table, last tokens, and sampling parameters of every row, on one device.

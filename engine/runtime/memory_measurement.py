@@ -1,8 +1,8 @@
 """How many KV pages fit: measured on the device, after everything else has had its turn.
 
-The model runs once with the largest step that it may get and its largest decode step, over a cache
-of a few pages; the CUDA Graphs of the two largest buckets are captured on trial. What is free then,
-less what must stay free and the graphs yet to come, is for pages.
+A trial runner over a cache of a few pages runs the largest steps that may come and captures the
+largest graphs of each kind. What is free then, less what must stay free and the graphs yet to come,
+is for pages.
 """
 
 from __future__ import annotations
@@ -13,17 +13,11 @@ from dataclasses import dataclass
 import torch
 
 from engine.core.model_spec import ModelSpec
-from engine.models.kv_cache import KvCache, allocate_kv_cache
-from engine.models.step_inputs import PrefillInputs, StepInputs
-from engine.models.transformer import Transformer
-from engine.runtime.device_state import DeviceState
 from engine.runtime.executor import EngineError
-from engine.runtime.runner_config import RunnerConfig
+from engine.runtime.model_runner import ModelRunner
 
 _MIB = 1 << 20
-_GRAPH_BYTES = 8 * _MIB  # each further graph: nodes and their arguments, measured 3 to 6 MiB
-_GRAPH_POOL_BYTES = 256 * _MIB  # what all graphs share: activations and logits of the largest
-_TRIAL_CONTEXT = 4096  # tokens of the trial's longest chunk
+TRIAL_PAGES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +26,15 @@ class Memory:
 
     Attributes:
         total: of the device.
-        free_before_cache: after the trial step.
+        free: after the trial steps, with nothing of the trial left but what libraries keep.
         kept_free: not for this engine.
-        graphs: set aside for CUDA Graphs.
+        graphs: that the CUDA Graphs are going to take.
         page: of one page, all layers.
-        num_pages: that fit.
+        num_pages: that requests may hold.
     """
 
     total: int
-    free_before_cache: int
+    free: int
     kept_free: int
     graphs: int
     page: int
@@ -53,89 +47,58 @@ def page_bytes(spec: ModelSpec, page_size: int, dtype: torch.dtype) -> int:
     return per_token * page_size * dtype.itemsize
 
 
-def measure(config: RunnerConfig, transformer: Transformer, dtype: torch.dtype) -> Memory:
-    """Run the largest step, and count what is left for pages on the GPU.
+def measure(trial: ModelRunner) -> Memory:
+    """Run the largest steps on a trial runner, capture some graphs, and count what is left.
 
     Raises:
         EngineError: not even one page is left, or the largest step does not fit.
     """
-    device = transformer.weights.embed.device
-    run_largest_step(config, transformer, dtype)
-    gc.collect()
-    torch.cuda.synchronize(device)
-    free, total = torch.cuda.mem_get_info(device)
-    kept_free = int(total * (1 - config.memory_fraction))
-    buckets = len(config.cuda_graph_batch_sizes)
-    graphs = _GRAPH_POOL_BYTES + buckets * _GRAPH_BYTES if buckets else 0
-    page = page_bytes(transformer.spec, config.page_size, dtype)
-    # The dummy page is one more than requests may hold.
-    fit = (free - kept_free - graphs) // page - 1
-    wanted = config.num_pages
-    if fit < (wanted or 1):
-        raise EngineError(
-            f"{transformer.spec.name}: {wanted or 1:,} KV pages of {page / _MIB:.2f} MiB do not"
-            f" fit: {free / _MIB:,.0f} of {total / _MIB:,.0f} MiB are free, {kept_free / _MIB:,.0f}"
-            f" must stay so (memory_fraction {config.memory_fraction:g}), {graphs / _MIB:,.0f} are"
-            f" for CUDA Graphs: {max(fit, 0):,} pages fit"
-        )
-    return Memory(total, free, kept_free, graphs, page, wanted or fit)
-
-
-def run_largest_step(config: RunnerConfig, transformer: Transformer, dtype: torch.dtype) -> None:
-    """Prefill as many tokens as a step may hold, and decode as many requests as may run.
-
-    Also compiles what these steps need and makes libraries allocate their workspaces. The chunks
-    are as long as prompts usually are at most, since one chunk costs the most memory.
-
-    Raises:
-        EngineError: out of memory.
-    """
-    spec, device = transformer.spec, transformer.weights.embed.device
-    longest = min(config.max_num_batched_tokens, config.max_model_len or _TRIAL_CONTEXT)
-    cache = allocate_kv_cache(spec, 4, config.page_size, device, dtype)
-    pages = -(-longest // config.page_size) + 1
-    rows = config.max_running_requests
-    state = DeviceState(rows, pages, cache.dummy_page, (rows + 1) * spec.num_kv_heads, device)
+    config, device = trial.config, trial.device
     try:
-        with torch.inference_mode():
-            _prefill(transformer, cache, state, config.max_num_batched_tokens, longest)
-            _decode(transformer, cache, state, rows)
+        trial.run_largest_steps()
+        graphs = _graph_bytes(trial)
     except torch.OutOfMemoryError as error:
         raise EngineError(
-            f"{spec.name} does not fit: out of memory in a trial step of "
-            f"{config.max_num_batched_tokens:,} tokens; lower max_num_batched_tokens"
+            f"{trial.spec.name} does not fit: out of memory in a trial step of"
+            f" {config.max_num_batched_tokens:,} tokens; lower max_num_batched_tokens"
         ) from error
+    free, total = _free(device), torch.cuda.mem_get_info(device)[1]
+    page = page_bytes(trial.spec, config.page_size, trial.dtype)
+    kept_free = int(total * (1 - config.memory_fraction))
+    return Memory(total, free, kept_free, graphs, page, _num_pages(trial, free, kept_free, graphs))
 
 
-def _prefill(
-    transformer: Transformer, cache: KvCache, state: DeviceState, tokens: int, longest: int
-) -> None:
-    lengths = [longest] * (tokens // longest)
-    if rest := tokens - sum(lengths):
-        lengths.append(rest)
-    device = state.device
-
-    def int32(values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=device)
-
-    starts = int32([sum(lengths[:at]) for at in range(len(lengths) + 1)])
-    positions = torch.cat([torch.arange(n, dtype=torch.int32, device=device) for n in lengths])
-    rows = int32([0] * len(lengths))
-    zeros = torch.zeros(tokens, dtype=torch.int32, device=device)
-    sampled = min(len(lengths), state.rows)
-    for no_context in (True, False):
-        chunks = PrefillInputs(starts, rows, int32([0] * len(lengths)), tuple(lengths), no_context)
-        step = StepInputs(
-            zeros, positions, zeros, state.page_table, state.last_tokens, state.counters, chunks,
-            starts[1 : sampled + 1] - 1,
-        )  # fmt: skip
-        transformer.forward(step, cache)
+def _num_pages(trial: ModelRunner, free: int, kept_free: int, graphs: int) -> int:
+    config, page = trial.config, page_bytes(trial.spec, trial.config.page_size, trial.dtype)
+    # The dummy page is one more than requests may hold, and the trial's pages will be free.
+    fit = (free + (TRIAL_PAGES + 1) * page - kept_free - graphs) // page - 1
+    wanted = config.num_pages or 1
+    if fit < wanted:
+        raise EngineError(
+            f"{trial.spec.name}: {wanted:,} KV pages of {page / _MIB:.2f} MiB do not fit:"
+            f" {free / _MIB:,.0f} MiB are free beside the model, {kept_free / _MIB:,.0f} must stay"
+            f" so (memory_fraction {config.memory_fraction:g}), {graphs / _MIB:,.0f} are for CUDA"
+            f" Graphs: {max(fit, 0):,} pages fit"
+        )
+    return config.num_pages or fit
 
 
-def _decode(transformer: Transformer, cache: KvCache, state: DeviceState, rows: int) -> None:
-    zeros = torch.zeros(rows, dtype=torch.int32, device=state.device)
-    step = StepInputs(
-        zeros, zeros, zeros + state.dummy_row, state.page_table, state.last_tokens, state.counters
-    )
-    logits = transformer.forward(step, cache)
-    logits.float()  # samplers may want them so
+def _graph_bytes(trial: ModelRunner) -> int:
+    """What all graphs will take: the largest of a kind measured, others as much as the second."""
+    total = 0
+    for capture, sizes in trial.graph_captures():
+        taken = []
+        for size in sizes[-1:-3:-1]:
+            before = _free(trial.device)
+            capture(size)
+            taken.append(max(0, before - _free(trial.device)))
+        if taken:
+            total += taken[0] + taken[-1] * (len(sizes) - 1)
+    return total
+
+
+def _free(device: torch.device) -> int:
+    gc.collect()
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]

@@ -17,13 +17,14 @@ import torch
 from engine.core.config import MAX_PLANS_IN_FLIGHT
 from engine.core.model_spec import ModelSpec
 from engine.core.plan import StepPlan
+from engine.kernels.launching import compile_only
 from engine.kernels.sampling_batch import SampleResult
 from engine.models.kv_cache import KvCache
 from engine.models.step_inputs import PrefillInputs, StepInputs
 from engine.models.transformer import Transformer
 from engine.nvtx_ranges import annotate
 from engine.runtime.decode_graphs import DecodeColumns, DecodeGraphs, DecodeOutputs
-from engine.runtime.device_state import NOTHING_SPECIAL, DeviceState, SamplingAsks
+from engine.runtime.device_state import COMMON_ASKS, NOTHING_SPECIAL, DeviceState, SamplingAsks
 from engine.runtime.executor import (
     ExecutorDiedError,
     RunningStep,
@@ -37,6 +38,7 @@ from engine.runtime.runner_config import RunnerConfig
 from engine.runtime.step_clock import StepClock, StepEvents
 from engine.runtime.token_graphs import TokenGraphs
 from engine.runtime.transfers_to_device import Upload
+from engine.runtime.trial_steps import trial_decode, trial_prefill
 from engine.sampling_params import SamplingParams
 
 
@@ -136,15 +138,63 @@ class ModelRunner:
         """A request has ended."""
         self._state.forget(request_id)
 
-    def warm_up(self) -> None:
-        """Capture all CUDA Graphs, the largest first."""
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights, activations and cache."""
+        return self._cache.pool.dtype
+
+    def graph_captures(self) -> list[tuple[Callable[[int], object], tuple[int, ...]]]:
+        """For each kind of CUDA Graph, what captures one of a size, and the sizes, ascending."""
+        captures: list[tuple[Callable[[int], object], tuple[int, ...]]] = []
+        if self._token_graphs is not None:
+            captures.append((self._token_graphs.get, self.config.graph_tokens))
+        if (graphs := self._graphs) is not None:
+            sizes = self.config.cuda_graph_batch_sizes
+            captures.append((lambda size: graphs.get(size, chooses=True), sizes))
+        return captures
+
+    def capture_graphs(self) -> None:
+        """Capture all CUDA Graphs, the largest first, so that the others fit into its memory."""
         with torch.inference_mode():
-            if self._token_graphs is not None:
-                for tokens in reversed(self.config.graph_tokens):
-                    self._token_graphs.get(tokens)
-            if self._graphs is not None:
-                for batch in reversed(self.config.cuda_graph_batch_sizes):
-                    self._graphs.get(batch, chooses=True)
+            for capture, sizes in self.graph_captures():
+                for size in reversed(sizes):
+                    capture(size)
+
+    def compile_kernels(self) -> None:
+        """Compile what steps of all kinds need, side by side."""
+        with torch.inference_mode(), compile_only():
+            for asks in (NOTHING_SPECIAL, *COMMON_ASKS):
+                step = trial_decode(2, self._state.dummy_row)
+                self._run_eagerly(step, asks, allow_graphs=False)
+            for batch in {*self.config.cuda_graph_batch_sizes, 1, self.config.max_running_requests}:
+                self._run_decode_eagerly(batch)
+            longest = min(self.config.max_num_batched_tokens, self.max_model_len)
+            # An odd number of tokens is another variant of some kernels; few tokens are, too.
+            for tokens in sorted({longest, longest - 1, *self.config.graph_tokens, 5, 2} - {0}):
+                for context in (0, 1):
+                    self._trial_prefill(tokens, min(tokens, self.max_model_len - 1), context)
+
+    def run_largest_steps(self) -> None:
+        """Prefill as many tokens as a step may hold, and decode as many requests as may run.
+
+        Libraries allocate what they need meanwhile. One chunk that is as long as it may be costs
+        more memory than several.
+        """
+        most, longest = self.config.max_num_batched_tokens, self.max_model_len - 1
+        with torch.inference_mode():
+            for context in (0, 1):
+                self._trial_prefill(most, max(1, min(most, longest)), context)
+            self._run_decode_eagerly(self.config.max_running_requests)
+
+    def _trial_prefill(self, tokens: int, longest: int, context: int) -> None:
+        step = trial_prefill(tokens, longest, self._state.dummy_row, context=context)
+        if len(step.sampled) <= self.config.max_running_requests:
+            self._run_eagerly(step, NOTHING_SPECIAL, allow_graphs=False)
+
+    def _run_decode_eagerly(self, batch: int) -> None:
+        self._run_eagerly(
+            trial_decode(batch, self._state.dummy_row), NOTHING_SPECIAL, allow_graphs=False
+        )
 
     def launch(self, plan: StepPlan) -> RunningStep:
         """Queue a step; see `Executor.launch`."""
@@ -226,9 +276,11 @@ class ModelRunner:
             sampled = self._sample(logits, columns.rows, columns.positions, NOTHING_SPECIAL)
         return DecodeOutputs(None, sampled)
 
-    def _run_eagerly(self, host: HostStep, asks: SamplingAsks) -> SampleResult:
+    def _run_eagerly(
+        self, host: HostStep, asks: SamplingAsks, *, allow_graphs: bool = True
+    ) -> SampleResult:
         """A step with prefill, or one too large for the graphs of decode steps."""
-        chunks, graphs = host.prefill, self._token_graphs
+        chunks, graphs = host.prefill, self._token_graphs if allow_graphs else None
         arrays = [host.token_ids, host.positions, host.rows, host.logit_rows]
         arrays += [host.new_at, host.new_pages]
         if chunks is not None:
