@@ -398,7 +398,7 @@ def test_a_real_broken_row_harms_nobody(
     folder, _ = tiny
     params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
     with open_tiny(folder) as llm:
-        embedding = llm._engine._runner._transformer.weights.embed
+        embedding = llm._engine._runner.transformer.weights.embed
         embedding[200] = float("nan")
         outputs = llm.generate([PROMPTS[0], [5, 200, 7], PROMPTS[2]], params)
     assert [o.outputs[0].finish_reason for o in outputs] == ["length", "error", "length"]

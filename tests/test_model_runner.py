@@ -34,8 +34,8 @@ def check_texts(engine: TinyEngine, asked: dict[int, list[int]], but: set[int]) 
 
 
 def faulty(runner: ModelRunner) -> FakeTransformer:
-    assert isinstance(runner._transformer, FakeTransformer)
-    return runner._transformer
+    assert isinstance(runner.transformer, FakeTransformer)
+    return runner.transformer
 
 
 @pytest.mark.parametrize("page_size", [1, 4, 16])

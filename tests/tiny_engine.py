@@ -197,7 +197,7 @@ def _request(request_id: int, prompt: Sequence[int], max_tokens: int) -> Request
 
 def _spy_on_logits(runner: ModelRunner, take: Callable[[torch.Tensor], None]) -> None:
     """Show every sampler call's logits to `take`; not what a CUDA Graph replays."""
-    transformer = runner._transformer
+    transformer = runner.transformer
     sample = getattr(transformer, "unspied_sample", transformer.kernels.sample)
     transformer.unspied_sample = sample  # type: ignore[attr-defined]
 

@@ -69,7 +69,7 @@ def build_runner(
         return runner_over(config.num_pages or _cpu_pages(config, spec, dtype))
     trial = runner_over(TRIAL_PAGES)
     on_progress("compiling kernels")
-    trial.compile_kernels()
+    trial.steps.compile_kernels()
     on_progress("measuring memory")
     pages = measure(trial).num_pages
     trial.close()
@@ -77,7 +77,7 @@ def build_runner(
     torch.cuda.empty_cache()
     runner = runner_over(pages)
     on_progress("capturing CUDA Graphs")
-    runner.capture_graphs()
+    runner.steps.capture_graphs()
     return runner
 
 

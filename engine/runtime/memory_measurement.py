@@ -55,7 +55,7 @@ def measure(trial: ModelRunner) -> Memory:
     """
     config, device = trial.config, trial.device
     try:
-        trial.run_largest_steps()
+        trial.steps.run_largest_steps()
         graphs = _graph_bytes(trial)
     except torch.OutOfMemoryError as error:
         raise EngineError(
@@ -86,11 +86,12 @@ def _num_pages(trial: ModelRunner, free: int, kept_free: int, graphs: int) -> in
 def _graph_bytes(trial: ModelRunner) -> int:
     """What all graphs will take: the largest of a kind measured, others as much as the second."""
     total = 0
-    for capture, sizes in trial.graph_captures():
+    for capture, sizes in trial.steps.graph_captures():
         taken = []
         for size in sizes[-1:-3:-1]:
             before = _free(trial.device)
-            capture(size)
+            with torch.inference_mode():
+                capture(size)
             taken.append(max(0, before - _free(trial.device)))
         if taken:
             total += taken[0] + taken[-1] * (len(sizes) - 1)

@@ -1,0 +1,228 @@
+"""Runs steps on a device: kernel by kernel, or by replaying CUDA Graphs.
+
+A pure decode step replays the graph of its bucket. A step with few tokens of prefill replays pieces
+of a graph between its attentions. Everything else is launched as it comes. Nothing waits for the
+device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from engine.core.config import MAX_PLANS_IN_FLIGHT
+from engine.kernels.launching import compile_only
+from engine.kernels.sampling_batch import SampleResult
+from engine.models.kv_cache import KvCache
+from engine.models.step_inputs import PrefillInputs, StepInputs
+from engine.models.transformer import Transformer
+from engine.nvtx_ranges import annotate
+from engine.runtime.decode_graphs import DecodeColumns, DecodeGraphs, DecodeOutputs
+from engine.runtime.device_state import COMMON_ASKS, NOTHING_SPECIAL, DeviceState, SamplingAsks
+from engine.runtime.host_step import HostStep
+from engine.runtime.runner_config import RunnerConfig
+from engine.runtime.token_graphs import TokenGraphs
+from engine.runtime.transfers_to_device import Upload
+from engine.runtime.trial_steps import trial_decode, trial_prefill
+
+
+class StepRunner:
+    """Runs the steps of one replica in the order in which it is asked to.
+
+    Args:
+        config: as resolved.
+        transformer: the model.
+        cache: its KV pages.
+
+    Attributes:
+        state: what the device remembers of the requests.
+        max_pages: places in a row of the page table.
+    """
+
+    def __init__(self, config: RunnerConfig, transformer: Transformer, cache: KvCache) -> None:
+        if config.max_model_len is None:
+            raise ValueError("max_model_len must be resolved before a runner is made")
+        self._config, self._transformer, self._cache = config, transformer, cache
+        self._max_model_len = config.max_model_len
+        self.max_pages = -(-config.max_model_len // cache.page_size)
+        device = cache.pool.device
+        # Besides the running requests, those whose last token an earlier plan in flight brings.
+        rows = MAX_PLANS_IN_FLIGHT * config.max_running_requests
+        counters = (config.max_running_requests + 1) * transformer.spec.num_kv_heads
+        self.state = DeviceState(rows, self.max_pages, cache.dummy_page, counters, device)
+        self._upload = Upload(device, 4 * config.max_num_batched_tokens + 64)
+        self._decode_graphs: DecodeGraphs | None = None
+        self._token_graphs: TokenGraphs | None = None
+        if device.type == "cuda" and config.cuda_graph_batch_sizes:
+            self._decode_graphs = DecodeGraphs(self._run_decode, self.state.dummy_row, device)
+            if config.graph_tokens:
+                nothing = torch.empty(0, dtype=torch.int32, device=device)
+                template = self._inputs(nothing, nothing, nothing)
+                pool = self._decode_graphs.pool
+                self._token_graphs = TokenGraphs(
+                    transformer, cache, template, config.graph_tokens, pool
+                )
+
+    def run(self, host: HostStep, asks: SamplingAsks, graph_batch: int = 0) -> SampleResult:
+        """Queue a step.
+
+        Args:
+            host: the step.
+            asks: what its rows want of the sampler.
+            graph_batch: bucket of a pure decode step; 0: it has none.
+        """
+        if graph_batch and self._decode_graphs is not None:
+            return self._replay(self._decode_graphs, graph_batch, host, asks)
+        return self._run_eagerly(host, asks)
+
+    def close(self) -> None:
+        """Let go of the graphs, which refer to this object."""
+        self._decode_graphs = self._token_graphs = None
+
+    def graph_captures(self) -> list[tuple[Callable[[int], object], tuple[int, ...]]]:
+        """For each kind of CUDA Graph, what captures one of a size, and the sizes, ascending."""
+        captures: list[tuple[Callable[[int], object], tuple[int, ...]]] = []
+        if self._token_graphs is not None:
+            captures.append((self._token_graphs.get, self._config.graph_tokens))
+        if (graphs := self._decode_graphs) is not None:
+            sizes = self._config.cuda_graph_batch_sizes
+            captures.append((lambda size: graphs.get(size, chooses=True), sizes))
+        return captures
+
+    def capture_graphs(self) -> None:
+        """Capture all CUDA Graphs, the largest first, so that the others fit into its memory."""
+        with torch.inference_mode():
+            for capture, sizes in self.graph_captures():
+                for size in reversed(sizes):
+                    capture(size)
+
+    def compile_kernels(self) -> None:
+        """Compile what steps of all kinds need, side by side."""
+        with torch.inference_mode(), compile_only():
+            for asks in (NOTHING_SPECIAL, *COMMON_ASKS):
+                step = trial_decode(2, self.state.dummy_row)
+                self._run_eagerly(step, asks, allow_graphs=False)
+            for batch in {
+                *self._config.cuda_graph_batch_sizes,
+                1,
+                self._config.max_running_requests,
+            }:
+                self._run_decode_eagerly(batch)
+            longest = min(self._config.max_num_batched_tokens, self._max_model_len)
+            # An odd number of tokens is another variant of some kernels; few tokens are, too.
+            for tokens in sorted({longest, longest - 1, *self._config.graph_tokens, 5, 2} - {0}):
+                for context in (0, 1):
+                    self._trial_prefill(tokens, min(tokens, self._max_model_len - 1), context)
+
+    def run_largest_steps(self) -> None:
+        """Prefill as many tokens as a step may hold, and decode as many requests as may run.
+
+        Libraries allocate what they need meanwhile. One chunk that is as long as it may be costs
+        more memory than several.
+        """
+        most, longest = self._config.max_num_batched_tokens, self._max_model_len - 1
+        with torch.inference_mode():
+            for context in (0, 1):
+                self._trial_prefill(most, max(1, min(most, longest)), context)
+            self._run_decode_eagerly(self._config.max_running_requests)
+
+    def _trial_prefill(self, tokens: int, longest: int, context: int) -> None:
+        step = trial_prefill(tokens, longest, self.state.dummy_row, context=context)
+        if len(step.sampled) <= self._config.max_running_requests:
+            self._run_eagerly(step, NOTHING_SPECIAL, allow_graphs=False)
+
+    def _run_decode_eagerly(self, batch: int) -> None:
+        self._run_eagerly(
+            trial_decode(batch, self.state.dummy_row), NOTHING_SPECIAL, allow_graphs=False
+        )
+
+    def _replay(
+        self, graphs: DecodeGraphs, batch: int, host: HostStep, asks: SamplingAsks
+    ) -> SampleResult:
+        chooses = asks == NOTHING_SPECIAL
+        captured = graphs.get(batch, chooses=chooses)
+        count = len(host.rows)
+        # A member begins at most one page in a step, so the new pages fit too.
+        columns = [host.token_ids, host.positions, host.rows, host.new_at, host.new_pages]
+        self._upload.send(graphs.padded(columns, batch), into=captured.inputs)
+        captured.graph.replay()
+        outputs = captured.outputs
+        if outputs.sampled is not None:
+            return outputs.sampled
+        if outputs.logits is None:
+            raise AssertionError("a captured step leaves tokens or logits")
+        rows, positions = captured.columns.rows[:count], captured.columns.positions[:count]
+        return self._sample(outputs.logits[:count], rows, positions, asks)
+
+    def _run_decode(self, columns: DecodeColumns, chooses: bool) -> DecodeOutputs:
+        """A decode step on its columns; captured, hence free of anything that waits."""
+        with torch.inference_mode():
+            self._write_pages(columns.new_at, columns.new_pages)
+            logits = self._transformer.forward(
+                self._inputs(columns.token_ids, columns.positions, columns.rows), self._cache
+            )
+            if not chooses:
+                return DecodeOutputs(logits, None)
+            sampled = self._sample(logits, columns.rows, columns.positions, NOTHING_SPECIAL)
+        return DecodeOutputs(None, sampled)
+
+    def _run_eagerly(
+        self, host: HostStep, asks: SamplingAsks, *, allow_graphs: bool = True
+    ) -> SampleResult:
+        """A step with prefill, or one too large for the graphs of decode steps."""
+        chunks, graphs = host.prefill, self._token_graphs if allow_graphs else None
+        arrays = [host.token_ids, host.positions, host.rows, host.logit_rows]
+        arrays += [host.new_at, host.new_pages]
+        if chunks is not None:
+            arrays += [chunks.starts, chunks.rows, chunks.contexts]
+        ids, positions, rows, logit_rows, new_at, new_pages, *rest = self._upload.send(arrays)
+        self._write_pages(new_at, new_pages)
+        size = graphs.size_for(len(ids)) if graphs is not None else None
+        prefill = None
+        if chunks is not None:
+            no_context = size is None and not chunks.contexts.any()
+            prefill = PrefillInputs(*rest, lengths=chunks.lengths, no_context=no_context)
+        step = self._inputs(ids, positions, rows, prefill, logit_rows)
+        with annotate("forward"):
+            if graphs is not None and size is not None:
+                logits = self._replay_pieces(graphs, size, step)
+            else:
+                logits = self._transformer.forward(step, self._cache)
+        if not len(logits):
+            return SampleResult(ids[:0])
+        with annotate("sample"):
+            rows, positions = (part.index_select(0, logit_rows) for part in (rows, positions))
+            return self._sample(logits, rows, positions, asks)
+
+    def _replay_pieces(self, graphs: TokenGraphs, size: int, step: StepInputs) -> torch.Tensor:
+        captured = graphs.get(size)
+        graphs.fill(captured, step, self.state.dummy_row)
+        return self._transformer.logits(graphs.run(captured, step), step.logit_rows)
+
+    def _inputs(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        rows: torch.Tensor,
+        prefill: PrefillInputs | None = None,
+        logit_rows: torch.Tensor | None = None,
+    ) -> StepInputs:
+        state = self.state
+        return StepInputs(
+            token_ids, positions, rows, state.page_table, state.last_tokens, state.counters,
+            prefill, logit_rows,
+        )  # fmt: skip
+
+    def _write_pages(self, at: torch.Tensor, pages: torch.Tensor) -> None:
+        self._transformer.kernels.write_pages(self.state.page_table, at, pages)
+
+    def _sample(
+        self,
+        logits: torch.Tensor,
+        rows: torch.Tensor,
+        positions: torch.Tensor,
+        asks: SamplingAsks,
+    ) -> SampleResult:
+        batch = self.state.sampling_batch(rows, positions, asks)
+        return self._transformer.kernels.sample(logits, batch, self.state.last_tokens, rows)
