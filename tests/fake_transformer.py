@@ -71,7 +71,7 @@ def continuation(prompt: Sequence[int], count: int) -> list[int]:
 
 
 def fake_runner(clock: Callable[[], int] = lambda: 0, **settings: object) -> ModelRunner:
-    """A real model runner on a CPU around a fake transformer; its `_transformer` is the fake."""
+    """A real model runner on a CPU around a fake transformer; its `transformer` is the fake."""
     known = dict(
         model="fake", num_pages=40, page_size=4, max_model_len=120, max_running_requests=4,
         max_num_batched_tokens=16,
