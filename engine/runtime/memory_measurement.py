@@ -26,8 +26,9 @@ class Memory:
 
     Attributes:
         total: of the device.
-        free: after the trial steps, with nothing of the trial left but what libraries keep.
+        free: after the trial steps, when nothing is left of them but what libraries keep.
         kept_free: not for this engine.
+        activations: what the largest step takes while it runs, and gives back.
         graphs: that the CUDA Graphs are going to take.
         page: of one page, all layers.
         num_pages: that requests may hold.
@@ -36,6 +37,7 @@ class Memory:
     total: int
     free: int
     kept_free: int
+    activations: int
     graphs: int
     page: int
     num_pages: int
@@ -53,34 +55,41 @@ def measure(trial: ModelRunner) -> Memory:
     Raises:
         EngineError: not even one page is left, or the largest step does not fit.
     """
-    config, device = trial.config, trial.device
+    config, device, spec = trial.config, trial.device, trial.spec
     try:
-        trial.steps.run_largest_steps()
+        activations = _activation_bytes(trial)
+        free, total = _free(device), torch.cuda.mem_get_info(device)[1]
         graphs = _graph_bytes(trial)
     except torch.OutOfMemoryError as error:
         raise EngineError(
-            f"{trial.spec.name} does not fit: out of memory in a trial step of"
+            f"{spec.name} does not fit: out of memory in a trial step of"
             f" {config.max_num_batched_tokens:,} tokens; lower max_num_batched_tokens"
         ) from error
-    free, total = _free(device), torch.cuda.mem_get_info(device)[1]
-    page = page_bytes(trial.spec, config.page_size, trial.dtype)
+    page = page_bytes(spec, config.page_size, trial.dtype)
     kept_free = int(total * (1 - config.memory_fraction))
-    return Memory(total, free, kept_free, graphs, page, _num_pages(trial, free, kept_free, graphs))
-
-
-def _num_pages(trial: ModelRunner, free: int, kept_free: int, graphs: int) -> int:
-    config, page = trial.config, page_bytes(trial.spec, trial.config.page_size, trial.dtype)
     # The dummy page is one more than requests may hold, and the trial's pages will be free.
-    fit = (free + (TRIAL_PAGES + 1) * page - kept_free - graphs) // page - 1
-    wanted = config.num_pages or 1
+    left = free + (TRIAL_PAGES + 1) * page - kept_free - activations - graphs
+    fit, wanted = left // page - 1, config.num_pages or 1
     if fit < wanted:
         raise EngineError(
-            f"{trial.spec.name}: {wanted:,} KV pages of {page / _MIB:.2f} MiB do not fit:"
+            f"{spec.name}: {wanted:,} KV pages of {page / _MIB:.2f} MiB do not fit:"
             f" {free / _MIB:,.0f} MiB are free beside the model, {kept_free / _MIB:,.0f} must stay"
-            f" so (memory_fraction {config.memory_fraction:g}), {graphs / _MIB:,.0f} are for CUDA"
+            f" so (memory_fraction {config.memory_fraction:g}), {activations / _MIB:,.0f} are for a"
+            f" step of {config.max_num_batched_tokens:,} tokens, {graphs / _MIB:,.0f} for CUDA"
             f" Graphs: {max(fit, 0):,} pages fit"
         )
-    return config.num_pages or fit
+    return Memory(total, free, kept_free, activations, graphs, page, config.num_pages or fit)
+
+
+def _activation_bytes(trial: ModelRunner) -> int:
+    """What the allocator holds at the height of the largest steps and gives back after them."""
+    device = trial.device
+    _free(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    trial.steps.run_largest_steps()
+    peak = torch.cuda.max_memory_reserved(device)
+    _free(device)
+    return peak - torch.cuda.memory_reserved(device)
 
 
 def _graph_bytes(trial: ModelRunner) -> int:
