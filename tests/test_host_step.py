@@ -1,4 +1,4 @@
-"""What a plan becomes on the host: rows, positions, and the pages that the device has to be told."""
+"""What a plan becomes on the host: rows, positions, and the pages the device has to be told of."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class PageTable:
         for at, page in zip(step.new_at.tolist(), step.new_pages.tolist(), strict=True):
             row, place = divmod(at, self.width)
             request = self.requests[self.owners[row]]
-            assert (told := (request.request_id, request.epoch, place)) not in self.told
+            told = (request.request_id, request.epoch, place)
+            assert told not in self.told
             self.told.add(told)
             self.pages[row, place] = page
         for array in (step.token_ids, step.positions, step.rows, step.logit_rows, step.new_at):
