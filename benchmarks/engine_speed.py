@@ -126,12 +126,14 @@ class Bench:
         self.ceilings = ceilings
         self._begin = time.perf_counter_ns()
         start = time.perf_counter()
+        self.phases: dict[str, float] = {}  # what began when, in s since the build began
         self.runner: ModelRunner = build_runner(
             RunnerConfig(
                 model=model, load_format="dummy", max_model_len=16384,
                 cuda_graph_batch_sizes=BUCKETS,
             ),
             self.clock,
+            lambda what: self.phases.setdefault(what, time.perf_counter() - start),
         )  # fmt: skip
         self.build_s = time.perf_counter() - start
         self.spec = self.runner.spec
@@ -236,6 +238,7 @@ def cold_start(model: str, start: float) -> None:
     bench.serve([512], [1])
     print(json.dumps({
         "first_token_s": time.time() - start, "imported_s": imported, "build_s": bench.build_s,
+        "phases": bench.phases,
     }))  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from engine.kernels.sampling_batch import SampleResult
+from engine.runtime.graph_capture import GraphSpace
 from engine.runtime.transfers_to_device import pieces
 
 _COLUMNS = 5  # token ids, positions, rows, places and pages of the page table
@@ -59,9 +60,7 @@ class DecodeGraphs:
         run: launches a decode step on its columns; whether it chooses tokens is the argument.
         dummy_row: row of padding.
         device: a GPU.
-
-    Attributes:
-        pool: of memory that the graphs share.
+        space: that all graphs of the engine share.
     """
 
     def __init__(
@@ -69,11 +68,12 @@ class DecodeGraphs:
         run: Callable[[DecodeColumns, bool], DecodeOutputs],
         dummy_row: int,
         device: torch.device,
+        space: GraphSpace,
     ) -> None:
         self._run = run
         self._dummy_row = dummy_row
         self._device = device
-        self.pool = torch.cuda.graph_pool_handle()
+        self._space = space
         self._captured: dict[tuple[int, bool], CapturedDecode] = {}
 
     def get(self, batch: int, *, chooses: bool) -> CapturedDecode:
@@ -99,16 +99,8 @@ class DecodeGraphs:
         for view, column in zip(views, self.padded([empty] * _COLUMNS, batch), strict=True):
             view.copy_(torch.from_numpy(column))
         columns = DecodeColumns(*views)
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            self._run(columns, chooses)  # compiles, and lets libraries allocate, outside the graph
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"
-        ):
-            outputs = self._run(columns, chooses)
+        self._space.rehearse(lambda: self._run(columns, chooses))
+        graph, outputs = self._space.capture(lambda: self._run(columns, chooses))
         return CapturedDecode(graph, inputs, columns, outputs)
 
 

@@ -20,6 +20,7 @@ from engine.models.transformer import Transformer
 from engine.nvtx_ranges import annotate
 from engine.runtime.decode_graphs import DecodeColumns, DecodeGraphs, DecodeOutputs
 from engine.runtime.device_state import COMMON_ASKS, NOTHING_SPECIAL, DeviceState, SamplingAsks
+from engine.runtime.graph_capture import GraphSpace
 from engine.runtime.host_step import HostStep
 from engine.runtime.runner_config import RunnerConfig
 from engine.runtime.token_graphs import TokenGraphs
@@ -55,13 +56,13 @@ class StepRunner:
         self._decode_graphs: DecodeGraphs | None = None
         self._token_graphs: TokenGraphs | None = None
         if device.type == "cuda" and config.cuda_graph_batch_sizes:
-            self._decode_graphs = DecodeGraphs(self._run_decode, self.state.dummy_row, device)
+            space, dummy_row = GraphSpace(device), self.state.dummy_row
+            self._decode_graphs = DecodeGraphs(self._run_decode, dummy_row, device, space)
             if config.graph_tokens:
                 nothing = torch.empty(0, dtype=torch.int32, device=device)
                 template = self._inputs(nothing, nothing, nothing)
-                pool = self._decode_graphs.pool
                 self._token_graphs = TokenGraphs(
-                    transformer, cache, template, config.graph_tokens, pool
+                    transformer, cache, template, config.graph_tokens, space
                 )
 
     def run(self, host: HostStep, asks: SamplingAsks, graph_batch: int = 0) -> SampleResult:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from engine.models.kv_cache import KvCache
 from engine.models.step_inputs import StepInputs
 from engine.models.transformer import Hidden, Transformer
+from engine.runtime.graph_capture import GraphSpace
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class TokenGraphs:
         cache: its pages.
         template: page table, last tokens and counters of the engine.
         sizes: numbers of tokens to capture, ascending.
-        pool: of memory that all graphs of the engine share.
+        space: that all graphs of the engine share.
     """
 
     def __init__(
@@ -50,10 +52,10 @@ class TokenGraphs:
         cache: KvCache,
         template: StepInputs,
         sizes: tuple[int, ...],
-        pool: tuple[int, int],
+        space: GraphSpace,
     ) -> None:
         self._transformer, self._cache, self._template = transformer, cache, template
-        self._sizes, self._pool = sizes, pool
+        self._sizes, self._space = sizes, space
         self._device = cache.pool.device
         self._captured: dict[int, CapturedTokens] = {}
         spec = transformer.spec
@@ -107,25 +109,20 @@ class TokenGraphs:
         step = StepInputs(
             ids, positions, rows, template.page_table, template.last_tokens, template.counters
         )
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):  # compiles, and lets libraries allocate
-            hidden = self._piece(0, None, step)
-            for index in range(1, self._transformer.spec.num_layers + 1):
-                hidden = self._piece(index, hidden, step)
-        torch.cuda.current_stream(self._device).wait_stream(stream)
+        self._space.rehearse(lambda: self._all_pieces(step))
         graphs: list[torch.cuda.CUDAGraph] = []
         between: Hidden | None = None
         for index in range(self._transformer.spec.num_layers + 1):
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
-            ):
-                between = self._piece(index, between, step)
+            graph, between = self._space.capture(partial(self._piece, index, between, step))
             graphs.append(graph)
         if between is None:
             raise ValueError("a model needs at least one layer")
         return CapturedTokens(graphs, (ids, positions, rows), between)
+
+    def _all_pieces(self, step: StepInputs) -> None:
+        hidden: Hidden | None = None
+        for index in range(self._transformer.spec.num_layers + 1):
+            hidden = self._piece(index, hidden, step)
 
     def _piece(self, index: int, hidden: Hidden | None, step: StepInputs) -> Hidden:
         """From the attention of layer `index - 1`, or the start, to that of layer `index`."""
