@@ -1,6 +1,6 @@
 """Times the mixture-of-experts kernels on one GPU, and looks for the best tiles; 100 seconds.
 
-    python benchmarks/kernels_moe.py moe.json [--seconds 100]
+    python benchmarks/kernels_moe.py moe.json [--seconds 100] [--tokens 1,32]
 
 Layers of Qwen3-30B-A3B (128 experts of 768, hidden size 2048, 8 per token), bf16, random routing,
 which is nearly uniform. Several layers take turns, so that no weights are found in the L2 cache.
@@ -8,7 +8,8 @@ Candidates are compiled by many processes first. Every result is compared with f
 wrong one is reported and not timed.
 
 The floor is the larger of (weights of experts touched) / (copy bandwidth of this GPU) and
-FLOPs / 700 TFLOP/s. "chain" is routing and everything after it, per layer, in one CUDA Graph.
+FLOPs / 700 TFLOP/s. "chain" is routing and everything after it up to the norm that adds the result
+to the residual stream, per layer, in one CUDA Graph.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from moe_candidates import (
     EXPERT_BYTES,
     EXPERTS,
     FEATURES,
+    HALVES_FROM,
     LAYERS,
     PAIR_TILES,
     TOP_K,
@@ -50,13 +52,11 @@ from moe_candidates import (
     compile_all,
     make_layers,
     short,
-    with_prefetch,
 )
 
 from engine.kernels.moe_configs import GroupedConfig, Tile, grouped_config
 from engine.kernels.moe_experts import moe_mlp_reference, moe_mlp_triton
 from engine.kernels.moe_grouped import (
-    combine_triton,
     down_grouped,
     gate_up_grouped,
     moe_mlp_grouped,
@@ -65,6 +65,8 @@ from engine.kernels.moe_grouped_mm import moe_mlp_grouped_mm
 from engine.kernels.moe_pairs import moe_mlp_pairs
 from engine.kernels.moe_routing import route_triton
 from engine.kernels.moe_sort import sort_pairs_triton
+from engine.kernels.parts import sum_parts
+from engine.kernels.rms_norm import norm_triton
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048, 8192)
 MOST_PAIR_TOKENS = 32
@@ -95,6 +97,8 @@ class Batch:
     def __init__(self, tokens: int, layers: list[Layer], copy_tb_s: float) -> None:
         self.tokens, self.layers = tokens, layers
         self.x = torch.randn(tokens, FEATURES, device=DEVICE).to(torch.bfloat16)
+        self.residual = torch.zeros_like(self.x)
+        self.norm = torch.ones(FEATURES, device=DEVICE, dtype=torch.bfloat16)
         self.logits = [layer.logits[:tokens].contiguous() for layer in layers]
         self.routing = [route_triton(logits, TOP_K, True) for logits in self.logits]
         touched = statistics.mean(len(experts.unique()) for _, experts in self.routing)
@@ -114,16 +118,21 @@ class Batch:
         first = self.layers[0]
         try:
             out = run(self.x, first.gate_up, first.down, *self.routing[0])
+            out = sum_parts(out)
             error = ((out - self.expected).norm() / self.expected.norm()).item()
             if not error < TOLERANCE:
                 self.result["chains"].append({"name": name, "wrong": error})
                 return float("inf")
             us = per_layer_us(
                 self.layers,
-                lambda i, layer: run(
-                    self.x, layer.gate_up, layer.down, *route_triton(self.logits[i], TOP_K, True)
+                lambda i, layer: norm_triton(
+                    run(
+                        self.x, layer.gate_up, layer.down,
+                        *route_triton(self.logits[i], TOP_K, True),
+                    ),
+                    self.residual, self.norm, 1e-6,
                 ),
-            )
+            )  # fmt: skip
         except Exception as failure:  # noqa: BLE001 - one candidate's failure is a result
             self.result["chains"].append({"name": name, "failed": str(failure)[-200:]})
             return float("inf")
@@ -138,13 +147,13 @@ class Batch:
         gate_ups, downs = CANDIDATES[block_m]
 
         def gate_up(tile: Tile) -> Callable[[int, Layer], object]:
-            config = GroupedConfig(block_m, tile, tile)
+            config = GroupedConfig(block_m, tile, tile, halves=block_m >= HALVES_FROM)
             return lambda i, layer: gate_up_grouped(self.x, layer.gate_up, pairs[i], TOP_K, config)
 
         hidden = gate_up(gate_ups[0])(0, self.layers[0])
 
         def down(tile: Tile) -> Callable[[int, Layer], object]:
-            config = GroupedConfig(block_m, tile, tile)
+            config = GroupedConfig(block_m, tile, tile, halves=block_m >= HALVES_FROM)
             return lambda i, layer: down_grouped(
                 hidden, layer.down, self.routing[i][0], pairs[i], config
             )
@@ -153,9 +162,9 @@ class Batch:
         best_down = self.best(clock, "down", block_m, downs, down)
         if best_gate_up is None or best_down is None:
             return
-        for tile in with_prefetch(block_m, [best_down]):
-            config = GroupedConfig(block_m, best_gate_up, tile)
-            name = f"M{block_m} {short(best_gate_up)} {short(tile)}"
+        for halves in {False, block_m >= HALVES_FROM}:
+            config = GroupedConfig(block_m, best_gate_up, best_down, halves)
+            name = f"M{block_m}{'h' * halves} {short(best_gate_up)} {short(best_down)}"
             self.chain(name, lambda *operands, c=config: moe_mlp_grouped(*operands, config=c))
 
     def best(
@@ -182,12 +191,9 @@ class Batch:
         return min(timed)[2] if timed else None
 
     def time_small_kernels(self) -> None:
-        """Routing, sorting and the sum over experts by themselves."""
+        """Routing and sorting by themselves."""
         config = grouped_config(self.tokens * TOP_K, EXPERTS, FEATURES, WIDTH)
         experts = [experts for _, experts in self.routing]
-        of_pairs = torch.zeros(
-            self.tokens * TOP_K, FEATURES, device=DEVICE, dtype=torch.bfloat16
-        )  # fmt: skip
         layers = self.layers * 5
         self.result["small_us"] = {
             "route": per_layer_us(
@@ -196,7 +202,6 @@ class Batch:
             "sort": per_layer_us(
                 layers, lambda i, _: sort_pairs_triton(experts[i % LAYERS], EXPERTS, config.block_m)
             ),
-            "combine": per_layer_us(layers, lambda _i, _l: combine_triton(of_pairs, TOP_K)),
         }
 
 
@@ -210,8 +215,8 @@ def time_pairs(batch: Batch, tiles: list[tuple[int, int, int]]) -> list[tuple[in
     return [tile for _, tile in sorted(timed)]
 
 
-def measure(seconds: float, commit: str | None) -> dict[str, Any]:
-    """Everything."""
+def measure(seconds: float, numbers: list[int], commit: str | None) -> dict[str, Any]:
+    """Everything, for each of these numbers of tokens."""
     torch.manual_seed(0)
     clock = Clock(seconds)
     start = time.perf_counter()
@@ -222,9 +227,9 @@ def measure(seconds: float, commit: str | None) -> dict[str, Any]:
     result |= {"compile_seconds": compiled, "compile_failures": failures}
     result |= measure_bandwidth()
     torch.cuda.empty_cache()
-    layers = make_layers(LAYERS, max(TOKENS))
+    layers = make_layers(LAYERS, max(numbers))
     pair_tiles, batches = PAIR_TILES, []
-    for tokens in TOKENS:
+    for tokens in numbers:
         if not clock.allows(f"{tokens} tokens"):
             continue
         batch = Batch(tokens, layers, result["copy_tb_s"])
@@ -276,8 +281,10 @@ def main() -> None:
     parser.add_argument("json", type=Path)
     parser.add_argument("--seconds", type=float, default=90.0)
     parser.add_argument("--commit")
+    parser.add_argument("--tokens", default=",".join(map(str, TOKENS)))
     arguments = parser.parse_args()
-    result = measure(arguments.seconds, arguments.commit)
+    tokens = [int(number) for number in arguments.tokens.split(",")]
+    result = measure(arguments.seconds, tokens, arguments.commit)
     arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     print_table(result)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -51,7 +50,7 @@ CANDIDATES: dict[int, tuple[list[Tile], list[Tile]]] = {
          Tile(256, 64, 8, 3), Tile(256, 64, 8, 4), Tile(256, 64, 8, 4, group=4)],
     ),
 }  # fmt: skip
-PREFETCH = 4  # lines, tried against none up to 64 rows
+HALVES_FROM = 128  # rows of a block from which on halves of blocks are tried
 PAIR_TILES = [
     (gate_up, down, warps)
     for gate_up in (4096, 8192, 16384)
@@ -92,14 +91,8 @@ def compile_jobs() -> list[tuple[str, Any]]:
     jobs: list[tuple[str, Any]] = [("pairs", tiles) for tiles in PAIR_TILES]
     for block_m, (gate_up, down) in CANDIDATES.items():
         jobs += [("gate_up", (block_m, tile)) for tile in gate_up]
-        jobs += [("down", (block_m, tile)) for tile in with_prefetch(block_m, down)]
+        jobs += [("down", (block_m, tile)) for tile in down]
     return jobs
-
-
-def with_prefetch(block_m: int, tiles: list[Tile]) -> list[Tile]:
-    """Tiles without and, where weights are what counts, also with prefetch."""
-    asked = [replace(tile, prefetch=PREFETCH) for tile in tiles] if block_m < 128 else []
-    return tiles + asked
 
 
 def compile_some(jobs: list[tuple[str, Any]]) -> list[str]:
@@ -125,7 +118,7 @@ def compile_one(
         moe_mlp_pairs(x[:1], layer.gate_up, layer.down, weights[:1], experts[:1], *job)
         return
     block_m, tile = job
-    config = GroupedConfig(block_m, tile, tile)
+    config = GroupedConfig(block_m, tile, tile, halves=block_m >= HALVES_FROM)
     pairs = sort_pairs_triton(experts, EXPERTS, block_m)
     if kind == "gate_up":
         gate_up_grouped(x, layer.gate_up, pairs, TOP_K, config)
@@ -148,8 +141,7 @@ def short(tile: Tile) -> str:
     """A tile in few letters."""
     marks = ("s" if tile.swap else "") + ("" if tile.tma else "p")
     group = f"g{tile.group}" if tile.group > 1 else ""
-    prefetch = f"f{tile.prefetch}" if tile.prefetch else ""
-    return f"{tile.block_n}x{tile.block_k}w{tile.warps}n{tile.stages}{marks}{group}{prefetch}"
+    return f"{tile.block_n}x{tile.block_k}w{tile.warps}n{tile.stages}{marks}{group}"
 
 
 def block_rows(tokens: int) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sm90_gate
 from sm90_gate import Variant
 
-from engine.kernels.moe_configs import CONFIGS, Tile
+from engine.kernels.moe_configs import CONFIGS, GroupedConfig, Tile
 
 # Qwen3-30B-A3B
 EXPERTS, TOP_K, FEATURES, WIDTH = 128, 8, 2048, 768
@@ -18,24 +18,25 @@ def matrix(tile: Tile, rows: int) -> str:
     return f"tensordesc<bf16[{rows}, {tile.block_k}]>" if tile.tma else "*bf16"
 
 
-def grouped(kernel: str, block_m: int, tile: Tile) -> Variant:
+def grouped(kernel: str, config: GroupedConfig) -> Variant:
     """One of the grouped GEMMs with a tile of the table."""
-    down = kernel == "down"
+    down, block_m = kernel == "down", config.block_m
+    tile = config.down if down else config.gate_up
     types = {"order": "*i32", "blocks": "*i32", "slots": "i32"}
     if down:
         types |= {
-            "hidden": matrix(tile, block_m), "down": matrix(tile, tile.block_n),
-            "down_pointer": "*bf16", "weights": "*fp32", "out": "*bf16",
+            "hidden": matrix(tile, block_m), "half_hidden": matrix(tile, block_m // 2),
+            "down": matrix(tile, tile.block_n), "weights": "*fp32", "out": "*bf16",
+            "tokens": "i32",
         }  # fmt: skip
-        more = {"PREFETCH": tile.prefetch, "LINE": 64}
     else:
         types |= {"x": "*bf16", "gate_up": matrix(tile, tile.block_n), "hidden": "*bf16"}
-        more = {"TOP_K": TOP_K}
     return Variant(
         f"engine.kernels.moe_grouped:_grouped_{kernel}_kernel", types,
         {
-            "BLOCK_M": block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k,
-            "GROUP": tile.group, "SWAP": tile.swap, "TMA": tile.tma, **SHAPE, **more,
+            "BLOCK_M": block_m, "HALVES": config.halves, "BLOCK_N": tile.block_n,
+            "BLOCK_K": tile.block_k, "GROUP": tile.group, "SWAP": tile.swap, "TMA": tile.tma,
+            "TOP_K": TOP_K, **SHAPE,
         },
         {"num_warps": tile.warps, "num_stages": tile.stages},
     )  # fmt: skip
@@ -44,9 +45,7 @@ def grouped(kernel: str, block_m: int, tile: Tile) -> Variant:
 def test_grouped_gemms_stream_and_use_the_tensor_cores() -> None:
     """Every tile of the table: wgmma, asynchronous loads, no spills, and it fits."""
     variants = [
-        grouped(kernel, block_m, tile)
-        for block_m, tiles in CONFIGS.items()
-        for kernel, tile in zip(("gate_up", "down"), tiles, strict=True)
+        grouped(kernel, config) for config in CONFIGS.values() for kernel in ("gate_up", "down")
     ]
     for variant, made in zip(variants, sm90_gate.run(variants), strict=True):
         assert made.stack_bytes == 0, variant
@@ -59,7 +58,7 @@ def test_grouped_gemms_stream_and_use_the_tensor_cores() -> None:
 
 
 def test_small_kernels_do_not_spill() -> None:
-    """Routing, sorting, the kernels for pairs and the sum over experts keep to registers."""
+    """Routing, sorting, the kernels for pairs keep to registers."""
     variants = [
         Variant(
             "engine.kernels.moe_routing:_route_kernel",
@@ -71,8 +70,16 @@ def test_small_kernels_do_not_spill() -> None:
         ),
         Variant(
             "engine.kernels.moe_sort:_sort_pairs_kernel",
-            {"experts": "*i32", "order": "*i32", "blocks": "*i32", "pairs": "i32", "slots": "i32"},
-            {"BLOCK_M": 16, "CHUNK": 2048, "SEGMENT": 8192, "PDL": True},
+            {"experts": "*i32", "counts": "*i32", "order": "*i32", "blocks": "*i32", "pairs": "i32",
+             "slots": "i32"},
+            {"EXPERTS": EXPERTS, "COLUMNS": 128, "COUNTED": True, "TOGETHER": 16, "BLOCK_M": 128,
+             "CHUNK": 2048, "SEGMENT": 8192, "PDL": True},
+            {"num_warps": 8},
+        ),
+        Variant(
+            "engine.kernels.moe_sort:_count_kernel",
+            {"experts": "*i32", "counts": "*i32", "pairs": "i32"},
+            {"EXPERTS": EXPERTS, "COLUMNS": 128, "CHUNK": 2048, "PDL": True},
             {"num_warps": 8},
         ),
         Variant(
@@ -87,12 +94,6 @@ def test_small_kernels_do_not_spill() -> None:
              "out": "*bf16"},
             {"TOP_K": TOP_K, "CHOICES": 8, "BLOCK_N": 4, "BLOCK_K": 256, **SHAPE},
             {"num_warps": 8},
-        ),
-        Variant(
-            "engine.kernels.moe_grouped:_combine_kernel",
-            {"pairs": "*bf16", "out": "*bf16"},
-            {"H": FEATURES, "TOP_K": TOP_K, "BLOCK": 1024, "PDL": True},
-            {"num_warps": 4},
         ),
     ]  # fmt: skip
     for variant, made in zip(variants, sm90_gate.run(variants), strict=True):

@@ -16,6 +16,7 @@ from engine.kernels.moe_experts import IMPLEMENTATIONS, moe_mlp_reference, moe_m
 from engine.kernels.moe_grouped import moe_mlp_grouped
 from engine.kernels.moe_grouped_mm import moe_mlp_grouped_mm
 from engine.kernels.moe_pairs import moe_mlp_pairs
+from engine.kernels.parts import sum_parts
 
 Path = Callable[..., torch.Tensor]
 
@@ -27,9 +28,14 @@ def grouped(swap: bool, tma: bool, group: int = 1) -> Path:
         config=GroupedConfig(
             16,
             Tile(64, 32, 4, 3, swap=swap, tma=tma, group=group),
-            Tile(64, 64, 4, 3, swap=swap, tma=tma, group=group, prefetch=2),
+            Tile(64, 64, 4, 3, swap=swap, tma=tma, group=group),
         ),
     )
+
+
+def whole(path: Path) -> Path:
+    """A path whose parts, if it has any, are summed."""
+    return lambda *layer: sum_parts(path(*layer))
 
 
 PATHS: dict[str, Path] = {
@@ -41,7 +47,7 @@ PATHS: dict[str, Path] = {
     "grouped, TMA": grouped(swap=False, tma=True, group=3),
     "grouped, swapped, TMA": grouped(swap=True, tma=True),
 }
-every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
+every_path = pytest.mark.parametrize("path", [whole(p) for p in PATHS.values()], ids=PATHS.keys())
 
 # (tokens, experts, top_k, H, I): one token, more tokens than a block's rows, rows and widths that
 # no tile divides, k = 1, k no power of two, k = E
@@ -120,6 +126,19 @@ def test_repeats_itself(path: Path) -> None:
     assert torch.equal(path(*layer), path(*layer))
 
 
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("tma", [False, True])
+@pytest.mark.parametrize("rows", [1, 16, 17, 32, 33, 48])
+def test_blocks_at_most_half_full(rows: int, swap: bool, tma: bool) -> None:
+    """Blocks computed with half their rows give what full ones give, at every border."""
+    layer = random_layer(rows + 5, 4, 1, 64, 48, DTYPES[-1])
+    layer.experts[:rows] = 2
+    layer.experts[rows:] = 3
+    tile = Tile(64, 32, 4, 3, swap=swap, tma=tma)
+    out = moe_mlp_grouped(*layer, config=GroupedConfig(32, tile, tile, halves=True))
+    assert relative_error(sum_parts(out), exact(layer)) < TOLERANCE[DTYPES[-1]]
+
+
 @pytest.mark.parametrize("top_k", [2, 3])
 def test_tiles_of_pairs_do_not_matter(top_k: int) -> None:
     """Rows of weights in several tiles, widths in several steps, give what one tile gives."""
@@ -140,7 +159,7 @@ def test_the_size_of_the_batch_picks_the_path(tokens: int, monkeypatch: pytest.M
         )
     monkeypatch.setattr(moe_experts, "PAIRS_LIMIT", 6)
     layer = random_layer(tokens, 4, 2, 64, 32, DTYPES[-1])
-    out = moe_mlp_triton(*layer)
+    out = sum_parts(moe_mlp_triton(*layer))
     assert relative_error(out, exact(layer)) < TOLERANCE[DTYPES[-1]] or not tokens
     assert out.shape == layer.x.shape
     assert used == {0: [], 3: ["moe_mlp_pairs"], 20: ["moe_mlp_grouped"]}[tokens]
@@ -178,7 +197,7 @@ def test_one_graph_serves_every_routing(tokens: int) -> None:
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = moe_mlp_triton(*layer)
+        out = sum_parts(moe_mlp_triton(*layer))
     for experts in (random_experts(tokens, 16, 4), random_experts(tokens, 4, 4)):
         other = random_layer(tokens, 16, 4, 128, 96, torch.bfloat16)
         other = Layer(other.x, layer.gate_up, layer.down, other.weights, experts)

@@ -48,10 +48,13 @@ def test_all_in_one_expert(sort, expert: int, tokens: int) -> None:
     check(sort(experts, 5, 16), experts, 5, 16)
 
 
-def test_many_pairs(sort, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("counted", [False, True])
+def test_many_pairs(sort, counted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs beyond what one program looks at, and beyond what it places, are sorted alike."""
     monkeypatch.setattr(moe_sort, "CHUNK", 128)
     monkeypatch.setattr(moe_sort, "SEGMENT", 256)
+    monkeypatch.setattr(moe_sort, "COUNTED_TOGETHER", 2)
+    monkeypatch.setattr(moe_sort, "COUNT_FROM", 0 if counted else 1000)
     experts = random_experts(300, 6, 2)
     experts[:, 0] = experts[:, 0].sort().values
     check(sort(experts, 6, 16), experts, 6, 16)

@@ -28,7 +28,8 @@ def moe_mlp_reference(
         experts: int32[T, k], each in 0 .. E - 1, those of a token all different.
 
     Returns:
-        [T, H] in the dtype of `x`, accumulated in fp32.
+        [T, H] in the dtype of `x`, accumulated in fp32; an implementation may return parts of it
+        (`engine.kernels.parts`).
     """
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for expert in range(len(down)):

@@ -1,15 +1,16 @@
 """Experts of many tokens: tokens sorted by expert, then one GEMM per expert, all in one kernel.
 
-Five kernels: the sort (`moe_sort`, which also cuts each expert's tokens into blocks of M rows);
-gate and up with silu(gate) * up at the end, whose rows are gathered from the tokens; down, whose
-results are weighted and go back to the order of pairs; and the sum over the experts of a token.
-Nothing depends on how tokens are distributed but the content of the block table.
+Three steps: the sort (`moe_sort`, which also cuts each expert's tokens into blocks of M rows); gate
+and up with silu(gate) * up at the end, whose rows are gathered from the tokens; and down, whose
+results are weighted and go back to their tokens, as `top_k` parts to be summed by whoever reads
+them. Nothing depends on how tokens are distributed but the content of the block table.
 
 Where there are few tokens per expert the weights are the left operand of the products: a tensor
 core instruction of Hopper has 64 rows of the left operand but as few as 8 columns of the right one.
+Where there are many, an expert's last block is done with half the rows if it has no more.
 
 Order in a chain of overlapping launches: gate and up lets down start only after its own wait, so
-the block table (written before that) is complete, and down can ask for its first weights early.
+the block table (written before that) is complete, and down reads it before its own wait.
 """
 
 from __future__ import annotations
@@ -25,8 +26,6 @@ from engine.kernels.launching import kernel
 from engine.kernels.moe_configs import GroupedConfig, Tile, grouped_config
 from engine.kernels.moe_sort import SortedPairs, sort_pairs_triton
 from engine.kernels.pdl import launch_dependents, launch_options, wait
-
-LINE_BYTES = 128  # of the L2 cache
 
 
 @triton.jit
@@ -79,28 +78,20 @@ def _load_rows(at, k, real, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr):
     return rows
 
 
-@kernel(do_not_specialize=["slots"])
-def _grouped_gate_up_kernel(
-    x, gate_up, order, blocks, hidden, slots,
+@triton.jit
+def _gate_up_block(
+    x, gate_up, order, hidden, expert, first_row, rows, n,
     TOP_K: tl.constexpr, H: tl.constexpr, I: tl.constexpr,  # noqa: E741
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
-    SWAP: tl.constexpr, TMA: tl.constexpr, PDL: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    SWAP: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    slot, tile = _slot_and_tile(slots, tl.cdiv(I, BLOCK_N), GROUP)
-    wait(PDL)
-    launch_dependents(PDL)
-    rows = tl.load(blocks + 2 * slots + slot)
-    if rows == 0:
-        return
-    expert = tl.load(blocks + slot)
-    row = tl.load(blocks + slots + slot).to(tl.int64) + tl.arange(0, BLOCK_M)
-    real = (tl.arange(0, BLOCK_M) < rows)[:, None]
-    pair = tl.load(order + row, mask=tl.arange(0, BLOCK_M) < rows, other=0)
+    """One tile of gate and up, of at most ROWS rows."""
+    row = first_row.to(tl.int64) + tl.arange(0, ROWS)
+    real = (tl.arange(0, ROWS) < rows)[:, None]
+    pair = tl.load(order + row, mask=tl.arange(0, ROWS) < rows, other=0)
     at = x + (pair // TOP_K).to(tl.int64)[:, None] * H
-    n = tile * BLOCK_N
-
-    gate = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.float32)
-    up = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.float32)
+    gate = tl.zeros((BLOCK_N, ROWS) if SWAP else (ROWS, BLOCK_N), tl.float32)
+    up = tl.zeros((BLOCK_N, ROWS) if SWAP else (ROWS, BLOCK_N), tl.float32)
     for k in range(0, H, BLOCK_K):
         tokens = _load_rows(at, k, real, H, BLOCK_K)
         gate_tile = _weight_tile(gate_up, expert * 2 * I, n, k, I, H, BLOCK_N, BLOCK_K, TMA)
@@ -114,23 +105,66 @@ def _grouped_gate_up_kernel(
     tl.store(hidden + row[:, None] * I + column, value, mask=real & (column < I))
 
 
-@triton.jit
-def _ask_for_weights(at, PDL: tl.constexpr):
-    """Start to bring the lines at pointers `at` into the L2 cache."""
-    if PDL:
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1];\nmov.b32 $0, 0;", "=r,l", [at], dtype=tl.int32,
-            is_pure=False, pack=1,
-        )  # fmt: skip
-
-
 @kernel(do_not_specialize=["slots"])
+def _grouped_gate_up_kernel(
+    x, gate_up, order, blocks, hidden, slots,
+    TOP_K: tl.constexpr, H: tl.constexpr, I: tl.constexpr,  # noqa: E741
+    BLOCK_M: tl.constexpr, HALVES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr, SWAP: tl.constexpr, TMA: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    slot, tile = _slot_and_tile(slots, tl.cdiv(I, BLOCK_N), GROUP)
+    wait(PDL)
+    launch_dependents(PDL)
+    rows = tl.load(blocks + 2 * slots + slot)
+    if rows == 0:
+        return
+    expert = tl.load(blocks + slot)
+    first_row = tl.load(blocks + slots + slot)
+    n = tile * BLOCK_N
+    if HALVES and rows <= BLOCK_M // 2:
+        _gate_up_block(x, gate_up, order, hidden, expert, first_row, rows, n,
+                       TOP_K, H, I, BLOCK_M // 2, BLOCK_N, BLOCK_K, SWAP, TMA)  # fmt: skip
+    else:
+        _gate_up_block(x, gate_up, order, hidden, expert, first_row, rows, n,
+                       TOP_K, H, I, BLOCK_M, BLOCK_N, BLOCK_K, SWAP, TMA)  # fmt: skip
+
+
+@triton.jit
+def _down_block(
+    hidden, down, weights, order, out, tokens, expert, first_row, rows, n,
+    TOP_K: tl.constexpr, H: tl.constexpr, I: tl.constexpr,  # noqa: E741
+    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    SWAP: tl.constexpr, TMA: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One tile of down, of at most ROWS rows."""
+    row = first_row.to(tl.int64) + tl.arange(0, ROWS)
+    real = (tl.arange(0, ROWS) < rows)[:, None]
+    pair = tl.load(order + row, mask=tl.arange(0, ROWS) < rows, other=0)
+    weight = tl.load(weights + pair, mask=tl.arange(0, ROWS) < rows, other=0.0)
+    target = (pair % TOP_K).to(tl.int64) * tokens + pair // TOP_K
+    wait(PDL)
+    total = tl.zeros((BLOCK_N, ROWS) if SWAP else (ROWS, BLOCK_N), tl.float32)
+    for k in range(0, I, BLOCK_K):
+        if TMA:
+            values = hidden.load([first_row, k])
+        else:
+            values = _load_rows(hidden + row[:, None] * I, k, real, I, BLOCK_K)
+        tile = _weight_tile(down, expert * H, n, k, H, I, BLOCK_N, BLOCK_K, TMA)
+        total = _dot(values, tile, total, SWAP)
+    if SWAP:
+        value = (total * weight[None, :]).to(out.dtype.element_ty).T
+    else:
+        value = (total * weight[:, None]).to(out.dtype.element_ty)
+    column = n + tl.arange(0, BLOCK_N)[None, :]
+    tl.store(out + target[:, None] * H + column, value, mask=real & (column < H))
+
+
+@kernel(do_not_specialize=["slots", "tokens"])
 def _grouped_down_kernel(
-    hidden, down, down_pointer, weights, order, blocks, out, slots,
-    H: tl.constexpr, I: tl.constexpr,  # noqa: E741
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
-    SWAP: tl.constexpr, TMA: tl.constexpr, PREFETCH: tl.constexpr, LINE: tl.constexpr,
-    PDL: tl.constexpr,
+    hidden, half_hidden, down, weights, order, blocks, out, slots, tokens,
+    TOP_K: tl.constexpr, H: tl.constexpr, I: tl.constexpr,  # noqa: E741
+    BLOCK_M: tl.constexpr, HALVES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr, SWAP: tl.constexpr, TMA: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     slot, tile = _slot_and_tile(slots, tl.cdiv(H, BLOCK_N), GROUP)
     launch_dependents(PDL)
@@ -139,62 +173,19 @@ def _grouped_down_kernel(
         return
     expert = tl.load(blocks + slot)
     first_row = tl.load(blocks + slots + slot)
-    row = first_row.to(tl.int64) + tl.arange(0, BLOCK_M)
-    real = (tl.arange(0, BLOCK_M) < rows)[:, None]
     n = tile * BLOCK_N
-    if PREFETCH:
-        lines = tl.minimum(n + tl.arange(0, BLOCK_N), H - 1)[:, None] * I
-        lines += tl.minimum(tl.arange(0, PREFETCH)[None, :] * LINE, I - 1)
-        _ask_for_weights(down_pointer + expert.to(tl.int64) * (H * I) + lines, PDL)
-    pair = tl.load(order + row, mask=tl.arange(0, BLOCK_M) < rows, other=0).to(tl.int64)
-    wait(PDL)
-
-    total = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.float32)
-    for k in range(0, I, BLOCK_K):
-        if TMA:
-            values = hidden.load([first_row, k])
-        else:
-            values = _load_rows(hidden + row[:, None] * I, k, real, I, BLOCK_K)
-        tile_k = _weight_tile(down, expert * H, n, k, H, I, BLOCK_N, BLOCK_K, TMA)
-        total = _dot(values, tile_k, total, SWAP)
-    weight = tl.load(weights + pair, mask=tl.arange(0, BLOCK_M) < rows, other=0.0)
-    if SWAP:
-        value = (total * weight[None, :]).to(out.dtype.element_ty).T
+    if HALVES and rows <= BLOCK_M // 2:
+        _down_block(half_hidden, down, weights, order, out, tokens, expert, first_row, rows, n,
+                    TOP_K, H, I, BLOCK_M // 2, BLOCK_N, BLOCK_K, SWAP, TMA, PDL)  # fmt: skip
     else:
-        value = (total * weight[:, None]).to(out.dtype.element_ty)
-    column = n + tl.arange(0, BLOCK_N)[None, :]
-    tl.store(out + pair[:, None] * H + column, value, mask=real & (column < H))
-
-
-@kernel()
-def _combine_kernel(pairs, out, H: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr,
-                    PDL: tl.constexpr):  # fmt: skip
-    token = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    launch_dependents(PDL)
-    wait(PDL)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for i in tl.static_range(TOP_K):
-        at = pairs + (token * TOP_K + i) * H + column
-        total += tl.load(at, mask=column < H, other=0.0).to(tl.float32)
-    tl.store(out + token * H + column, total, mask=column < H)
-
-
-def combine_triton(pairs: torch.Tensor, top_k: int) -> torch.Tensor:
-    """[T, H]: sums of each `top_k` rows of [T * top_k, H], in fp32."""
-    tokens, features = pairs.shape[0] // top_k, pairs.shape[1]
-    out = torch.empty(tokens, features, dtype=pairs.dtype, device=pairs.device)
-    block = min(1024, triton.next_power_of_2(features))
-    _combine_kernel[(tokens, triton.cdiv(features, block))](
-        pairs, out, H=features, TOP_K=top_k, BLOCK=block, num_warps=max(1, block // 256),
-        **launch_options(pairs.device),
-    )  # fmt: skip
-    return out
+        _down_block(hidden, down, weights, order, out, tokens, expert, first_row, rows, n,
+                    TOP_K, H, I, BLOCK_M, BLOCK_N, BLOCK_K, SWAP, TMA, PDL)  # fmt: skip
 
 
 def _tile_options(config: GroupedConfig, tile: Tile) -> dict[str, Any]:
     return {
-        "BLOCK_M": config.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k,
+        "BLOCK_M": config.block_m, "HALVES": config.halves,
+        "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k,
         "GROUP": tile.group, "SWAP": tile.swap, "TMA": tile.tma,
         "num_warps": tile.warps, "num_stages": tile.stages,
     }  # fmt: skip
@@ -233,16 +224,18 @@ def down_grouped(
     pairs: SortedPairs,
     config: GroupedConfig,
 ) -> torch.Tensor:
-    """Weighted results of all pairs, pair t * top_k + j in that row: [T * top_k, H].
+    """Weighted results of all pairs, choice j of token t at [j, t]: [top_k, T, H].
 
     To be launched right after `gate_up_grouped`: see the module's text.
     """
     (_, features, width), slots, tile = down.shape, pairs.blocks.shape[1], config.down
-    out = torch.empty(len(hidden), features, dtype=hidden.dtype, device=hidden.device)
+    tokens, top_k = weights.shape
+    out = torch.empty(top_k, tokens, features, dtype=hidden.dtype, device=hidden.device)
+    half = _matrix(hidden, config.block_m // 2, tile) if config.halves else None
     _grouped_down_kernel[(slots * triton.cdiv(features, tile.block_n),)](
-        _matrix(hidden, config.block_m, tile), _matrix(down, tile.block_n, tile), down,
-        weights, pairs.order, pairs.blocks, out, slots, H=features, I=width,
-        PREFETCH=tile.prefetch, LINE=LINE_BYTES // down.itemsize,
+        _matrix(hidden, config.block_m, tile), half, _matrix(down, tile.block_n, tile),
+        weights, pairs.order, pairs.blocks, out, slots, tokens,
+        TOP_K=top_k, H=features, I=width,
         **_tile_options(config, tile), **launch_options(hidden.device),
     )  # fmt: skip
     return out
@@ -256,15 +249,14 @@ def moe_mlp_grouped(
     experts: torch.Tensor,
     config: GroupedConfig | None = None,
 ) -> torch.Tensor:
-    """As `moe_experts.moe_mlp_reference`; all operands contiguous, H and I multiples of 16.
+    """As `moe_experts.moe_mlp_reference`, in `top_k` parts of the dtype of `x`.
 
-    `config` are the sizes of tiles, if not those that the shapes suggest.
+    All operands are contiguous, H and I multiples of 16. `config` are the sizes of tiles, if not
+    those that the shapes suggest.
     """
     num_experts, features, width = down.shape
-    top_k = experts.shape[1]
     if config is None:
         config = grouped_config(experts.numel(), num_experts, features, width)
     pairs = sort_pairs_triton(experts, num_experts, config.block_m)
-    hidden = gate_up_grouped(x, gate_up, pairs, top_k, config)
-    of_pairs = down_grouped(hidden, down, weights, pairs, config)
-    return of_pairs if top_k == 1 else combine_triton(of_pairs, top_k)
+    hidden = gate_up_grouped(x, gate_up, pairs, experts.shape[1], config)
+    return down_grouped(hidden, down, weights, pairs, config)

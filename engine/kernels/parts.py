@@ -1,7 +1,8 @@
-"""A linear layer split over its inner dimension hands over parts; whoever reads it sums them.
+"""A layer may hand over parts of its result; whoever reads it sums them.
 
-Such a result is float32[S, T, N] instead of [T, N] in the model's dtype. Summing costs nothing in a
-kernel that reads the values anyway, and saves the split layer a second kernel or atomics.
+Such a result is [S, T, N] instead of [T, N]: float32 of a linear layer split over its inner
+dimension, the model's dtype of the experts of a mixture. Summing costs nothing in a kernel that
+reads the values anyway, and saves the layer a second kernel or atomics.
 """
 
 from __future__ import annotations
