@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import torch
+import triton
 from measure_ceilings import environment, measure_bandwidth, random_bf16, seconds_of, warm_up
 
 from engine.core.config import Mode, SchedulerConfig
@@ -122,7 +123,12 @@ def floor_s(spec: ModelSpec, ceilings: Ceilings, new: int, pairs: int, kv: int, 
 class Bench:
     """One model, ready to serve."""
 
-    def __init__(self, model: str, ceilings: Ceilings) -> None:
+    def __init__(
+        self,
+        model: str,
+        ceilings: Ceilings,
+        on_phase: Callable[[str], object] = lambda _: None,
+    ) -> None:
         self.ceilings = ceilings
         self._begin = time.perf_counter_ns()
         start = time.perf_counter()
@@ -133,7 +139,10 @@ class Bench:
                 cuda_graph_batch_sizes=BUCKETS,
             ),
             self.clock,
-            lambda what: self.phases.setdefault(what, time.perf_counter() - start),
+            lambda what: (
+                on_phase(what),
+                self.phases.setdefault(what, time.perf_counter() - start),
+            ),
         )  # fmt: skip
         self.build_s = time.perf_counter() - start
         self.spec = self.runner.spec
@@ -234,11 +243,16 @@ class Bench:
 def cold_start(model: str, start: float) -> None:
     """Serve one token in a new process; prints the seconds since `start` (time.time)."""
     imported = time.time() - start
-    bench = Bench(model, Ceilings(1.0, 1.0))
+    compiled: list[str] = []
+    triton.knobs.runtime.jit_post_compile_hook = lambda **facts: compiled.append(
+        facts["fn"].name.rpartition(".")[2]
+    )
+    bench = Bench(model, Ceilings(1.0, 1.0), on_phase=lambda what: compiled.append(f"[{what}]"))
     bench.serve([512], [1])
+    late = compiled[compiled.index("[measuring memory]") :] if compiled else []
     print(json.dumps({
         "first_token_s": time.time() - start, "imported_s": imported, "build_s": bench.build_s,
-        "phases": bench.phases,
+        "phases": bench.phases, "compiled_late": late,
     }))  # fmt: skip
 
 

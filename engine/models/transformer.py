@@ -7,6 +7,7 @@ Pre-norm layers of grouped-query attention and a gated MLP or a mixture of them.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from engine.kernels.rotary import QKNorm
 from engine.models.kv_cache import KvCache
 from engine.models.rope import rope_table
 from engine.models.step_inputs import StepInputs
-from engine.models.weights import DenseMlp, LayerWeights, Weights
+from engine.models.weights import DenseMlp, LayerWeights, MoeMlp, Weights
 from engine.nvtx_ranges import annotate
 
 
@@ -53,6 +54,18 @@ class Transformer:
         self._eps = spec.rms_norm_eps
         self._cos_sin = rope_table(spec.rope, spec.head_dim, max_positions, weights.embed.device)
         self._qk_norms = [_qk_norm(layer, spec.rms_norm_eps) for layer in weights.layers]
+
+    def shallow(self) -> Transformer:
+        """A model of one layer of each kind, over the same weights: it needs the same kernels."""
+        kinds = {type(layer.mlp): index for index, layer in enumerate(self.weights.layers)}
+        layers = tuple(self.weights.layers[index] for index in sorted(kinds.values()))
+        moe = self.spec.moe
+        if moe is not None:
+            mixtures = tuple(i for i, layer in enumerate(layers) if isinstance(layer.mlp, MoeMlp))
+            moe = replace(moe, layers=mixtures)
+        spec = replace(self.spec, num_layers=len(layers), moe=moe)
+        weights = replace(self.weights, layers=layers)
+        return Transformer(spec, weights, self.kernels, len(self._cos_sin))
 
     def forward(self, step: StepInputs, cache: KvCache) -> torch.Tensor:
         """Compute a step: writes the KV of its tokens and returns logits [S, V].

@@ -60,22 +60,25 @@ def build_runner(
     with torch.inference_mode():
         transformer = Transformer(spec, weights, kernels, max_model_len)
 
-    def runner_over(pages: int) -> ModelRunner:
-        cache = allocate_kv_cache(spec, pages, config.page_size, device, dtype)
+    def runner_over(model: Transformer, pages: int) -> ModelRunner:
+        cache = allocate_kv_cache(model.spec, pages, config.page_size, device, dtype)
         eos = special_tokens(folder).eos if folder is not None else ()
-        return ModelRunner(config, transformer, cache, clock, eos)
+        return ModelRunner(config, model, cache, clock, eos)
 
     if device.type == "cpu":
-        return runner_over(config.num_pages or _cpu_pages(config, spec, dtype))
-    trial = runner_over(TRIAL_PAGES)
+        pages = config.num_pages or _cpu_pages(config, spec, dtype)
+        return runner_over(transformer, pages)
     on_progress("compiling kernels")
-    trial.steps.compile_kernels()
+    with torch.inference_mode():
+        shallow = transformer.shallow()
+    runner_over(shallow, TRIAL_PAGES).steps.compile_kernels()
     on_progress("measuring memory")
+    trial = runner_over(transformer, TRIAL_PAGES)
     pages = measure(trial).num_pages
     trial.close()
     gc.collect()
     torch.cuda.empty_cache()
-    runner = runner_over(pages)
+    runner = runner_over(transformer, pages)
     on_progress("capturing CUDA Graphs")
     runner.steps.capture_graphs()
     return runner

@@ -18,6 +18,7 @@ from engine.runtime.model_runner import ModelRunner
 
 _MIB = 1 << 20
 TRIAL_PAGES = 4
+_GRANULARITY = 32 * _MIB  # the allocator takes memory in segments of up to 20 MiB
 
 
 @dataclass(frozen=True, slots=True)
