@@ -15,7 +15,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-OPCODES = ("HGMMA", "QGMMA", "IGMMA", "HMMA", "UTMALDG", "LDGSTS", "STL", "LDL", "FFMA")
+OPCODES = (
+    "HGMMA",
+    "QGMMA",
+    "IGMMA",
+    "HMMA",
+    "UTMALDG",
+    "LDGSTS",
+    "STL",
+    "LDL",
+    "FFMA",
+    "LDG",
+    "LDG.E.128",
+    "STG.E.128",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +80,7 @@ def _compile(variant: Variant) -> Compiled:
     import triton.backends.nvidia as nvidia
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
     module, _, name = variant.kernel.partition(":")
     kernel = getattr(importlib.import_module(module), name)
@@ -78,9 +92,8 @@ def _compile(variant: Variant) -> Compiled:
         for i, n in enumerate(names)
         if signature[n].startswith("*") or n in variant.aligned
     }
-    source = ASTSource(
-        fn=kernel, signature=signature, constexprs=dict(variant.constants), attrs=attributes
-    )
+    kind = GluonASTSource if isinstance(kernel, GluonJITFunction) else ASTSource
+    source = kind(kernel, signature, dict(variant.constants), attributes)
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=dict(variant.options))
     tool = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
