@@ -65,7 +65,8 @@ def skinny_tiling(
     tiles = -(-out_features // 64)
     if tiles > SMS // 2:
         if inner >= 4096:
-            return Tiling(64, 128, 1, 6, 4, tiles=min(SMS - 1, out_features))
+            waves = -(-tiles // (SMS - 1))  # a program takes 64 rows at most
+            return Tiling(64, 128, 1, 6, 4, tiles=min(waves * (SMS - 1), out_features))
         return Tiling(64, 64, 4, _stages(inner // 4, 64, 6), 4)
     split = min(_MOST_SPLITS, 1 << ((SMS // tiles).bit_length() - 1))
     while split > 1 and inner < 256 * split:
