@@ -27,6 +27,7 @@ class FakeTransformer:
 
     Attributes:
         steps: forward passes so far.
+        tokens: of each of them.
         faults: forward pass -> what it raises.
     """
 
@@ -34,11 +35,13 @@ class FakeTransformer:
         self.spec = SimpleNamespace(name="fake", num_heads=1, num_kv_heads=1, vocab_size=VOCAB)
         self.kernels = select_kernels(torch.device("cpu"))
         self.steps = 0
+        self.tokens: list[int] = []
         self.faults: dict[int, Exception] = {}
 
     def forward(self, step: StepInputs, cache: KvCache) -> torch.Tensor:
         fault = self.faults.get(self.steps)
         self.steps += 1
+        self.tokens.append(len(step.token_ids))
         if fault is not None:
             raise fault
         fed = step.last_tokens[(-1 - step.token_ids).clamp(min=0).long()]

@@ -199,3 +199,23 @@ def test_logprobs_come_to_those_who_ask() -> None:
         assert output.top_logprobs.token_ids.shape == (rows, 3)
         assert np.allclose(output.logprobs, np.log(np.e / (np.e + 60)), atol=1e-5)
     runner.forget(1)
+
+
+@pytest.mark.parametrize(
+    ("budget", "running", "length"), [(16, 4, 120), (100, 4, 20), (16, 1, 10), (8, 8, 2)]
+)
+def test_trial_steps_are_as_large_as_any(budget: int, running: int, length: int) -> None:
+    """No plan has more tokens than the largest trial step, and one of as many can come."""
+    settings = dict(
+        max_num_batched_tokens=budget, max_running_requests=running, max_model_len=length
+    )
+    runner = fake_runner(**settings, num_pages=running * length)
+    with torch.inference_mode():
+        runner.steps.run_largest_steps()
+    largest = max(faulty(runner).tokens)
+    assert faulty(runner).tokens[-1] == running  # the largest decode step
+    faulty(runner).tokens.clear()
+    engine = TinyEngine(runner, prefix_cache=False, schedule_conservativeness=0.01)
+    engine.serve({i: [1] * (length - 1) for i in range(2 * running)}, 1)
+    assert max(faulty(runner).tokens) == largest
+    assert runner.steps.state.page_table[-1].unique().tolist() == [runner.num_pages]

@@ -114,7 +114,8 @@ class StepRunner:
             # An odd number of tokens is another variant of some kernels; few tokens are, too.
             for tokens in sorted({longest, longest - 1, *self._config.graph_tokens, 5, 2} - {0}):
                 for context in (0, 1):
-                    self._trial_prefill(tokens, min(tokens, self._max_model_len - 1), context)
+                    chunk = max(1, min(tokens, self._max_model_len - 1))
+                    self._trial_prefill(tokens, chunk, context)
 
     def run_largest_steps(self) -> None:
         """Prefill as many tokens as a step may hold, and decode as many requests as may run.
@@ -122,10 +123,11 @@ class StepRunner:
         Libraries allocate what they need meanwhile. One chunk that is as long as it may be costs
         more memory than several.
         """
-        most, longest = self._config.max_num_batched_tokens, self._max_model_len - 1
+        longest = max(1, self._max_model_len - 1)
+        most = min(self._config.max_num_batched_tokens, self._config.max_running_requests * longest)
         with torch.inference_mode():
             for context in (0, 1):
-                self._trial_prefill(most, max(1, min(most, longest)), context)
+                self._trial_prefill(most, min(most, longest), context)
             self._run_decode_eagerly(self._config.max_running_requests)
 
     def _trial_prefill(self, tokens: int, longest: int, context: int) -> None:
