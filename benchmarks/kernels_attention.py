@@ -1,11 +1,11 @@
 """Times the attention kernels over their tunables on one NVIDIA GPU; within about 100 seconds.
 
-    python benchmarks/kernels_attention.py attention.json [--seconds 100]
+    python benchmarks/kernels_attention.py attention.json [--seconds 100] [--commit HASH]
 
 Needs torch and triton. Variants are compiled by a pool of processes, checked against plain torch on
-random inputs, and timed as CUDA Graphs of many calls that rotate among page tables whose pages
-together are far larger than the L2 cache. Bandwidths count the KV bytes of a call and are given
-relative to a large copy (read + write). Points without time left are "skipped".
+random inputs, and timed as CUDA Graphs of many calls that rotate among layers' caches (decode)
+or page tables (prefill), together far larger than the L2 cache. Bandwidths count the KV bytes of a
+call and are given relative to a large copy (read + write). Points without time left are "skipped".
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -35,44 +36,54 @@ from engine.kernels.prefill_attention import PrefillTuning
 
 MODELS = {"8B": (32, 8), "0.6B": (16, 8), "30B-A3B": (32, 4)}  # query heads, KV heads
 HEAD_DIM, PAGE_SIZE = 128, 16
-DECODE_POINTS = ((1, 1088), (8, 1088), (32, 1088), (64, 1088), (128, 1088), (256, 1088),
-                 (1, 8192), (8, 8192), (32, 8192))  # fmt: skip
-DECODE_SHAPES = ((32, 4, 3), (32, 4, 4), (32, 4, 5), (32, 2, 4), (64, 4, 2), (64, 4, 3), (64, 4, 4),
-                 (64, 8, 3), (128, 4, 2), (128, 8, 2), (128, 8, 3))  # fmt: skip
-FEWER_DECODE_SHAPES = ((32, 4, 3), (32, 4, 4), (64, 4, 2), (64, 4, 3), (64, 4, 4), (128, 8, 2))
-MIN_CHUNKS = (64, 128, 256)
-PROGRAMS_PER_SM = (1, 2, 3, 4, 6)
+MAX_CONTEXT = 16384  # what the engine says, far above any context here
+DECODE_POINTS = ((1, 1088), (2, 1088), (4, 1088), (8, 1088), (16, 1088), (32, 1088), (64, 1088),
+                 (128, 1088), (256, 1088), (1, 8192), (8, 8192), (32, 8192))  # fmt: skip
+DECODE_SHAPES = ((16, 1, 4), (32, 1, 4), (32, 2, 3), (64, 2, 3), (64, 4, 2), (64, 4, 3),
+                 (128, 4, 2), (128, 8, 2))  # fmt: skip
+MIN_BLOCKS = (1, 2, 3)
+PROGRAMS_PER_SM = (1, 2, 3, 4, 8, 16)
 PREFILL_POINTS = {
     "1x512": (1, 512, 0), "1x2048": (1, 2048, 0), "1x8192": (1, 8192, 0),
-    "16x1024": (16, 1024, 0), "1x2048+6144": (1, 2048, 6144),
+    "16x1024": (16, 1024, 0), "8x2048": (8, 2048, 0), "1x2048+6144": (1, 2048, 6144),
+    "1x512+7680": (1, 512, 7680), "16x256+512": (16, 256, 512),
 }  # fmt: skip
-PREFILL_SHAPES = ((128, 64, 8, 2), (128, 64, 8, 3), (128, 64, 8, 4), (128, 32, 8, 3),
-                  (128, 32, 8, 4), (64, 64, 4, 2), (64, 64, 4, 3), (64, 32, 4, 3), (64, 32, 4, 4),
-                  (128, 128, 8, 2))  # fmt: skip
+PREFILL_SHAPES = ((128, 64, 8, 3), (128, 32, 4, 3), (64, 64, 4, 3), (64, 32, 4, 3))
 POOL_BYTES = 4 << 30  # of keys and values together
-GRAPH_SECONDS = 0.003
+GRAPH_SECONDS = 0.0015
 REPLAYS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """One large KV cache whose pages are handed out in random order."""
+    """One large KV cache whose pages are handed out in random order, or cut into layers."""
 
     k: torch.Tensor
     v: torch.Tensor
     order: torch.Tensor
 
-    def tables(self, rows: int, tokens: int, page_size: int, most: int) -> list[torch.Tensor]:
+    def tables(self, rows: int, tokens: int, most: int) -> list[torch.Tensor]:
         """Up to `most` page tables of `rows` x `tokens`, of disjoint pages."""
-        width = -(-tokens // page_size)
+        width = -(-tokens // PAGE_SIZE)
         count = min(most, len(self.order) // (rows * width))
         return [t.view(rows, width) for t in self.order[: count * rows * width].chunk(count)]
 
+    def layers(
+        self, rows: int, tokens: int, most: int
+    ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+        """A page table, and up to `most` pairs of caches in which its pages are."""
+        width = -(-tokens // PAGE_SIZE)
+        count = min(most, len(self.k) // (rows * width))
+        size = len(self.k) // count
+        pages = torch.randperm(size, device="cuda").int()[: rows * width].view(rows, width)
+        cuts = [slice(i * size, (i + 1) * size) for i in range(count)]
+        return pages, [(self.k[cut], self.v[cut]) for cut in cuts]
 
-def make_pool(kv_heads: int, page_size: int = PAGE_SIZE, size: int = POOL_BYTES) -> Pool:
+
+def make_pool(kv_heads: int, size: int = POOL_BYTES) -> Pool:
     """A pool of random bf16 numbers."""
-    pages = size // (4 * page_size * kv_heads * HEAD_DIM)
-    shape = (pages, page_size, kv_heads, HEAD_DIM)
+    pages = size // (4 * PAGE_SIZE * kv_heads * HEAD_DIM)
+    shape = (pages, PAGE_SIZE, kv_heads, HEAD_DIM)
     k, v = (torch.randn(shape, dtype=torch.bfloat16, device="cuda") for _ in range(2))
     return Pool(k, v, torch.randperm(pages, device="cuda").int())
 
@@ -100,10 +111,10 @@ def graph_seconds(calls: list[Callable[[], Any]]) -> float:
 
 
 def copy_bandwidth() -> float:
-    """Bytes per second, read and written, of a copy of 2 GiB."""
-    source = torch.empty(2 << 30, dtype=torch.uint8, device="cuda")
+    """Bytes per second, read and written, of a kernel that copies 2 GiB and adds 1."""
+    source = torch.empty(1 << 30, dtype=torch.bfloat16, device="cuda").fill_(1.5)
     target = torch.empty_like(source)
-    return 2 * len(source) / graph_seconds([lambda: target.copy_(source)] * 3)
+    return 4 * len(source) / graph_seconds([lambda: torch.add(source, 1, out=target)] * 3)
 
 
 # Decode
@@ -124,48 +135,47 @@ class DecodeCase:
         return 4 * self.batch * self.context * self.kv_heads * HEAD_DIM
 
 
-def decode_seconds(case: DecodeCase, pool: Pool, tuning: DecodeTuning, combine: str) -> float:
-    """Time of a call; `combine` is "none", "last" (counters) or "kernel"."""
-    calls = max(6, min(64, int(GRAPH_SECONDS / (case.kv_bytes / 4e12 + 3e-6))))
-    tables = pool.tables(case.batch, case.context, PAGE_SIZE, calls)
+def decode_seconds(
+    case: DecodeCase, pool: Pool, tunings: Sequence[DecodeTuning | None]
+) -> list[float]:
+    """Times of a call with each tuning; None is what the engine calls."""
+    calls = max(4, min(48, int(GRAPH_SECONDS / (case.kv_bytes / 3e12 + 5e-6))))
+    table, layers = pool.layers(case.batch, case.context, calls)
     q = torch.randn(case.batch, case.heads, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
     rows = torch.arange(case.batch, dtype=torch.int32, device="cuda")
     positions = torch.full_like(rows, case.context - 1)
     counters = torch.zeros(case.batch * case.kv_heads, dtype=torch.int32, device="cuda")
     sms = decode.multiprocessors(q.device)
-    splits = 1
-    if combine != "none":
-        splits = decode.split_grid(case.batch, case.kv_heads, case.context, sms, tuning)
 
-    def call(table: torch.Tensor) -> Callable[[], Any]:
-        return lambda: decode.launch(
-            q, pool.k, pool.v, table, rows, positions, HEAD_DIM**-0.5, splits=splits,
-            target=tuning.programs_per_sm * sms, tuning=tuning,
-            counters=counters if combine == "last" else None,
-        )  # fmt: skip
+    def call(cache: tuple[torch.Tensor, torch.Tensor], tuning: DecodeTuning | None) -> None:
+        rest = (table, rows, positions, HEAD_DIM**-0.5)
+        if tuning is None:
+            decode.decode_attention_triton(q, *cache, *rest, MAX_CONTEXT, counters)
+        else:
+            pieces = tuning.programs_per_sm * sms // case.kv_heads
+            decode.launch(q, *cache, *rest, pieces=pieces, tuning=tuning, counters=counters)
 
-    return graph_seconds([call(tables[i % len(tables)]) for i in range(calls)])
+    return [graph_seconds([partial(call, cache, t) for cache in layers]) for t in tunings]
 
 
-def compile_decode(group: int, shape: tuple[int, int, int], split: bool) -> str:
-    """Check one variant on a small batch of mixed lengths."""
+def compile_decode(group: int, shape: tuple[int, int, int], batch: int) -> str:
+    """Check one variant on a batch of mixed lengths."""
     kv_heads = 2
-    pool = make_pool(kv_heads, size=1 << 22)
-    contexts = torch.tensor([700, 1, 64, 129, 16], dtype=torch.int32, device="cuda")
-    q = torch.randn(5, kv_heads * group, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
-    table = pool.order[: 5 * 44].view(5, 44)
-    rows = torch.tensor([3, 0, 1, 4, 2], dtype=torch.int32, device="cuda")
+    pool = make_pool(kv_heads, size=1 << 24)
+    contexts = torch.randint(1, 700, (batch,), dtype=torch.int32, device="cuda")
+    q = torch.randn(batch, kv_heads * group, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
+    table = pool.order[torch.randint(0, len(pool.order), (batch, 44), device="cuda")]
+    rows = torch.randperm(batch, device="cuda").int()
     arguments = (q, pool.k, pool.v, table, rows, contexts - 1, 0.1)
     expected = decode.decode_attention_reference(*arguments, 704).float()
-    counters = torch.zeros(5 * kv_heads, dtype=torch.int32, device="cuda")
+    counters = torch.zeros(batch * kv_heads, dtype=torch.int32, device="cuda")
     worst = 0.0
-    for last in (True, False)[: 1 + split]:
-        for _ in range(2):
-            out = decode.launch(
-                *arguments, splits=11 if split else 1, target=1000, tuning=DecodeTuning(*shape),
-                counters=counters if last else None,
-            )  # fmt: skip
-            worst = max(worst, error(out, expected))
+    for pieces in (1, 7, 49, 500):
+        out = decode.launch(
+            *arguments, pieces=pieces, tuning=DecodeTuning(*shape), counters=counters,
+            out=torch.full_like(q, float("nan")),
+        )  # fmt: skip
+        worst = max(worst, error(out, expected))
     return "" if worst < 1e-2 and not counters.any() else f"wrong: error {worst}"
 
 
@@ -182,39 +192,30 @@ def decode_results(
     copy: float,
     out_of_time: Callable[[], bool],
 ) -> Iterator[dict[str, Any]]:
-    """The best of all usable variants at each point, then of the ways to split at the best."""
+    """What the engine calls at each point, then all usable tunings, the best first."""
     heads, kv_heads = MODELS[model]
-    sms = decode.multiprocessors(pool.k.device)
     for batch, context in DECODE_POINTS:
         case = DecodeCase(heads, kv_heads, batch, context)
         if out_of_time():
             yield {"model": model, "batch": batch, "context": context, "skipped": True}
             continue
-        tried: dict[tuple[DecodeTuning, str], float] = {}
-        base = DecodeTuning(long_context=1 << 30)
-        splits = decode.split_grid(batch, kv_heads, context, sms, base) > 1
-        for group, shape, split in usable:
-            alone = not split and batch * kv_heads >= sms // 2
-            if group == heads // kv_heads and (alone or (split and splits)):
-                tuning = replace(base, **dict(zip(TUNED, shape, strict=True)))
-                combine = "last" if split else "none"
-                tried[tuning, combine] = decode_seconds(case, pool, tuning, combine)
-        if splits:
-            best = sorted((t for t in tried if t[1] == "last"), key=tried.__getitem__)[:2]
-            for (tuning, _), chunk, programs in product(best, MIN_CHUNKS, PROGRAMS_PER_SM):
-                other = replace(tuning, min_chunk=chunk, programs_per_sm=programs)
-                tried[other, "last"] = decode_seconds(case, pool, other, "last")
-            tuning, _ = min((t for t in tried if t[1] == "last"), key=tried.__getitem__)
-            tried[tuning, "kernel"] = decode_seconds(case, pool, tuning, "kernel")
-        rows = [
-            {"tuning": asdict(t), "combine": c, "us": round(s * 1e6, 2),
+        tunings: list[DecodeTuning | None] = [None]
+        for group, shape, checked in usable:
+            if group == heads // kv_heads and checked == decode.scan_size(batch):
+                tunings += [
+                    DecodeTuning(*shape, programs_per_sm=programs, min_chunk=blocks * shape[0])
+                    for programs in PROGRAMS_PER_SM
+                    for blocks in (MIN_BLOCKS if batch * context <= 5000 else (1,))
+                ]
+        seconds = decode_seconds(case, pool, tunings)
+        tried = [
+            {"tuning": asdict(t) if t else "engine", "us": round(s * 1e6, 2),
              "percent_of_copy": round(100 * case.kv_bytes / s / copy, 1)}
-            for (t, c), s in sorted(tried.items(), key=lambda item: item[1])
+            for t, s in zip(tunings, seconds, strict=True)
         ]  # fmt: skip
-        yield {"model": model, "batch": batch, "context": context, "tried": rows}
+        tried[1:] = sorted(tried[1:], key=lambda row: row["us"])
+        yield {"model": model, "batch": batch, "context": context, "tried": tried[:12]}
 
-
-TUNED = ("block_tokens", "warps", "stages")
 
 # Prefill
 
@@ -232,7 +233,7 @@ def prefill_arguments(
 
 
 def compile_prefill(heads: int, kv_heads: int, shape: tuple[int, ...]) -> str:
-    """Check one variant on chunks of mixed lengths, with and without a prefix."""
+    """Check one variant, () is Hopper's, on chunks of mixed lengths, with and without a prefix."""
     pool = make_pool(kv_heads, size=1 << 26)
     starts = torch.tensor([0, 1, 1, 300, 377], dtype=torch.int32, device="cuda")
     contexts = torch.tensor([5, 0, 0, 200], dtype=torch.int32, device="cuda")
@@ -240,7 +241,11 @@ def compile_prefill(heads: int, kv_heads: int, shape: tuple[int, ...]) -> str:
     rows = torch.tensor([3, 0, 1, 2], dtype=torch.int32, device="cuda")
     arguments = (q, pool.k, pool.v, pool.order[:80].view(4, 20), starts, rows, contexts, 0.1)
     expected = prefill.prefill_attention_reference(*arguments, 299).float()
-    worst = error(prefill.launch(*arguments, tuning=PrefillTuning(*shape)), expected)
+    if shape:
+        out = prefill.launch(*arguments, tuning=PrefillTuning(*shape))
+    else:
+        out = prefill.launch_hopper(*arguments)
+    worst = error(out, expected)
     return "" if worst < 1e-2 else f"wrong: error {worst}"
 
 
@@ -253,32 +258,25 @@ def prefill_results(
     model: str,
     pool: Pool,
     usable: list[tuple[int, ...]],
-    has_cudnn: bool,
     out_of_time: Callable[[], bool],
 ) -> Iterator[dict[str, Any]]:
-    """TFLOP/s of every usable variant, and of cuDNN where nothing is cached."""
-    heads, kv_heads = MODELS[model]
+    """TFLOP/s of every usable variant of the portable kernel, and of Hopper's."""
+    heads, _ = MODELS[model]
     for name, (requests, length, context) in PREFILL_POINTS.items():
         if out_of_time():
             yield {"model": model, "point": name, "skipped": True}
             continue
         flops = prefill_flops(heads, requests, length, context)
         calls = max(2, min(16, int(GRAPH_SECONDS / (flops / 4e14))))
-        tables = pool.tables(requests, context + length, PAGE_SIZE, calls)
+        tables = pool.tables(requests, context + length, calls)
         inputs = [prefill_arguments(pool, heads, requests, length, context, t) for t in tables]
         seconds: dict[str, float] = {}
-        for shape in usable:
+        for shape in filter(None, usable):
             tuning = PrefillTuning(*shape)
             launches = [lambda x=x, t=tuning: prefill.launch(*x, tuning=t) for x in inputs]
             seconds[str(shape)] = graph_seconds(launches)
-        if not context and has_cudnn:
-            fused = torch.randn(
-                requests * length, heads + 2 * kv_heads, HEAD_DIM, dtype=torch.bfloat16,
-                device="cuda",
-            )  # fmt: skip
-            q, k, v = fused.split((heads, kv_heads, kv_heads), 1)
-            whole = partial(prefill.whole_prompts, q, k, v, [length] * requests, HEAD_DIM**-0.5)
-            seconds["cudnn"] = graph_seconds([whole] * calls)
+        launches = [partial(prefill.launch_hopper, *x) for x in inputs]
+        seconds["hopper"] = graph_seconds(launches)
         tried = [
             {"shape": s, "us": round(t * 1e6, 1), "tflops": round(flops / t / 1e12)}
             for s, t in sorted(seconds.items(), key=lambda item: item[1])
@@ -286,41 +284,20 @@ def prefill_results(
         yield {"model": model, "point": name, "tried": tried}
 
 
-def cudnn_facts() -> dict[str, Any]:
-    """The error against the reference, and the host's milliseconds for lengths never seen."""
-    fused = torch.randn(1300, 48, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
-    q, k, v = fused.split((32, 8, 8), 1)
-    out = prefill.whole_prompts(q, k, v, [1300], 0.1)
-    rows = torch.zeros(1, dtype=torch.int32, device="cuda")
-    starts = torch.tensor([0, 1300], dtype=torch.int32, device="cuda")
-    expected = prefill.prefill_attention_reference(
-        q, k[:, None], v[:, None], torch.arange(1300, device="cuda")[None], starts, rows, rows,
-        0.1, 1300,
-    )  # fmt: skip
-    first = []
-    for length in (1111, 1203, 907, 1024):
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        prefill.whole_prompts(q[:length], k[:length], v[:length], [length], 0.1)
-        torch.cuda.synchronize()
-        first.append(round(1e3 * (time.perf_counter() - begin), 1))
-    return {"error": error(out, expected.float()), "first_call_ms": first}
-
-
 def compile_all(deadline: float) -> dict[str, dict[Any, str]]:
     """Compile and check every variant in parallel; "" means usable, else why not."""
     jobs: dict[str, dict[Any, Any]] = {"decode": {}, "prefill": {}}
     pool = ProcessPoolExecutor(14, mp_context=multiprocessing.get_context("spawn"))
     heads, kv_heads = MODELS["8B"]
-    for shape in PREFILL_SHAPES:
+    for shape in (*PREFILL_SHAPES, ()):
         jobs["prefill"][shape] = pool.submit(compile_prefill, heads, kv_heads, shape)
-    for model, shapes in zip(
-        MODELS, (DECODE_SHAPES, FEWER_DECODE_SHAPES, FEWER_DECODE_SHAPES), strict=True
+    for (heads, kv_heads), shape, batch in product(
+        MODELS.values(), DECODE_SHAPES, decode.SCAN_SIZES[:3]
     ):
-        group = MODELS[model][0] // MODELS[model][1]
-        for shape, split in product(shapes, (False, True)):
-            job = pool.submit(compile_decode, group, shape, split)
-            jobs["decode"][group, shape, split] = job
+        group = heads // kv_heads
+        if batch == decode.SCAN_SIZES[0] or shape[0] * shape[1] >= 64:
+            job = pool.submit(compile_decode, group, shape, batch)
+            jobs["decode"][group, shape, batch] = job
     made: dict[str, dict[Any, str]] = {"decode": {}, "prefill": {}}
     for op, key in [(name, key) for name, group in jobs.items() for key in group]:
         try:
@@ -334,20 +311,18 @@ def compile_all(deadline: float) -> dict[str, dict[Any, str]]:
 
 
 def show(results: dict[str, Any]) -> None:
-    """The best of each point, one line each."""
-    print(f"copy {results['copy_tb_per_s']} TB/s, cudnn {results['cudnn']}, {results['seconds']} s")
+    """What the engine does and the best of each point, one line each."""
+    print(f"copy {results['copy_tb_per_s']} TB/s, {results['seconds']} s")
     for row in results["decode"]:
-        where = f"{row['model']:8} b{row['batch']:<4} ctx {row['context']:<5}"
-        for kind in ("none", "last", "kernel"):
-            best = next((r for r in row.get("tried", ()) if r["combine"] == kind), None)
-            if best and best["us"] < float("inf"):
-                cut = "/".join(str(x) for x in list(best["tuning"].values())[:5])
-                print(f"{where} {kind:6} {best['us']:8} us {best['percent_of_copy']:5} % {cut}")
-        if "skipped" in row:
-            print(where, "skipped")
+        line = f"{row['model']:8} b{row['batch']:<4} ctx {row['context']:<5}"
+        for entry in row.get("tried", ())[:3]:
+            cut = entry["tuning"]
+            cut = cut if isinstance(cut, str) else "/".join(str(x) for x in cut.values())
+            line += f"  {entry['us']:8} us {entry['percent_of_copy']:5} % {cut}"
+        print(line)
     for row in results["prefill"]:
         tried = "  ".join(f"{r['shape']} {r['tflops']}" for r in row.get("tried", ()))
-        print(f"{row['point']:12} {tried or 'skipped'}")
+        print(f"{row['model']:8} {row['point']:12} {tried or 'skipped'}")
 
 
 def main() -> None:
@@ -355,6 +330,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", type=Path)
     parser.add_argument("--seconds", type=float, default=100)
+    parser.add_argument("--commit", help="of this checkout, for the record")
     arguments = parser.parse_args()
     begin = time.monotonic()
     made = compile_all(begin + 0.5 * arguments.seconds)
@@ -363,31 +339,22 @@ def main() -> None:
     print(f"compiled in {compiled:.0f} s: { ({op: len(keys) for op, keys in usable.items()}) }")
     copy = copy_bandwidth()
 
-    try:
-        cudnn = cudnn_facts()
-    except RuntimeError as cause:  # the rest is still worth knowing
-        cudnn = {"failed": str(cause)[:300]}
-
     def out_of_time() -> bool:
         return time.monotonic() - begin > arguments.seconds - 3
 
     results: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(), "torch": torch.__version__,
+        "schema": "kernels_attention/v1", "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__, "triton": triton.__version__, "commit": arguments.commit,
+        "time_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "copy_tb_per_s": round(copy / 1e12, 3), "compile_seconds": round(compiled),
         "unusable": {str(k): why for op in made for k, why in made[op].items() if why},
-        "cudnn": cudnn,
         "decode": [], "prefill": [],
     }  # fmt: skip
-    pool = make_pool(MODELS["8B"][1])
-    results["decode"] += decode_results("8B", pool, usable["decode"], copy, out_of_time)
-    results["prefill"] += prefill_results(
-        "8B", pool, usable["prefill"], "error" in results["cudnn"], out_of_time
-    )
-    for model in ("0.6B", "30B-A3B"):
-        if MODELS[model][1] != pool.k.shape[2]:
-            del pool
-            pool = make_pool(MODELS[model][1])
+    for model in ("8B", "0.6B", "30B-A3B"):
+        pool = make_pool(MODELS[model][1])
+        results["prefill"] += prefill_results(model, pool, usable["prefill"], out_of_time)
         results["decode"] += decode_results(model, pool, usable["decode"], copy, out_of_time)
+        del pool
     results["seconds"] = round(time.monotonic() - begin)
     arguments.path.write_text(json.dumps(results, indent=1) + "\n")
     show(results)

@@ -69,13 +69,12 @@ def arguments(world: Paged, q: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def launched(
-    world: Paged, q: torch.Tensor, scale: float, splits: int, target: int, counters: bool,
-    **tuning: int,
+    world: Paged, q: torch.Tensor, scale: float, pieces: int, counters: bool, **tuning: int
 ) -> torch.Tensor:  # fmt: skip
     """The kernel with a grid of its own; the counters must be zeros afterwards."""
     count = torch.zeros(len(q) * world.k_cache.shape[2], dtype=torch.int32, device=DEVICE)
     out = op.launch(
-        *arguments(world, q), scale, splits=splits, target=target,
+        *arguments(world, q), scale, pieces=pieces,
         tuning=replace(op.DEFAULT_TUNING, **tuning), counters=count if counters else None,
     )  # fmt: skip
     assert not count.any()
@@ -96,13 +95,13 @@ def test_every_implementation_equals_softmax_attention(page_size: int, dtype: to
         assert relative_error(out, expected(q, world, 0.3)) < TOLERANCE[dtype], name
 
 
-@pytest.mark.parametrize("counters", [True, False])
-@pytest.mark.parametrize(("group", "dim"), [(1, 64), (2, 16), (5, 16), (7, 32), (8, 16), (16, 16)])
-def test_splits_combine(counters: bool, group: int, dim: int) -> None:
-    """Requests with one split and with many, for every way of combining and size of group."""
+@pytest.mark.parametrize(("pieces", "counters"), [(1, False), (3, True), (29, True)])
+@pytest.mark.parametrize(("group", "dim"), [(1, 64), (5, 16), (7, 32), (16, 16)])
+def test_pieces_combine(pieces: int, counters: bool, group: int, dim: int) -> None:
+    """Programs with several heads, with parts of two, and of one, for every size of group."""
     world = paged([130, 3, 33, 32], 16, 2, dim, torch.float32)
     q = torch.randn(4, 2 * group, dim, device=DEVICE)
-    out = launched(world, q, 0.2, 5, 10, counters, block_tokens=16, min_chunk=16)
+    out = launched(world, q, 0.2, pieces, counters, block_tokens=16, min_chunk=16)
     assert relative_error(out, expected(q, world, 0.2)) < TOLERANCE[torch.float32]
 
 
@@ -111,7 +110,7 @@ def test_more_splits_than_a_combining_tile(counters: bool) -> None:
     """Partial results beyond the first tile of a combining program count as well."""
     world = paged([300], 16, 1, 16, torch.float32)
     q = torch.randn(1, 2, 16, device=DEVICE)
-    out = launched(world, q, 0.5, 19, 1000, counters, block_tokens=16, min_chunk=16)
+    out = launched(world, q, 0.5, 19, counters, block_tokens=16, min_chunk=16)
     assert relative_error(out, expected(q, world, 0.5)) < TOLERANCE[torch.float32]
 
 
@@ -122,7 +121,7 @@ def test_one_launch_serves_every_context() -> None:
     for contexts in ([1, 90], [77, 2], [16, 16]):
         world = paged(contexts, 16, 1, 16, torch.float32)
         out = op.launch(
-            *arguments(world, q), 0.4, splits=4, target=8, counters=counters,
+            *arguments(world, q), 0.4, pieces=5, counters=counters,
             tuning=replace(op.DEFAULT_TUNING, block_tokens=16, min_chunk=16),
         )  # fmt: skip
         assert relative_error(out, expected(q, world, 0.4)) < TOLERANCE[torch.float32]
@@ -155,41 +154,50 @@ def test_large_logits_do_not_overflow() -> None:
     """Logits in the thousands give the softmax of float64, not infinities."""
     world = paged([50], 16, 1, 16, torch.float32)
     q = 300 * torch.randn(1, 2, 16, device=DEVICE)
-    out = launched(world, q, 1.0, 3, 100, True, block_tokens=16, min_chunk=16)
+    out = launched(world, q, 1.0, 3, True, block_tokens=16, min_chunk=16)
     assert relative_error(out, expected(q, world, 1.0)) < 1e-4
 
 
-def test_split_grid_fills_the_gpu_and_no_more() -> None:
-    """Splits vanish when requests alone fill the GPU, and never outnumber chunks of the context."""
-    tuning = op.DEFAULT_TUNING
-    assert op.split_grid(64, 8, 1088, 132, tuning) == 1
-    assert op.split_grid(64, 8, 8192, 132, tuning) == tuning.long_splits
-    assert op.split_grid(1, 8, 1088, 132, tuning) == 1088 // tuning.min_chunk
-    assert op.split_grid(1, 8, 1, 132, tuning) == 1
-    for batch in (1, 3, 8, 32):
-        grid = op.split_grid(batch, 8, 1 << 20, 132, tuning)
-        assert min(op.MAX_SPLITS, 132) <= grid * batch * 8
-        assert grid <= op.MAX_SPLITS
+@pytest.mark.parametrize("batch", [1, 17, 130])
+def test_batches_of_any_size(batch: int) -> None:
+    """Requests are found whatever their number, with many more or fewer programs than heads."""
+    contexts = torch.randint(1, 40, (batch,)).tolist()
+    world = paged(contexts, 16, 1, 16, torch.float32)
+    q = torch.randn(batch, 1, 16, device=DEVICE)
+    for pieces in (3, 50):
+        out = launched(world, q, 0.3, pieces, True, block_tokens=16, min_chunk=16)
+        assert relative_error(out, expected(q, world, 0.3)) < TOLERANCE[torch.float32]
 
 
-def compiled(group: int, dim: int, splits: int) -> sm90_gate.Compiled:
+def test_writes_where_it_is_told() -> None:
+    """The result goes to `out` and nowhere else."""
+    world = paged([20, 40], 16, 2, 16, torch.float32)
+    q = torch.randn(2, 4, 16, device=DEVICE)
+    for attend in op.IMPLEMENTATIONS.values():
+        whole = torch.full((4, 4, 16), math.nan, device=DEVICE)
+        out = attend(*arguments(world, q), 0.3, 64, out=whole[1:3])
+        assert out.data_ptr() == whole[1:3].data_ptr()
+        assert relative_error(whole[1:3], expected(q, world, 0.3)) < TOLERANCE[torch.float32]
+        assert whole[::3].isnan().all()
+
+
+def compiled(group: int, dim: int, tuning: op.DecodeTuning) -> sm90_gate.Compiled:
     rows = 1 << (group - 1).bit_length()
     tensors = ("q", "k_cache", "v_cache", "out")
     integers = (
-        "batch", "target", "min_chunk", "table_stride", "q_stride", "page_stride", "token_stride",
+        "batch", "min_blocks", "table_rows", "table_stride", "pages", "q_stride", "page_stride",
+        "token_stride",
     )  # fmt: skip
     signature = dict.fromkeys(tensors, "*bf16")
     signature |= dict.fromkeys(("page_table", "rows", "positions", "counters"), "*i32")
     signature |= dict.fromkeys(("partial", "log_sums"), "*fp32")
     signature |= dict.fromkeys(integers, "i32") | {"qk_scale": "fp32"}
-    tuning = op.DEFAULT_TUNING
     variant = sm90_gate.Variant(
         "engine.kernels.decode_attention:_decode_attention_kernel",
         signature,
         {
             "GROUP": group, "M": max(16, rows), "HEAD_DIM": dim, "PAGE_SIZE": 16, "PDL": True,
-            "BLOCK_N": tuning.block_tokens, "SPLIT": splits > 1,
-            "GROUP_ROWS": rows, "LAST_COMBINES": splits > 1,
+            "BLOCK_N": tuning.block_tokens, "SCAN": 128, "GROUP_ROWS": rows,
             "COMBINE_ROWS": max(1, min(16, op.COMBINE_ELEMENTS // (rows * dim))),
         },
         {"num_warps": tuning.warps, "num_stages": tuning.stages},
@@ -198,13 +206,15 @@ def compiled(group: int, dim: int, splits: int) -> sm90_gate.Compiled:
     return sm90_gate.run([variant])[0]
 
 
-@pytest.mark.parametrize(("group", "dim", "splits"), [(4, 128, 1), (4, 128, 16), (7, 64, 16)])
-def test_compiles_for_hopper(group: int, dim: int, splits: int) -> None:
-    """Tensor cores fed by asynchronous copies, nothing spilled, three programs fit on an SM."""
-    made = compiled(group, dim, splits)
+@pytest.mark.parametrize(("group", "dim"), [(4, 128), (7, 64), (8, 128)])
+@pytest.mark.parametrize("batch", [1, 256])
+def test_compiles_for_hopper(group: int, dim: int, batch: int) -> None:
+    """Tensor cores fed by asynchronous copies, nothing spilled, all programs fit on the GPU."""
+    tuning = op.pick_tuning(batch, 8)
+    made = compiled(group, dim, tuning)
     assert made.stack_bytes == 0
     assert made.opcodes["STL"] == made.opcodes["LDL"] == 0
     assert made.opcodes["HMMA"] > 0
     assert made.opcodes["LDGSTS"] > 0
-    assert made.registers <= 65536 // (3 * 32 * made.warps)
-    assert made.shared_bytes <= 227 * 1024 // 3 - 1024
+    assert made.registers <= 65536 // (tuning.programs_per_sm * 32 * made.warps)
+    assert made.shared_bytes <= 227 * 1024 // tuning.programs_per_sm - 1024

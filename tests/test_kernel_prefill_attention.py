@@ -12,6 +12,7 @@ import torch
 from kernel_device import DEVICE, ON_GPU, relative_error
 
 from engine.kernels import prefill_attention as op
+from engine.kernels import prefill_attention_hopper as hopper
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
 
@@ -101,7 +102,7 @@ def test_groups(heads: int, kv_heads: int, dim: int) -> None:
     """Query heads read the KV head of their group."""
     world = paged([(10, 9), (0, 21)], 16, kv_heads, dim, torch.float32)
     q = queries(world, heads)
-    out = op.prefill_attention_triton(q, *world.inputs(), 0.2, 64)
+    out = op.prefill_attention_portable(q, *world.inputs(), 0.2, 64)
     assert relative_error(out, expected(q, world, 0.2)) < TOLERANCE[torch.float32]
 
 
@@ -141,29 +142,40 @@ def test_strided_queries_of_a_fused_projection() -> None:
         assert relative_error(out, expected(wide[:, 1:3], world, 0.3)) < 2e-6, name
 
 
-def test_cudnn_takes_whole_long_prompts_only() -> None:
-    """The path depends on what the host knows, and on nothing else."""
-    long = op.CUDNN_MIN_TOKENS
-    assert op.takes_cudnn(True, [long, 2 * long], True)
-    assert not op.takes_cudnn(False, [long], True)
-    assert not op.takes_cudnn(True, [long, long - 1], True)
-    assert not op.takes_cudnn(True, [long], False)
-    assert not op.takes_cudnn(True, [], True)
+def test_writes_where_it_is_told() -> None:
+    """The result goes to `out` and nowhere else."""
+    world = paged([(4, 20)], 16, 1, 16, torch.float32)
+    q = queries(world, 2)
+    for name, attend in op.IMPLEMENTATIONS.items():
+        whole = torch.full((22, 2, 16), math.nan, device=DEVICE)
+        out = attend(q, *world.inputs(), 0.3, 64, out=whole[1:21])
+        assert out.data_ptr() == whole[1:21].data_ptr()
+        assert relative_error(out, expected(q, world, 0.3)) < 2e-6, name
+        assert whole[::21].isnan().all(), name
 
 
-@pytest.mark.skipif(not ON_GPU, reason="cuDNN attends on GPUs only")
-@pytest.mark.parametrize("lengths", [[1024], [1024, 1500]])
-def test_cudnn_equals_pages(lengths: list[int]) -> None:
-    """Attention over the step's own strided keys and values is that over their pages."""
-    world = paged([(0, length) for length in lengths], 16, 2, 64, torch.bfloat16)
-    fused = torch.randn(sum(lengths), 12, 64, dtype=torch.bfloat16, device=DEVICE)
-    fused[:, 8:10], fused[:, 10:] = (torch.cat(x).to(DEVICE) for x in (world.k, world.v))
-    q, k, v = fused[:, :8], fused[:, 8:10], fused[:, 10:]
-    out = op.prefill_attention_cudnn(
-        q, *world.inputs(), 0.125, max(lengths), no_context=True, lengths=lengths, k=k, v=v
-    )
-    assert out.is_contiguous()
-    assert relative_error(out, expected(q, world, 0.125)) < TOLERANCE[torch.bfloat16]
+@pytest.mark.skipif(not ON_GPU, reason="Hopper's own instructions")
+@pytest.mark.parametrize("page_size", [16, 64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_hopper_equals_softmax_attention(page_size: int, dtype: torch.dtype) -> None:
+    """Chunks over many blocks and of one token, with and without a prefix; the rest is NaN."""
+    chunks = [(0, 1), (5, 1), (0, 299), (200, 77), (1000, 500), (128, 128), (255, 129), (0, 0)]
+    world = paged(chunks, page_size, 2, 128, dtype)
+    q = queries(world, 8)
+    assert op.takes_hopper(q, world.k_cache)
+    out = torch.full_like(q, math.nan)
+    op.launch_hopper(q, *world.inputs(), 0.1, out=out)
+    assert relative_error(out, expected(q, world, 0.1)) < TOLERANCE[torch.bfloat16]
+
+
+def test_hopper_takes_what_it_can() -> None:
+    """Small pages and other heads are for the portable kernel, and so is a CPU."""
+    cache = torch.empty(2, 16, 1, 128, dtype=torch.bfloat16, device=DEVICE)
+    q = torch.empty(1, 1, 128, dtype=torch.bfloat16, device=DEVICE)
+    assert op.takes_hopper(q, cache) == ON_GPU
+    assert not op.takes_hopper(q, cache[:, :1].contiguous())
+    assert not op.takes_hopper(q[..., :64], cache[..., :64].contiguous())
+    assert not op.takes_hopper(q.float(), cache.float())
 
 
 @pytest.mark.parametrize(("heads", "group", "dim"), [(32, 4, 128), (14, 7, 64)])
@@ -190,4 +202,28 @@ def test_compiles_for_hopper(heads: int, group: int, dim: int) -> None:
     assert made.opcodes["HGMMA"] > 0
     assert made.opcodes["HMMA"] == 0
     assert made.opcodes["LDGSTS"] > 0
+    assert made.shared_bytes <= 227 * 1024
+
+
+def test_hopper_kernel_compiles() -> None:
+    """Warp-group matrix products fed by bulk copies; nothing spilled; one program per SM."""
+    box = "tensordesc<bf16[16, 64],NVMMASharedLayout(128, 16, 2)>"
+    signature = dict.fromkeys(("q", "out"), "*bf16") | dict.fromkeys(("k_pages", "v_pages"), box)
+    signature |= dict.fromkeys(("page_table", "starts", "rows", "contexts"), "*i32")
+    signature |= dict.fromkeys(("requests", "table_stride", "q_stride"), "i32")
+    variant = sm90_gate.Variant(
+        "engine.kernels.prefill_attention_hopper:_prefill_attention_hopper_kernel",
+        signature | {"qk_scale": "fp32"},
+        {
+            "HEADS": 32, "GROUP": 4, "PAGE_SIZE": 16, "BLOCK_M": hopper.BLOCK_QUERIES,
+            "BLOCK_N": hopper.BLOCK_TOKENS, "STAGES": hopper.STAGES,
+        },
+        {"num_warps": 4},
+        aligned=("q_stride",),
+    )  # fmt: skip
+    (made,) = sm90_gate.run([variant])
+    assert made.stack_bytes == 0
+    assert made.opcodes["STL"] == made.opcodes["LDL"] == 0
+    assert made.opcodes["HGMMA"] > 0
+    assert made.opcodes["UTMALDG"] > 0
     assert made.shared_bytes <= 227 * 1024

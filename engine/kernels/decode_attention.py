@@ -1,12 +1,15 @@
 """Attention of one new token per request over its paged KV cache.
 
-Flash decoding (Dao et al., "Flash-Decoding for long-context inference", 2023): the context of a
-request is cut into splits that run in parallel, each keeps an online softmax (Milakov and
-Gimelshein, arXiv 1805.02867), and the partial results are combined by their log-sum-exp. The query
-heads that share a KV head are the rows of one matrix product, so the cache is read once.
+Flash decoding (Dao et al., "Flash-Decoding for long-context inference", 2023): contexts are cut
+into splits that run in parallel, each keeps an online softmax (Milakov and Gimelshein,
+arXiv 1805.02867), and the partial results are combined by their log-sum-exp. The query heads that
+share a KV head are the rows of one matrix product, so the cache is read once.
 
-The grid depends on shapes alone; how many of its splits have work is decided on the device, from
-the lengths of all requests: one CUDA Graph serves every context, and no long request lags behind.
+Where the cuts are is decided on the device, as in stream-K (Osama et al., arXiv 2301.03598): the
+blocks of tokens of all requests lie in one line, and every program takes an equal piece of it for
+one KV head, which may begin and end within a request. So the grid knows no lengths, one CUDA Graph
+serves every context, no program idles and none has more than its share. The programs of a piece,
+one per head, run side by side, because tokens of one page are neighbours in memory.
 """
 
 from __future__ import annotations
@@ -19,38 +22,34 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.launching import kernel
 from engine.kernels.pdl import INTERPRETED, launch_dependents, launch_options, wait
 
 COMBINE_ELEMENTS = 8192  # fp32 values of partial results that a program holds at a time
+SCAN_SIZES = (16, 128, 1024, 4096)  # requests that a program looks at; each is a compilation
 LOG2_E = math.log2(math.e)
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeTuning:
-    """How the kernel is cut and how many programs it aims at.
+    """How the kernel is cut.
 
     Attributes:
         block_tokens: KV tokens of one loop iteration.
         warps: warps of a program.
         stages: depth of the software pipeline.
-        min_chunk: a split has at least so many tokens of context.
-        programs_per_sm: programs with work that a launch aims at, per multiprocessor.
-        long_context: from this bound of the context on, even a batch that fills the GPU gets
-            `long_splits` splits, which only its longest requests will use.
-        long_splits: see `long_context`.
+        programs_per_sm: programs of a launch, per multiprocessor.
+        min_chunk: a program gets at least so many tokens, if there are any left.
     """
 
     block_tokens: int = 64
     warps: int = 4
     stages: int = 3
-    min_chunk: int = 64
     programs_per_sm: int = 3
-    long_context: int = 4096
-    long_splits: int = 4
+    min_chunk: int = 64
 
 
 DEFAULT_TUNING = DecodeTuning()
-MAX_SPLITS = 64
 
 
 def decode_attention_reference(
@@ -63,6 +62,7 @@ def decode_attention_reference(
     scale: float,
     max_context: int,
     counters: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attend from one token per request to all of its context, the token itself included.
 
@@ -75,16 +75,18 @@ def decode_attention_reference(
         positions: int32[B], the index of its token; `positions + 1` tokens are attended.
         scale: factor of the logits.
         max_context: no context is longer; picks the grid only.
-        counters: int32[>= B * Hk] zeros, owned by whoever owns the stream and left as zeros. With
-            it the last split of a head combines the partial results, without it a second kernel.
+        counters: int32[>= B * Hk] zeros, owned by whoever owns the stream and left as zeros;
+            without it, every call makes its own.
+        out: where to write the result, contiguous.
 
     Returns:
-        [B, Hq, D], contiguous, in the dtype of `q`.
+        `out`, or else a new [B, Hq, D], contiguous, in the dtype of `q`.
     """
     del max_context, counters
     batch, heads, _ = q.shape
     page_size, kv_heads = k_cache.shape[1:3]
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    if out is None:
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
     for request in range(batch):
         context = int(positions[request]) + 1
         pages = page_table[int(rows[request]), : -(-context // page_size)].long()
@@ -96,34 +98,87 @@ def decode_attention_reference(
 
 
 @triton.jit
-def _chunk_tokens(
-    positions, batch, kv_heads, target, min_chunk, context, splits, BLOCK_N: tl.constexpr
+def _cut(
+    positions, rows, batch, min_blocks, BLOCK_N: tl.constexpr, SCAN: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
-    """Tokens per split of one request: equal work for `target` programs over all requests."""
-    total = batch
-    for first in range(0, batch, 128):
-        index = first + tl.arange(0, 128)
-        total += tl.sum(tl.load(positions + index, mask=index < batch, other=0))
-    fair = tl.maximum(tl.cdiv(total * kv_heads, target), min_chunk)
-    deserved = tl.minimum(tl.cdiv(context, fair), splits)
-    return tl.cdiv(tl.cdiv(context, deserved), BLOCK_N) * BLOCK_N
+    """This program's piece first..last-1 of the line of blocks, and the request it begins in.
+
+    Returns first, last, blocks per piece, then of the request: index, its first block in the line,
+    context and row. If there is no piece left for the program, last <= first.
+    """
+    index = tl.arange(0, SCAN)
+    # Volatile: what was read early must not be taken for what is read later.
+    position = tl.load(positions + index, mask=index < batch, other=-1, volatile=EARLY)
+    row = tl.load(rows + index, mask=index < batch, other=0, volatile=EARLY)
+    blocks = (position + BLOCK_N) // BLOCK_N
+    ends = tl.cumsum(blocks, 0)
+    total = tl.sum(blocks, 0)
+    share = tl.maximum(tl.cdiv(total, tl.num_programs(1)), min_blocks)
+    first = tl.program_id(1) * share
+    behind = ends <= first
+    request = tl.sum(behind.to(tl.int32), 0)
+    base = tl.max(tl.where(behind, ends, 0), 0)
+    context = tl.sum(tl.where(index == request, position, 0), 0) + 1
+    row = tl.sum(tl.where(index == request, row, 0), 0)
+    return first, tl.minimum(first + share, total), share, request, base, context, row
+
+
+@triton.jit
+def _fetch_early(
+    positions, rows, page_table, k_cache, v_cache, batch, min_blocks, table_rows, table_stride,
+    pages, page_stride, token_stride,
+    BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, SCAN: tl.constexpr,
+):  # fmt: skip
+    """Bring this program's first block of KV into the L2 cache while earlier kernels run.
+
+    They may still be writing everything that is read here. So the numbers read are only hints,
+    forced into their ranges.
+    """
+    block, last, _, _, base, context, row = _cut(
+        positions, rows, batch, min_blocks, BLOCK_N, SCAN, True
+    )
+    if block < last:
+        valid_row = tl.minimum(tl.maximum(row, 0), table_rows - 1).to(tl.int64)
+        most = tl.minimum(context, table_stride * PAGE_SIZE) - 1
+        token = tl.maximum(tl.minimum((block - base) * BLOCK_N + tl.arange(0, BLOCK_N), most), 0)
+        page = tl.load(page_table + valid_row * table_stride + token // PAGE_SIZE, volatile=True)
+        page = tl.minimum(tl.maximum(page, 0), pages - 1).to(tl.int64)
+        line = tl.arange(0, (HEAD_DIM + 63) // 64) * 64
+        at = (page * page_stride + (token % PAGE_SIZE) * token_stride)[:, None] + line[None, :]
+        _prefetch(k_cache + at)
+        _prefetch(v_cache + at)
+
+
+@triton.jit
+def _prefetch(pointers):
+    """Ask for the lines that hold these addresses."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers.to(tl.int64, bitcast=True)],
+        dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
 
 
 @triton.jit
 def _combine(
-    partial, log_sums, out, active,
+    partial, log_sums, out, first, active, head, kv_heads,
     GROUP: tl.constexpr, GROUP_ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Weigh the results of `active` splits by their sums; pointers are those of one KV head."""
+    """Weigh the results of pieces first..first+active-1 for one request and head by their sums.
+
+    The first piece only ends in the request: its result is in its second slot. The others begin
+    there: theirs are in their first.
+    """
     group = tl.arange(0, GROUP_ROWS)
     dims = tl.arange(0, HEAD_DIM)
     top = tl.full((GROUP_ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((GROUP_ROWS,), tl.float32)
     acc = tl.zeros((GROUP_ROWS, HEAD_DIM), tl.float32)
-    for first in range(0, active, ROWS):
-        split = first + tl.arange(0, ROWS)
+    for begin in range(0, active, ROWS):
+        split = begin + tl.arange(0, ROWS)
         inside = (split < active)[:, None] & (group < GROUP)[None, :]
-        row = split[:, None] * GROUP + group[None, :]
+        slot = 2 * (first + split) + (split == 0).to(tl.int32)
+        row = (slot * kv_heads + head)[:, None] * GROUP + group[None, :]
         log_sum = tl.load(log_sums + row, mask=inside, other=float("-inf"), cache_modifier=".cg")
         values = tl.load(
             partial + row[:, :, None] * HEAD_DIM + dims[None, None, :],
@@ -159,12 +214,13 @@ def _attend(
     page = tl.load(table + token // PAGE_SIZE)
     for start in range(begin, end, BLOCK_N):
         offset = page.to(tl.int64) * page_stride + (token % PAGE_SIZE).to(tl.int64) * token_stride
-        k = tl.load(k_cache + offset[None, :] + dims[:, None])
-        v = tl.load(v_cache + offset[:, None] + dims[None, :])
+        within = offset[:, None] + dims[None, :]
+        k = tl.load(k_cache + within)
+        v = tl.load(v_cache + within)
         # The next pages are looked up one iteration early, so that loads do not wait for them.
         token = tl.minimum(start + BLOCK_N + block, end - 1).to(tl.uint32)
         page = tl.load(table + token // PAGE_SIZE)
-        logits = tl.dot(q, k, input_precision="ieee") * qk_scale
+        logits = tl.dot(q, tl.trans(k), input_precision="ieee") * qk_scale
         logits = tl.where((start + block < end)[None, :], logits, float("-inf"))
         new_top = tl.maximum(top, tl.max(logits, 1))
         shrink = tl.exp2(top - new_top)
@@ -176,82 +232,68 @@ def _attend(
     return top, total, acc
 
 
-@triton.jit(do_not_specialize=["batch", "target", "min_chunk", "table_stride"])
+@kernel(do_not_specialize=["batch", "min_blocks", "table_rows", "table_stride", "pages"])
 def _decode_attention_kernel(
     q, k_cache, v_cache, page_table, rows, positions, out, partial, log_sums, counters,
-    batch, target, min_chunk, qk_scale, table_stride, q_stride, page_stride, token_stride,
+    batch, min_blocks, qk_scale, table_rows, table_stride, pages, q_stride, page_stride,
+    token_stride,
     GROUP: tl.constexpr, M: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr,
-    BLOCK_N: tl.constexpr, SPLIT: tl.constexpr,
-    GROUP_ROWS: tl.constexpr, COMBINE_ROWS: tl.constexpr, LAST_COMBINES: tl.constexpr,
-    PDL: tl.constexpr,
+    BLOCK_N: tl.constexpr, SCAN: tl.constexpr, GROUP_ROWS: tl.constexpr,
+    COMBINE_ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    kv_head, request, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    kv_heads, splits = tl.num_programs(0), tl.num_programs(2)
-    group = tl.arange(0, M)
-    dims = tl.arange(0, HEAD_DIM)
+    head, piece = tl.program_id(0), tl.program_id(1)
+    kv_heads = tl.num_programs(0)
+    k_cache += head * HEAD_DIM
+    v_cache += head * HEAD_DIM
     launch_dependents(PDL)
+    if PDL:
+        _fetch_early(
+            positions, rows, page_table, k_cache, v_cache, batch, min_blocks, table_rows,
+            table_stride, pages, page_stride, token_stride, BLOCK_N, PAGE_SIZE, HEAD_DIM, SCAN,
+        )  # fmt: skip
     wait(PDL)
-    context = tl.load(positions + request) + 1
-    row = tl.load(rows + request).to(tl.int64)
-    queries = tl.load(
-        q + request.to(tl.int64) * q_stride
-        + (kv_head * GROUP + group)[:, None] * HEAD_DIM + dims[None, :],
-        mask=(group < GROUP)[:, None], other=0.0,
-    )  # fmt: skip
-    begin, end, active = 0, context, 1
-    if SPLIT:
-        chunk = _chunk_tokens(
-            positions, batch, kv_heads, target, min_chunk, context, splits, BLOCK_N
-        )
-        active = tl.cdiv(context, chunk)
-        begin = split * chunk
-        end = tl.minimum(begin + chunk, context)
-        if begin >= context:
-            return
-    head_offset = kv_head.to(tl.int64) * HEAD_DIM
-    top, total, acc = _attend(
-        queries, k_cache + head_offset, v_cache + head_offset, page_table + row * table_stride,
-        begin, end, qk_scale, page_stride, token_stride, BLOCK_N, PAGE_SIZE, HEAD_DIM, M,
-    )  # fmt: skip
-    acc = acc / total[:, None]
-    pair = (request * kv_heads + kv_head).to(tl.int64)
-    out += pair * GROUP * HEAD_DIM
-    within = group[:, None] * HEAD_DIM + dims[None, :]
-    if active == 1:
-        tl.store(out + within, acc.to(out.dtype.element_ty), mask=(group < GROUP)[:, None])
-    else:
-        log_sums += pair * splits * GROUP
-        partial += pair * splits * GROUP * HEAD_DIM
-        tl.store(log_sums + split * GROUP + group, top + tl.log2(total), mask=group < GROUP)
-        tl.store(partial + split * GROUP * HEAD_DIM + within, acc, mask=(group < GROUP)[:, None])
-        if LAST_COMBINES:
+    block, last, share, request, base, context, row = _cut(
+        positions, rows, batch, min_blocks, BLOCK_N, SCAN, False
+    )
+    group = tl.arange(0, M)
+    within = group[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+    real = (group < GROUP)[:, None]
+    q += head * (GROUP * HEAD_DIM)
+    while block < last:
+        queries = tl.load(q + request.to(tl.int64) * q_stride + within, mask=real, other=0.0)
+        begin = (block - base) * BLOCK_N
+        end = tl.minimum((last - base) * BLOCK_N, context)
+        top, total, acc = _attend(
+            queries, k_cache, v_cache, page_table + row.to(tl.int64) * table_stride, begin, end,
+            qk_scale, page_stride, token_stride, BLOCK_N, PAGE_SIZE, HEAD_DIM, M,
+        )  # fmt: skip
+        acc = acc / total[:, None]
+        pair = (request * kv_heads + head).to(tl.int64)
+        to = out + pair * (GROUP * HEAD_DIM)
+        first = base // share
+        after = base + tl.cdiv(context, BLOCK_N)
+        active = (after - 1) // share - first + 1
+        if active == 1:
+            tl.store(to + within, acc.to(out.dtype.element_ty), mask=real)
+        else:
+            slot = ((2 * piece + (piece == first).to(tl.int32)) * kv_heads + head) * GROUP
+            tl.store(log_sums + slot + group, top + tl.log2(total), mask=group < GROUP)
+            tl.store(partial + slot.to(tl.int64) * HEAD_DIM + within, acc, mask=real)
             # Every thread's stores come before the one release; the winner acquires all of them.
             tl.debug_barrier()
             if tl.atomic_add(counters + pair, 1, sem="acq_rel", scope="gpu") == active - 1:
                 tl.debug_barrier()
                 tl.store(counters + pair, 0)
-                _combine(partial, log_sums, out, active, GROUP, GROUP_ROWS, HEAD_DIM, COMBINE_ROWS)
-
-
-@triton.jit(do_not_specialize=["batch", "target", "min_chunk", "splits"])
-def _combine_kernel(
-    positions, out, partial, log_sums, batch, target, min_chunk, splits,
-    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr,
-    GROUP_ROWS: tl.constexpr, COMBINE_ROWS: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    kv_head, request = tl.program_id(0), tl.program_id(1)
-    kv_heads = tl.num_programs(0)
-    launch_dependents(PDL)
-    wait(PDL)
-    context = tl.load(positions + request) + 1
-    chunk = _chunk_tokens(positions, batch, kv_heads, target, min_chunk, context, splits, BLOCK_N)
-    active = tl.cdiv(context, chunk)
-    if active > 1:
-        pair = (request * kv_heads + kv_head).to(tl.int64) * GROUP
-        _combine(
-            partial + pair * splits * HEAD_DIM, log_sums + pair * splits, out + pair * HEAD_DIM,
-            active, GROUP, GROUP_ROWS, HEAD_DIM, COMBINE_ROWS,
-        )  # fmt: skip
+                _combine(
+                    partial, log_sums, to, first, active, head, kv_heads, GROUP, GROUP_ROWS,
+                    HEAD_DIM, COMBINE_ROWS,
+                )  # fmt: skip
+        base = after
+        block = after
+        request += 1
+        if block < last:
+            context = tl.load(positions + request) + 1
+            row = tl.load(rows + request)
 
 
 @cache
@@ -266,13 +308,12 @@ def multiprocessors(device: torch.device) -> int:
     return _multiprocessors(device.index if device.index is not None else 0)
 
 
-def split_grid(batch: int, kv_heads: int, max_context: int, sms: int, tuning: DecodeTuning) -> int:
-    """The number of splits in the grid: an upper bound, of which the device uses what it needs."""
-    fit = max(1, min(MAX_SPLITS, max_context // tuning.min_chunk))
-    if batch * kv_heads >= 2 * sms:
-        return min(fit, tuning.long_splits) if max_context >= tuning.long_context else 1
-    # Twice the fair share, because a long request among short ones deserves more than they do.
-    return min(fit, triton.cdiv(2 * tuning.programs_per_sm * sms, batch * kv_heads))
+def scan_size(batch: int) -> int:
+    """How many requests a program looks at, so that it finds its own."""
+    for size in SCAN_SIZES:
+        if size >= batch:
+            return size
+    raise ValueError(f"a batch of {batch} requests; at most {SCAN_SIZES[-1]} are supported")
 
 
 def launch(
@@ -284,12 +325,12 @@ def launch(
     positions: torch.Tensor,
     scale: float,
     *,
-    splits: int,
-    target: int,
+    pieces: int,
     tuning: DecodeTuning,
     counters: torch.Tensor | None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Run the kernel with `splits` in the grid and `target` programs with work in mind."""
+    """Run the kernel with a grid of `pieces` for each KV head."""
     batch, heads, head_dim = q.shape
     page_size, kv_heads = k_cache.shape[1:3]
     group = heads // kv_heads
@@ -297,42 +338,23 @@ def launch(
         raise ValueError("entries of a token in the KV caches must be contiguous, and both alike")
     if q.stride()[1:] != (head_dim, 1):
         raise ValueError("the heads of a query must be contiguous")
-    out = torch.empty(batch, heads, head_dim, dtype=q.dtype, device=q.device)
-    options = launch_options(q.device)
-    shape = dict(GROUP=group, HEAD_DIM=head_dim, BLOCK_N=tuning.block_tokens, **options)
-    partial, log_sums = out, out
-    if splits > 1:
-        count = batch * heads * splits
-        space = torch.empty(count * (head_dim + 1), dtype=torch.float32, device=q.device)
-        partial, log_sums = space[: count * head_dim], space[count * head_dim :]
-        group_rows = triton.next_power_of_2(group)
-        shape |= dict(
-            GROUP_ROWS=group_rows,
-            COMBINE_ROWS=max(1, min(16, COMBINE_ELEMENTS // (group_rows * head_dim))),
-        )  # fmt: skip
-    else:
-        shape |= dict(GROUP_ROWS=1, COMBINE_ROWS=1)
-    last_combines = splits > 1 and counters is not None
-    _decode_attention_kernel[(kv_heads, batch, splits)](
-        q, k_cache, v_cache, page_table, rows, positions, out, partial, log_sums,
-        counters if last_combines else out, batch, target, tuning.min_chunk, scale * LOG2_E,
-        page_table.stride(0), q.stride(0), k_cache.stride(0), k_cache.stride(1),
-        M=max(16, triton.next_power_of_2(group)), PAGE_SIZE=page_size, SPLIT=splits > 1,
-        LAST_COMBINES=last_combines, num_warps=tuning.warps, num_stages=tuning.stages, **shape,
+    if out is None:
+        out = torch.empty(batch, heads, head_dim, dtype=q.dtype, device=q.device)
+    if counters is None:
+        counters = torch.zeros(batch * kv_heads, dtype=torch.int32, device=q.device)
+    partial = torch.empty(pieces * 2 * heads * head_dim, dtype=torch.float32, device=q.device)
+    log_sums = torch.empty(pieces * 2 * heads, dtype=torch.float32, device=q.device)
+    group_rows = triton.next_power_of_2(group)
+    _decode_attention_kernel[(kv_heads, pieces)](
+        q, k_cache, v_cache, page_table, rows, positions, out, partial, log_sums, counters,
+        batch, triton.cdiv(tuning.min_chunk, tuning.block_tokens), scale * LOG2_E,
+        len(page_table), page_table.stride(0), len(k_cache), q.stride(0), k_cache.stride(0),
+        k_cache.stride(1), GROUP=group, M=max(16, group_rows), HEAD_DIM=head_dim,
+        PAGE_SIZE=page_size, BLOCK_N=tuning.block_tokens,
+        SCAN=scan_size(batch), GROUP_ROWS=group_rows,
+        COMBINE_ROWS=max(1, min(16, COMBINE_ELEMENTS // (group_rows * head_dim))),
+        num_warps=tuning.warps, num_stages=tuning.stages, **launch_options(q.device),
     )  # fmt: skip
-    if splits > 1 and not last_combines:
-        _combine_kernel[(kv_heads, batch)](
-            positions,
-            out,
-            partial,
-            log_sums,
-            batch,
-            target,
-            tuning.min_chunk,
-            splits,
-            num_warps=4,
-            **shape,
-        )
     return out
 
 
@@ -346,15 +368,27 @@ def decode_attention_triton(
     scale: float,
     max_context: int,
     counters: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As `decode_attention_reference`, in one kernel, or two if splits lack `counters`."""
-    sms = multiprocessors(q.device)
-    tuning = DEFAULT_TUNING
+    """As `decode_attention_reference`, in one kernel (and one that makes zeros, if need be)."""
+    kv_heads = k_cache.shape[2]
+    tuning = pick_tuning(len(q), kv_heads)
+    pieces = max(1, tuning.programs_per_sm * multiprocessors(q.device) // kv_heads)
+    pieces = min(pieces, len(q) * triton.cdiv(max_context, tuning.block_tokens))
     return launch(
-        q, k_cache, v_cache, page_table, rows, positions, scale,
-        splits=split_grid(len(q), k_cache.shape[2], max_context, sms, tuning),
-        target=tuning.programs_per_sm * sms, tuning=tuning, counters=counters,
+        q, k_cache, v_cache, page_table, rows, positions, scale, pieces=pieces, tuning=tuning,
+        counters=counters, out=out,
     )  # fmt: skip
+
+
+def pick_tuning(batch: int, kv_heads: int) -> DecodeTuning:
+    """What is fastest on an H100 at contexts of a thousand tokens, by the number of KV heads."""
+    heads = batch * kv_heads
+    if heads <= 128:
+        return DecodeTuning(32, 2, 3, programs_per_sm=2, min_chunk=96)
+    if heads <= 512:
+        return DecodeTuning(64, 4, 3, programs_per_sm=2 if heads <= 256 else 4)
+    return DecodeTuning(128, 4, 2, programs_per_sm=4)
 
 
 IMPLEMENTATIONS = {"torch": decode_attention_reference, "triton": decode_attention_triton}

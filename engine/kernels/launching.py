@@ -28,8 +28,8 @@ _compiling: ContextVar[bool] = ContextVar("compiling", default=False)
 class Kernel:
     """A Triton kernel; `jit` is Triton's own object."""
 
-    def __init__(self, function: Callable[..., None], do_not_specialize: Sequence[str]) -> None:
-        self.jit = triton.jit(function, do_not_specialize=do_not_specialize)
+    def __init__(self, jit: Any) -> None:
+        self.jit = jit
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
         """What launches the kernel over a grid."""
@@ -38,14 +38,17 @@ class Kernel:
         return self.jit[grid]
 
 
-def kernel(*, do_not_specialize: Sequence[str] = ()) -> Callable[[Callable[..., None]], Kernel]:
+def kernel(
+    *, do_not_specialize: Sequence[str] = (), jit: Callable[..., Any] = triton.jit
+) -> Callable[[Callable[..., None]], Kernel]:
     """Make a Triton function one that can be launched.
 
     Args:
         do_not_specialize: integer arguments that vary from step to step: one variant serves 1,
             multiples of 16, and all else.
+        jit: of the language that the function is written in, Triton or Gluon.
     """
-    return lambda function: Kernel(function, do_not_specialize)
+    return lambda function: Kernel(jit(function, do_not_specialize=do_not_specialize))
 
 
 @contextmanager

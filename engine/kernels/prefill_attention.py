@@ -6,8 +6,8 @@ sees are not masked. Tiles of all requests lie in one flat grid that depends on 
 and requests alone: request p gets the tiles from `starts[p] // BLOCK_M + p` on, which leaves it at
 least as many as it needs.
 
-Whole prompts (nothing cached before the chunk) need no pages: there, cuDNN's attention over the
-step's own keys and values is much faster, if the prompts are long enough to pay for a launch each.
+This kernel runs everywhere; where `prefill_attention_hopper` can run, that one does: it computes
+the same for one and a half times as many operations per second.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.launching import kernel
 from engine.kernels.pdl import launch_dependents, launch_options, wait
+from engine.kernels.prefill_attention_hopper import launch_hopper, takes_hopper
 
 LOG2_E = math.log2(math.e)
-CUDNN_MIN_TOKENS = 1024  # a shorter prompt does not pay for a launch of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ def prefill_attention_reference(
     lengths: Sequence[int] = (),
     k: torch.Tensor | None = None,
     v: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attend causally from the tokens of each chunk to all tokens before them and to themselves.
 
@@ -71,14 +74,17 @@ def prefill_attention_reference(
         lengths: the chunks' lengths, if the host knows them.
         k: [T, Hk, D], the chunks' own keys, if at hand; rows may be strided.
         v: as `k`, the values.
+        out: where to write the result, contiguous.
 
     Returns:
-        [T, Hq, D], contiguous, in the dtype of `q`. Queries of no request are undefined.
+        `out`, or else a new [T, Hq, D], contiguous, in the dtype of `q`. Queries of no request are
+        undefined.
     """
     del max_chunk, no_context, lengths, k, v
     heads = q.shape[1]
     page_size, kv_heads = k_cache.shape[1:3]
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    if out is None:
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
     edges = starts.tolist()
     for row, context, first, last in zip(
         rows.tolist(), contexts.tolist(), edges[:-1], edges[1:], strict=True
@@ -118,12 +124,13 @@ def _attend(
     block = tl.arange(0, BLOCK_N)
     for start in range(first, last, BLOCK_N):
         offset = page.to(tl.int64) * page_stride + (token % PAGE_SIZE).to(tl.int64) * token_stride
-        k = tl.load(k_cache + offset[None, :] + dims[:, None])
-        v = tl.load(v_cache + offset[:, None] + dims[None, :])
+        within = offset[:, None] + dims[None, :]
+        k = tl.load(k_cache + within)
+        v = tl.load(v_cache + within)
         # The next pages are looked up one iteration early, so that loads do not wait for them.
         token = tl.minimum(start + BLOCK_N + block, end - 1).to(tl.uint32)
         page = tl.load(table + token // PAGE_SIZE)
-        logits = tl.dot(queries, k, input_precision="ieee")
+        logits = tl.dot(queries, tl.trans(k), input_precision="ieee")
         if MASKED:
             logits = tl.where((start + block)[None, :] <= seen[:, None], logits, float("-inf"))
         new_top = tl.maximum(top, tl.max(logits, 1) * qk_scale)
@@ -136,7 +143,7 @@ def _attend(
     return token, page, top, total, acc
 
 
-@triton.jit(do_not_specialize=["requests", "table_stride"])
+@kernel(do_not_specialize=["requests", "table_stride"])
 def _prefill_attention_kernel(
     q, k_cache, v_cache, page_table, starts, rows, contexts, out,
     requests, qk_scale, table_stride, q_stride, page_stride, token_stride,
@@ -200,15 +207,17 @@ def launch(
     scale: float,
     *,
     tuning: PrefillTuning,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Run the kernel over pages; the arguments are those of `prefill_attention_reference`."""
+    """Run the kernel; the arguments are those of `prefill_attention_reference`."""
     tokens, heads, head_dim = q.shape
     page_size, kv_heads = k_cache.shape[1:3]
     if k_cache.stride() != v_cache.stride() or k_cache.stride()[2:] != (head_dim, 1):
         raise ValueError("entries of a token in the KV caches must be contiguous, and both alike")
     if q.stride()[1:] != (head_dim, 1):
         raise ValueError("the heads of a query must be contiguous")
-    out = torch.empty(tokens, heads, head_dim, dtype=q.dtype, device=q.device)
+    if out is None:
+        out = torch.empty(tokens, heads, head_dim, dtype=q.dtype, device=q.device)
     tiles = tokens // tuning.block_queries + len(rows)
     _prefill_attention_kernel[(heads, tiles)](
         q, k_cache, v_cache, page_table, starts, rows, contexts, out,
@@ -218,6 +227,31 @@ def launch(
         num_warps=tuning.warps, num_stages=tuning.stages, **launch_options(q.device),
     )  # fmt: skip
     return out
+
+
+def prefill_attention_portable(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    page_table: torch.Tensor,
+    starts: torch.Tensor,
+    rows: torch.Tensor,
+    contexts: torch.Tensor,
+    scale: float,
+    max_chunk: int,
+    *,
+    no_context: bool = False,
+    lengths: Sequence[int] = (),
+    k: torch.Tensor | None = None,
+    v: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """As `prefill_attention_reference`, by the kernel of this module."""
+    del max_chunk, no_context, lengths, k, v
+    tuning = DEFAULT_TUNING
+    return launch(
+        q, k_cache, v_cache, page_table, starts, rows, contexts, scale, tuning=tuning, out=out
+    )
 
 
 def prefill_attention_triton(
@@ -235,84 +269,16 @@ def prefill_attention_triton(
     lengths: Sequence[int] = (),
     k: torch.Tensor | None = None,
     v: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As `prefill_attention_reference`, in one kernel over the pages."""
+    """As `prefill_attention_reference`, by Hopper's kernel if `takes_hopper`, else the portable."""
     del max_chunk, no_context, lengths, k, v
-    return launch(
-        q, k_cache, v_cache, page_table, starts, rows, contexts, scale, tuning=DEFAULT_TUNING
-    )
-
-
-def takes_cudnn(no_context: bool, lengths: Sequence[int], has_kv: bool) -> bool:
-    """Whether a step leaves the pages alone: whole long prompts, keys and values at hand."""
-    return no_context and has_kv and bool(lengths) and min(lengths) >= CUDNN_MIN_TOKENS
-
-
-def whole_prompts(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: Sequence[int], scale: float
-) -> torch.Tensor:
-    """Causal attention of whole prompts over contiguous keys and values, one cuDNN call each.
-
-    Args:
-        q: [T, Hq, D].
-        k: [T, Hk, D]; rows may be strided.
-        v: as `k`.
-        lengths: tokens of each prompt; their sum is T.
-        scale: factor of the logits.
-
-    Returns:
-        [T, Hq, D], contiguous.
-    """
-    if len(lengths) == 1:
-        return _whole_prompt(q, k, v, scale).contiguous()
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    first = 0
-    for length in lengths:
-        part = slice(first, first + length)
-        out[part] = _whole_prompt(q[part], k[part], v[part], scale)
-        first += length
-    return out
-
-
-def _whole_prompt(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-    # The operator itself: the context manager that selects a back end sets process-wide flags.
-    batched = (x.transpose(0, 1)[None] for x in (q, k, v))
-    made = torch.ops.aten._scaled_dot_product_cudnn_attention(  # noqa: SLF001
-        *batched, None, False, 0.0, True, False, scale=scale
-    )
-    return made[0][0].transpose(0, 1)
-
-
-def prefill_attention_cudnn(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    page_table: torch.Tensor,
-    starts: torch.Tensor,
-    rows: torch.Tensor,
-    contexts: torch.Tensor,
-    scale: float,
-    max_chunk: int,
-    *,
-    no_context: bool = False,
-    lengths: Sequence[int] = (),
-    k: torch.Tensor | None = None,
-    v: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """As `prefill_attention_reference`; steps that `takes_cudnn` admits go there, others to pages.
-
-    cuDNN builds a plan for every length it has not seen, on the host, and the calls cannot become
-    part of a CUDA Graph before that.
-    """
-    if takes_cudnn(no_context, lengths, k is not None and v is not None):
-        return whole_prompts(q, k, v, lengths, scale)
-    return prefill_attention_triton(
-        q, k_cache, v_cache, page_table, starts, rows, contexts, scale, max_chunk
-    )
+    run = launch_hopper if takes_hopper(q, k_cache) else partial(launch, tuning=DEFAULT_TUNING)
+    return run(q, k_cache, v_cache, page_table, starts, rows, contexts, scale, out=out)
 
 
 IMPLEMENTATIONS = {
     "torch": prefill_attention_reference,
     "triton": prefill_attention_triton,
-    "cudnn": prefill_attention_cudnn,
+    "triton-portable": prefill_attention_portable,
 }
