@@ -85,15 +85,15 @@ def test_small_kernels_do_not_spill() -> None:
         Variant(
             "engine.kernels.moe_pairs:_pairs_gate_up_kernel",
             {"x": "*bf16", "gate_up": "*bf16", "experts": "*i32", "hidden": "*bf16"},
-            {"TOP_K": TOP_K, "BLOCK_N": 4, "BLOCK_K": 2048, **SHAPE},
-            {"num_warps": 8},
+            {"TOP_K": TOP_K, "BLOCK_N": 2, "BLOCK_K": 2048, **SHAPE},
+            {"num_warps": 4},
         ),
         Variant(
             "engine.kernels.moe_pairs:_pairs_down_kernel",
             {"hidden": "*bf16", "down": "*bf16", "weights": "*fp32", "experts": "*i32",
              "out": "*bf16"},
-            {"TOP_K": TOP_K, "CHOICES": 8, "BLOCK_N": 4, "BLOCK_K": 256, **SHAPE},
-            {"num_warps": 8},
+            {"TOP_K": TOP_K, "CHOICES": 8, "BLOCK_N": 8, "BLOCK_K": 256, **SHAPE},
+            {"num_warps": 4},
         ),
     ]  # fmt: skip
     for variant, made in zip(variants, sm90_gate.run(variants), strict=True):

@@ -18,10 +18,10 @@ import triton.language as tl
 from engine.kernels.launching import kernel
 from engine.kernels.pdl import launch_dependents, launch_options, wait
 
-GATE_UP_TILE = 8192  # weights of gate, and as many of up, that a program loads at a time
-DOWN_TILE = 8192
+GATE_UP_TILE = 4096  # weights of gate, and as many of up, that a program loads at a time
+DOWN_TILE = 16384
 MAX_BLOCK_K = 2048
-WARPS = 8
+WARPS = 4
 
 
 @kernel()
