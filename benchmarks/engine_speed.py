@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -249,10 +250,11 @@ def cold_start(model: str, start: float) -> None:
     )
     bench = Bench(model, Ceilings(1.0, 1.0), on_phase=lambda what: compiled.append(f"[{what}]"))
     bench.serve([512], [1])
-    late = compiled[compiled.index("[measuring memory]") :] if compiled else []
+    at = compiled.index("[measuring memory]")
     print(json.dumps({
         "first_token_s": time.time() - start, "imported_s": imported, "build_s": bench.build_s,
-        "phases": bench.phases, "compiled_late": late,
+        "phases": bench.phases,
+        "compiled": dict(Counter(compiled[:at])), "compiled_late": compiled[at:],
     }))  # fmt: skip
 
 

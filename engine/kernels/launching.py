@@ -17,12 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
+import torch
 import triton
 from triton.runtime._async_compile import AsyncCompileMode
 
-_compiling: ContextVar[bool] = ContextVar("compiling", default=False)
+_ordered: ContextVar[list[Any] | None] = ContextVar("ordered", default=None)
 
 
 class Kernel:
@@ -33,9 +35,10 @@ class Kernel:
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
         """What launches the kernel over a grid."""
-        if _compiling.get():
-            return lambda *args, **options: self.jit.warmup(*args, grid=grid, **options)
-        return self.jit[grid]
+        ordered = _ordered.get()
+        if ordered is None:
+            return self.jit[grid]
+        return lambda *args, **options: ordered.append(self.jit.warmup(*args, grid=grid, **options))
 
 
 def kernel(
@@ -52,15 +55,26 @@ def kernel(
 
 
 @contextmanager
-def compile_only(threads: int | None = None) -> Iterator[None]:
-    """Launches inside compile, in parallel, and run nothing; at the end everything is compiled.
+def compile_only(device: torch.device) -> Iterator[None]:
+    """Launches inside compile, in parallel, and run nothing; at the end all can be launched.
 
     Args:
-        threads: that compile; None: one per processor.
+        device: a GPU, on which the kernels are going to run.
     """
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool, AsyncCompileMode(pool):
-        token = _compiling.set(True)
+    ordered: list[Any] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        token = _ordered.set(ordered)
         try:
-            yield
+            with AsyncCompileMode(pool):
+                yield
         finally:
-            _compiling.reset(token)
+            _ordered.reset(token)
+        made = {id(each): each for each in (getattr(k, "kernel", k) for k in ordered)}
+        list(pool.map(partial(_load, device=device), made.values()))
+
+
+def _load(compiled: Any, device: torch.device) -> None:
+    """Load a kernel, and build the function that launches it, which takes a C compiler's time."""
+    if compiled is not None:
+        torch.cuda.set_device(device)  # each thread has a device of its own
+        _ = compiled.run

@@ -100,7 +100,9 @@ class StepRunner:
 
     def compile_kernels(self) -> None:
         """Compile what steps of all kinds need, side by side."""
-        with torch.inference_mode(), compile_only():
+        with torch.inference_mode(), compile_only(self._cache.pool.device):
+            nowhere = torch.full((1,), -1, dtype=torch.int32, device=self._cache.pool.device)
+            self._write_pages(nowhere, nowhere)
             for asks in (NOTHING_SPECIAL, *COMMON_ASKS):
                 step = trial_decode(2, self.state.dummy_row)
                 self._run_eagerly(step, asks, allow_graphs=False)
