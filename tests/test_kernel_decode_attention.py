@@ -199,6 +199,7 @@ def compiled(group: int, dim: int, tuning: op.DecodeTuning) -> sm90_gate.Compile
             "GROUP": group, "M": max(16, rows), "HEAD_DIM": dim, "PAGE_SIZE": 16, "PDL": True,
             "BLOCK_N": tuning.block_tokens, "SCAN": 128, "GROUP_ROWS": rows,
             "COMBINE_ROWS": max(1, min(16, op.COMBINE_ELEMENTS // (rows * dim))),
+            "EARLY_BLOCKS": tuning.early_tokens // tuning.block_tokens,
         },
         {"num_warps": tuning.warps, "num_stages": tuning.stages},
         aligned=("q_stride", "page_stride", "token_stride"),
@@ -210,7 +211,7 @@ def compiled(group: int, dim: int, tuning: op.DecodeTuning) -> sm90_gate.Compile
 @pytest.mark.parametrize("batch", [1, 256])
 def test_compiles_for_hopper(group: int, dim: int, batch: int) -> None:
     """Tensor cores fed by asynchronous copies, nothing spilled, all programs fit on the GPU."""
-    tuning = op.pick_tuning(batch, 8)
+    tuning = op.pick_tuning(batch, 8, group)
     made = compiled(group, dim, tuning)
     assert made.stack_bytes == 0
     assert made.opcodes["STL"] == made.opcodes["LDL"] == 0

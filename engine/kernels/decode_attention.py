@@ -40,6 +40,7 @@ class DecodeTuning:
         stages: depth of the software pipeline.
         programs_per_sm: programs of a launch, per multiprocessor.
         min_chunk: a program gets at least so many tokens, if there are any left.
+        early_tokens: as many of them are fetched while earlier kernels still run.
     """
 
     block_tokens: int = 64
@@ -47,6 +48,7 @@ class DecodeTuning:
     stages: int = 3
     programs_per_sm: int = 3
     min_chunk: int = 64
+    early_tokens: int = 0
 
 
 DEFAULT_TUNING = DecodeTuning()
@@ -129,8 +131,9 @@ def _fetch_early(
     positions, rows, page_table, k_cache, v_cache, batch, min_blocks, table_rows, table_stride,
     pages, page_stride, token_stride,
     BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, SCAN: tl.constexpr,
+    EARLY_BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """Bring this program's first block of KV into the L2 cache while earlier kernels run.
+    """Bring this program's first blocks of KV into the L2 cache while earlier kernels run.
 
     They may still be writing everything that is read here. So the numbers read are only hints,
     forced into their ranges.
@@ -138,13 +141,14 @@ def _fetch_early(
     block, last, _, _, base, context, row = _cut(
         positions, rows, batch, min_blocks, BLOCK_N, SCAN, True
     )
-    if block < last:
-        valid_row = tl.minimum(tl.maximum(row, 0), table_rows - 1).to(tl.int64)
-        most = tl.minimum(context, table_stride * PAGE_SIZE) - 1
-        token = tl.maximum(tl.minimum((block - base) * BLOCK_N + tl.arange(0, BLOCK_N), most), 0)
-        page = tl.load(page_table + valid_row * table_stride + token // PAGE_SIZE, volatile=True)
+    table = page_table + tl.minimum(tl.maximum(row, 0), table_rows - 1).to(tl.int64) * table_stride
+    line = tl.arange(0, (HEAD_DIM + 63) // 64) * 64
+    most = tl.minimum(context, table_stride * PAGE_SIZE) - 1
+    for index in range(block, tl.minimum(last, block + EARLY_BLOCKS)):
+        token = (index - base) * BLOCK_N + tl.arange(0, BLOCK_N)
+        token = tl.maximum(tl.minimum(token, most), 0)
+        page = tl.load(table + token // PAGE_SIZE, volatile=True)
         page = tl.minimum(tl.maximum(page, 0), pages - 1).to(tl.int64)
-        line = tl.arange(0, (HEAD_DIM + 63) // 64) * 64
         at = (page * page_stride + (token % PAGE_SIZE) * token_stride)[:, None] + line[None, :]
         _prefetch(k_cache + at)
         _prefetch(v_cache + at)
@@ -239,17 +243,18 @@ def _decode_attention_kernel(
     token_stride,
     GROUP: tl.constexpr, M: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr, SCAN: tl.constexpr, GROUP_ROWS: tl.constexpr,
-    COMBINE_ROWS: tl.constexpr, PDL: tl.constexpr,
+    COMBINE_ROWS: tl.constexpr, EARLY_BLOCKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     head, piece = tl.program_id(0), tl.program_id(1)
     kv_heads = tl.num_programs(0)
     k_cache += head * HEAD_DIM
     v_cache += head * HEAD_DIM
     launch_dependents(PDL)
-    if PDL:
+    if PDL and EARLY_BLOCKS > 0:
         _fetch_early(
             positions, rows, page_table, k_cache, v_cache, batch, min_blocks, table_rows,
             table_stride, pages, page_stride, token_stride, BLOCK_N, PAGE_SIZE, HEAD_DIM, SCAN,
+            EARLY_BLOCKS,
         )  # fmt: skip
     wait(PDL)
     block, last, share, request, base, context, row = _cut(
@@ -353,6 +358,7 @@ def launch(
         PAGE_SIZE=page_size, BLOCK_N=tuning.block_tokens,
         SCAN=scan_size(batch), GROUP_ROWS=group_rows,
         COMBINE_ROWS=max(1, min(16, COMBINE_ELEMENTS // (group_rows * head_dim))),
+        EARLY_BLOCKS=tuning.early_tokens // tuning.block_tokens,
         num_warps=tuning.warps, num_stages=tuning.stages, **launch_options(q.device),
     )  # fmt: skip
     return out
@@ -372,7 +378,7 @@ def decode_attention_triton(
 ) -> torch.Tensor:
     """As `decode_attention_reference`, in one kernel (and one that makes zeros, if need be)."""
     kv_heads = k_cache.shape[2]
-    tuning = pick_tuning(len(q), kv_heads)
+    tuning = pick_tuning(len(q), kv_heads, q.shape[1] // kv_heads)
     pieces = max(1, tuning.programs_per_sm * multiprocessors(q.device) // kv_heads)
     pieces = min(pieces, len(q) * triton.cdiv(max_context, tuning.block_tokens))
     return launch(
@@ -381,14 +387,24 @@ def decode_attention_triton(
     )  # fmt: skip
 
 
-def pick_tuning(batch: int, kv_heads: int) -> DecodeTuning:
-    """What is fastest on an H100 at contexts of a thousand tokens, by the number of KV heads."""
+def pick_tuning(batch: int, kv_heads: int, group: int) -> DecodeTuning:
+    """What is fastest on an H100 at contexts of a thousand tokens (benchmarks/kernels_attention.py).
+
+    Few heads: latency is all, so programs are small and fetch early. Many heads: enough bytes in
+    flight, and more pieces than fit at a time, which levels the differences between SMs.
+    """
     heads = batch * kv_heads
+    if heads <= 16 and group <= 2:
+        return DecodeTuning(32, 1, 4, programs_per_sm=4, min_chunk=64, early_tokens=128)
+    if heads <= 32:
+        return DecodeTuning(32, 2, 3, programs_per_sm=2, min_chunk=96, early_tokens=128)
     if heads <= 128:
+        if group <= 2:
+            return DecodeTuning(64, 4, 2, programs_per_sm=3)
         return DecodeTuning(32, 2, 3, programs_per_sm=2, min_chunk=96)
-    if heads <= 512:
+    if heads <= 512 and group > 2:
         return DecodeTuning(64, 4, 3, programs_per_sm=2 if heads <= 256 else 4)
-    return DecodeTuning(128, 4, 2, programs_per_sm=4)
+    return DecodeTuning(128, 4, 2, programs_per_sm=2 if heads <= 512 else 8)
 
 
 IMPLEMENTATIONS = {"torch": decode_attention_reference, "triton": decode_attention_triton}
