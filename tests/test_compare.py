@@ -99,6 +99,18 @@ def test_other_questions_and_other_clocks_are_unfair(wide, changes, key):
     assert differences[0].unfair
 
 
+def test_what_only_an_engine_has_is_no_difference_to_a_simulation(wide):
+    """Kernels and versions are compared between two engines, not with a simulation."""
+    plain, other = copy.copy(wide), copy.copy(wide)
+    facts = {"kernels": {"norm": "triton"}}
+    plain.header = msgspec.structs.replace(wide.header, kind="engine", engine=facts)
+    other.header = msgspec.structs.replace(plain.header, engine={"kernels": {"norm": "torch"}})
+    keys = {difference.key for difference in compare_runs(wide, plain).header}
+    assert "kind" in keys
+    assert not any(key.startswith("engine.") for key in keys)
+    assert [d.key for d in compare_runs(plain, other).header] == ["engine.kernels.norm"]
+
+
 def test_a_simulation_and_an_engine_should_be_set_up_alike(wide):
     """Between executors, even a different pool of pages is unfair."""
     engine = copy.copy(wide)

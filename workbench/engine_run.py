@@ -76,6 +76,9 @@ Say = Callable[[str], None]
 Build = Callable[[RunnerConfig, Callable[[], int], Say], Runner]
 
 
+_SMALL_MODEL: Final = 100_000_000  # parameters
+
+
 def build_runner(config: RunnerConfig, clock: Callable[[], int], say: Say) -> Runner:
     """Load a model and make it ready to serve; `say` is told what takes time.
 
@@ -94,6 +97,10 @@ def build_runner(config: RunnerConfig, clock: Callable[[], int], say: Say) -> Ru
             "pip install 'llm-serving-workbench[engine]'"
         ) from None
     runner: Runner = module.build_runner(config, clock, say)
+    if runner.facts()["device"] == "cpu" and runner.spec.num_parameters < _SMALL_MODEL:
+        # The process is ours. Threads that wait for each other cost a small model more than they
+        # save, and many times more while others use the processor.
+        importlib.import_module("torch").set_num_threads(1)
     return runner
 
 

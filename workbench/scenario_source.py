@@ -183,7 +183,11 @@ def _validate(parsed: ParsedYaml, sources: SourceMap) -> Scenario:
 
 
 def _with_usable_paths(scenario: Scenario, file: Path | None, sources: SourceMap) -> Scenario:
-    """The scenario with the paths of its files as they are seen from the current folder."""
+    """The scenario with the paths of its files as they are seen from the current folder.
+
+    A shipped scenario (`file` is None) names files beside it, which are shipped with it.
+    """
+    beside = Path(str(resources.files("scenarios"))) if file is None else file.parent
     errors: list[ScenarioError] = []
     for part in ("model", "workload"):
         model = getattr(scenario, part)
@@ -191,7 +195,7 @@ def _with_usable_paths(scenario: Scenario, file: Path | None, sources: SourceMap
         if written is None:
             continue
         span = sources.find((part, "path"))
-        folder = Path() if file is None or span.source.is_override else file.parent
+        folder = Path() if span.source.is_override else beside
         usable = _join(folder, written)
         if not _is_file(usable):
             errors.append(_no_such_file(usable, span))

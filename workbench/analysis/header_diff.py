@@ -55,6 +55,8 @@ def header_differences(a: RunTables, b: RunTables) -> tuple[FactDifference, ...]
     """
     left, right = _facts(a.header), _facts(b.header)
     other_executor = a.header.kind != b.header.kind
+    if other_executor:  # what only an engine has cannot be the same in a simulation
+        left, right = (_without_engine(facts) for facts in (left, right))
     found = [_requests_difference(a, b)]
     shown: set[tuple[str, str, str]] = set()
     for key in (*left, *(key for key in right if key not in left)):
@@ -65,6 +67,10 @@ def header_differences(a: RunTables, b: RunTables) -> tuple[FactDifference, ...]
             found.append(_difference(key, *values, other_executor))
     different = [difference for difference in found if difference is not None]
     return tuple(sorted(different, key=lambda difference: not difference.unfair))
+
+
+def _without_engine(facts: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in facts.items() if not key.startswith("engine.")}
 
 
 def _difference(key: str, a: str, b: str, other_executor: bool) -> FactDifference:
