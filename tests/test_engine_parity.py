@@ -194,8 +194,10 @@ def test_random_steps(family: Family) -> None:
     assert engine.replay() > 0
 
 
-def test_an_abort_disturbs_nobody(family: Family) -> None:
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
+def test_an_abort_disturbs_nobody(name: str, folders: Path) -> None:
     """Requests that leave in the middle give their rows and pages to others, unharmed."""
+    family = known(name, folders)
     runner = make_runner(family.folder, device="cpu", max_running_requests=3)
     engine = TinyEngine(runner, late=3, max_plans_in_flight=3)
     prompts = {i: family.prompts[i % TEXTS] for i in range(3 * TEXTS)}  # more than rows
@@ -231,18 +233,18 @@ def test_engines_of_one_process_do_not_meet(folders: Path) -> None:
 KERNELS = {"fp32": 1e-4, "bf16": 0.05}
 
 
-@pytest.mark.parametrize("dtype", KERNELS)
-@pytest.mark.parametrize("name", ["qwen3", "qwen2", "mixtral"])
-def test_our_kernels_do_the_same(dtype: str, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "dtype"), [("qwen3", "fp32"), ("mixtral", "bf16")])
+def test_our_kernels_do_the_same(name: str, dtype: str, tmp_path: Path) -> None:
     """With Triton's kernels in place of torch's the logits agree, in chunks and in mixed steps."""
     shape = dict(num_hidden_layers=2, num_attention_heads=4, head_dim=16, vocab_size=96)
     model = tiny_models.make(name, tmp_path, **shape)
     rng = Random(3)
-    prompts = {i: [rng.randrange(96) for _ in range(n)] for i, n in enumerate((5, 19, 1))}
+    prompts = {i: [rng.randrange(96) for _ in range(n)] for i, n in enumerate((3, 18, 1))}
     runner = make_runner(
         str(tmp_path), device=DEVICE.type, dtype=dtype, kernels={"*": "triton"}, num_pages=24,
-        max_num_batched_tokens=16, max_running_requests=2,
+        max_num_batched_tokens=12, max_running_requests=2,
     )  # fmt: skip
+    runner._cache.pool[:, :, :-1] = torch.nan  # what requests have left behind counts for nothing
     served = TinyEngine(runner, late=True).serve(prompts, 3)
     assert set(runner.facts()["kernels"].values()) == {"triton"}
     assert served.seen["mixed"]
