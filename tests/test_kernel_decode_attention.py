@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import sm90_gate
@@ -75,7 +75,7 @@ def launched(
     count = torch.zeros(len(q) * world.k_cache.shape[2], dtype=torch.int32, device=DEVICE)
     out = op.launch(
         *arguments(world, q), scale, pieces=pieces,
-        tuning=replace(op.DEFAULT_TUNING, **tuning), counters=count if counters else None,
+        tuning=op.DecodeTuning(**tuning), counters=count if counters else None,
     )  # fmt: skip
     assert not count.any()
     return out
@@ -122,7 +122,7 @@ def test_one_launch_serves_every_context() -> None:
         world = paged(contexts, 16, 1, 16, torch.float32)
         out = op.launch(
             *arguments(world, q), 0.4, pieces=5, counters=counters,
-            tuning=replace(op.DEFAULT_TUNING, block_tokens=16, min_chunk=16),
+            tuning=op.DecodeTuning(block_tokens=16, min_chunk=16),
         )  # fmt: skip
         assert relative_error(out, expected(q, world, 0.4)) < TOLERANCE[torch.float32]
 

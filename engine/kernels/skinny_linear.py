@@ -117,6 +117,9 @@ def skinny_linear(
 
     Returns:
         [M, N] (gated: [M, I]) in the dtype of x, or parts float32[split, M, N].
+
+    Raises:
+        ValueError: the tiling does not cover the weight.
     """
     m, k = x.shape
     n = weight.shape[0] // 2 if gated else weight.shape[0]
@@ -128,6 +131,8 @@ def skinny_linear(
     else:
         out = torch.empty(split, m, n, dtype=torch.float32, device=x.device)
     tiles = tiling.tiles or triton.cdiv(n, tiling.rows)
+    if triton.cdiv(n, tiles) > tiling.rows:
+        raise ValueError(f"{tiles} tiles of {tiling.rows} rows do not cover {n} rows")
     _skinny_kernel[(tiles, split)](
         x, weight, out, m, n, k, k_per_split, triton.cdiv(n, tiles),
         BM=max(16, triton.next_power_of_2(m)), BN=tiling.rows, BK=tiling.inner,

@@ -99,7 +99,13 @@ class StepRunner:
                     capture(size)
 
     def compile_kernels(self) -> None:
-        """Compile what steps of all kinds need, side by side."""
+        """Compile what steps of all kinds need, side by side.
+
+        The dry run leaves values undefined, which kernels that are not launched do not mind; with
+        a library's implementation among them, kernels compile as they come instead.
+        """
+        if set(self._transformer.kernels.chosen.values()) != {"triton"}:
+            return
         with torch.inference_mode(), compile_only(self._cache.pool.device):
             nowhere = torch.full((1,), -1, dtype=torch.int32, device=self._cache.pool.device)
             self._write_pages(nowhere, nowhere)
