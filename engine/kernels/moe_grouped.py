@@ -24,8 +24,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from engine.kernels.launching import kernel
 from engine.kernels.moe_configs import GroupedConfig, Tile, grouped_config
-from engine.kernels.moe_grouped_hopper import BLOCK_M as HOPPER_ROWS
-from engine.kernels.moe_grouped_hopper import moe_mlp_hopper, takes_hopper
 from engine.kernels.moe_sort import SortedPairs, sort_pairs_triton
 from engine.kernels.pdl import launch_dependents, launch_options, wait
 
@@ -254,12 +252,11 @@ def moe_mlp_grouped(
     """As `moe_experts.moe_mlp_reference`, in `top_k` parts of the dtype of `x`.
 
     All operands are contiguous, H and I multiples of 16. `config` are the sizes of tiles, if not
-    those that the shapes suggest; without it, Hopper has kernels of its own for the largest blocks.
+    those that the shapes suggest.
     """
     num_experts, features, width = down.shape
-    chosen = config or grouped_config(experts.numel(), num_experts, features, width)
-    pairs = sort_pairs_triton(experts, num_experts, chosen.block_m)
-    if config is None and chosen.block_m == HOPPER_ROWS and takes_hopper(x, down):
-        return moe_mlp_hopper(x, gate_up, down, weights, pairs, chosen.gate_up.group)
-    hidden = gate_up_grouped(x, gate_up, pairs, experts.shape[1], chosen)
-    return down_grouped(hidden, down, weights, pairs, chosen)
+    if config is None:
+        config = grouped_config(experts.numel(), num_experts, features, width)
+    pairs = sort_pairs_triton(experts, num_experts, config.block_m)
+    hidden = gate_up_grouped(x, gate_up, pairs, experts.shape[1], config)
+    return down_grouped(hidden, down, weights, pairs, config)
