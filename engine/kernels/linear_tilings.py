@@ -1,10 +1,11 @@
 """How a linear layer of few rows is cut up, as measured; None leaves it to cuBLAS.
 
 The rules reproduce, within 3 %, the best of some 3,000 measured candidates for the layers of
-Llama-3.1-8B, Qwen3-30B-A3B and Qwen3-0.6B (`benchmarks/kernels_linear.py`; the story is in
-`benchmarks/NOTES.md`). What they say: one wave of programs, about one on each multiprocessor, with
-many tiles in flight beats several smaller ones; where the weight has too few rows for that, K is
-split; activations are read again by every program, so tiles must not be too narrow.
+Llama-3.1-8B, Qwen3-30B-A3B and Qwen3-0.6B (`benchmarks/kernels_linear.py`, and
+`benchmarks/linear_chain.py` in the chain of a whole layer; the story is in `benchmarks/NOTES.md`).
+What they say: one wave of programs, about one on each multiprocessor, with many tiles in flight
+beats several smaller ones; where the weight has too few rows for that, K is split; activations are
+read again by every program, so tiles must not be too narrow.
 """
 
 from __future__ import annotations
@@ -30,15 +31,13 @@ def gemv_tiling(out_features: int, inner: int, *, norm: bool, gated: bool) -> Ge
         norm: the input is normed in passing, which every program does for itself.
         gated: two products share a program.
     """
-    if inner <= 1024:
-        return GemvTiling(4, 512, 4)
-    if out_features >= _VOCABULARY:
-        return GemvTiling(4, 2048, 8)
     if gated:
-        return GemvTiling(4, 1024, 8) if norm else GemvTiling(2, 2048, 4)
+        return GemvTiling(8, 512, 4)
+    if out_features >= _VOCABULARY and inner > 1024:
+        return GemvTiling(4, 2048, 8)
     if norm:
         return GemvTiling(4, 1024, 8) if inner >= 4096 else GemvTiling(4, 512, 4)
-    return GemvTiling(1, 1024, 4) if inner >= 4096 else GemvTiling(2, 1024, 4)
+    return GemvTiling(2, 2048, 4) if 2048 <= inner < 4096 else GemvTiling(4, 512, 4)
 
 
 @cache
@@ -59,7 +58,7 @@ def skinny_tiling(
     if gated:
         if out_features < 64 * SMS:
             return Tiling(32, 128, 1, _stages(inner, 128, 6), 4)
-        return Tiling(64, 128, 1, 4, 4) if rows <= 16 else Tiling(64, 64, 1, 6, 4)
+        return Tiling(64, 128, 1, 4, 4) if rows <= 32 else Tiling(64, 64, 1, 6, 4)
     if whole or out_features >= _VOCABULARY:
         return Tiling(64, 128, 1, _stages(inner, 128, 5 if rows <= 16 else 3), 4)
     tiles = -(-out_features // 64)
@@ -71,7 +70,9 @@ def skinny_tiling(
     split = min(_MOST_SPLITS, 1 << ((SMS // tiles).bit_length() - 1))
     while split > 1 and inner < 256 * split:
         split //= 2
-    return Tiling(64, 128, split, _stages(-(-inner // split), 128, 6), 4)
+    each = -(-inner // split)
+    step = 128 if each >= 384 else 64
+    return Tiling(64, step, split, _stages(each, step, 6), 4)
 
 
 def _stages(inner: int, step: int, most: int) -> int:
