@@ -90,7 +90,7 @@ def test_every_implementation_equals_softmax_attention(page_size: int, dtype: to
     world = paged(chunks, page_size, 1, 16, dtype)
     q = queries(world, 2)
     for name, attend in op.IMPLEMENTATIONS.items():
-        out = attend(q, *world.inputs(), 0.3, 64)
+        out = attend(q, *world.inputs(), 0.3)
         assert out.dtype == dtype
         assert relative_error(out, expected(q, world, 0.3)) < TOLERANCE[dtype], name
 
@@ -102,7 +102,7 @@ def test_groups(heads: int, kv_heads: int, dim: int) -> None:
     """Query heads read the KV head of their group."""
     world = paged([(10, 9), (0, 21)], 16, kv_heads, dim, torch.float32)
     q = queries(world, heads)
-    out = op.prefill_attention_portable(q, *world.inputs(), 0.2, 64)
+    out = op.prefill_attention_portable(q, *world.inputs(), 0.2)
     assert relative_error(out, expected(q, world, 0.2)) < TOLERANCE[torch.float32]
 
 
@@ -128,7 +128,7 @@ def test_padding_disturbs_nobody() -> None:
     rows = torch.cat((rows, torch.full_like(rows, dummy)))
     contexts = torch.cat((contexts, torch.zeros_like(contexts)))
     for name, attend in op.IMPLEMENTATIONS.items():
-        out = attend(q, k_cache, v_cache, table, starts, rows, contexts, 0.3, 64)
+        out = attend(q, k_cache, v_cache, table, starts, rows, contexts, 0.3)
         assert relative_error(out[:23], expected(q[:23], world, 0.3)) < 2e-6, name
 
 
@@ -137,7 +137,7 @@ def test_strided_queries_of_a_fused_projection() -> None:
     world = paged([(4, 20)], 16, 1, 16, torch.float32)
     wide = torch.randn(20, 5, 16, device=DEVICE)
     for name, attend in op.IMPLEMENTATIONS.items():
-        out = attend(wide[:, 1:3], *world.inputs(), 0.3, 64)
+        out = attend(wide[:, 1:3], *world.inputs(), 0.3)
         assert out.is_contiguous()
         assert relative_error(out, expected(wide[:, 1:3], world, 0.3)) < 2e-6, name
 
@@ -148,7 +148,7 @@ def test_writes_where_it_is_told() -> None:
     q = queries(world, 2)
     for name, attend in op.IMPLEMENTATIONS.items():
         whole = torch.full((22, 2, 16), math.nan, device=DEVICE)
-        out = attend(q, *world.inputs(), 0.3, 64, out=whole[1:21])
+        out = attend(q, *world.inputs(), 0.3, out=whole[1:21])
         assert out.data_ptr() == whole[1:21].data_ptr()
         assert relative_error(out, expected(q, world, 0.3)) < 2e-6, name
         assert whole[::21].isnan().all(), name

@@ -13,7 +13,6 @@ the same for one and a half times as many operations per second.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -50,12 +49,7 @@ def prefill_attention_reference(
     rows: torch.Tensor,
     contexts: torch.Tensor,
     scale: float,
-    max_chunk: int,
     *,
-    no_context: bool = False,
-    lengths: Sequence[int] = (),
-    k: torch.Tensor | None = None,
-    v: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attend causally from the tokens of each chunk to all tokens before them and to themselves.
@@ -69,18 +63,12 @@ def prefill_attention_reference(
         rows: int32[P], the row of each request.
         contexts: int32[P], its tokens before the chunk; its query i attends `contexts[p] + i + 1`.
         scale: factor of the logits.
-        max_chunk: no chunk is longer.
-        no_context: the host knows that all `contexts` are 0.
-        lengths: the chunks' lengths, if the host knows them.
-        k: [T, Hk, D], the chunks' own keys, if at hand; rows may be strided.
-        v: as `k`, the values.
         out: where to write the result, contiguous.
 
     Returns:
         `out`, or else a new [T, Hq, D], contiguous, in the dtype of `q`. Queries of no request are
         undefined.
     """
-    del max_chunk, no_context, lengths, k, v
     heads = q.shape[1]
     page_size, kv_heads = k_cache.shape[1:3]
     if out is None:
@@ -238,16 +226,10 @@ def prefill_attention_portable(
     rows: torch.Tensor,
     contexts: torch.Tensor,
     scale: float,
-    max_chunk: int,
     *,
-    no_context: bool = False,
-    lengths: Sequence[int] = (),
-    k: torch.Tensor | None = None,
-    v: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As `prefill_attention_reference`, by the kernel of this module."""
-    del max_chunk, no_context, lengths, k, v
     tuning = DEFAULT_TUNING
     return launch(
         q, k_cache, v_cache, page_table, starts, rows, contexts, scale, tuning=tuning, out=out
@@ -263,16 +245,10 @@ def prefill_attention_triton(
     rows: torch.Tensor,
     contexts: torch.Tensor,
     scale: float,
-    max_chunk: int,
     *,
-    no_context: bool = False,
-    lengths: Sequence[int] = (),
-    k: torch.Tensor | None = None,
-    v: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As `prefill_attention_reference`, by Hopper's kernel if `takes_hopper`, else the portable."""
-    del max_chunk, no_context, lengths, k, v
     run = launch_hopper if takes_hopper(q, k_cache) else partial(launch, tuning=DEFAULT_TUNING)
     return run(q, k_cache, v_cache, page_table, starts, rows, contexts, scale, out=out)
 

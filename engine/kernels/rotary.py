@@ -38,7 +38,6 @@ def rotary_kv_write_reference(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     *,
-    keep_kv: bool = False,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Turn the QKV projection into rotated queries, and store rotated keys and values.
@@ -53,12 +52,10 @@ def rotary_kv_write_reference(
         page_table: int32[R, P], page of each page_size positions of a row.
         k_cache: [pages, page_size, Hk, D], written at the tokens' slots.
         v_cache: likewise.
-        keep_kv: also return what was written to the cache.
         out: where to put the result, contiguous; None: a new tensor.
 
     Returns:
-        queries [T, Hq, D] in the dtype of the cache; with `keep_kv` [T, Hq + 2 Hk, D], queries,
-        keys and values.
+        queries [T, Hq, D] in the dtype of the cache.
     """
     page_size, kv_heads, dim = k_cache.shape[1:]
     flat = sum_parts(qkv)
@@ -74,8 +71,7 @@ def rotary_kv_write_reference(
     query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
     k_cache[page, index % page_size] = key
     v_cache[page, index % page_size] = value
-    result = torch.cat((query, key, value), 1) if keep_kv else query
-    return result if out is None else out.copy_(result)
+    return query if out is None else out.copy_(query)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -89,7 +85,7 @@ def _rotary_kernel(
     k_cache, v_cache, out, part_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr,
     BLOCK_HEADS: tl.constexpr, HALF: tl.constexpr, PARTS: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, KEEP_KV: tl.constexpr, PDL: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     # All heads in one row of blocks: queries, keys, values. A block may hold some of each.
@@ -130,15 +126,10 @@ def _rotary_kernel(
     rotated_first = first * cosine - second * sine
     rotated_second = second * cosine + first * sine
 
-    if KEEP_KV:
-        target = out + token * width + at
-        tl.store(target, tl.where(is_value, first, rotated_first), mask=inside)
-        tl.store(target + DIM // 2, tl.where(is_value, second, rotated_second), mask=inside)
-    else:
-        to_query = is_query & inside
-        target = out + token * HEADS * DIM + at
-        tl.store(target, rotated_first, mask=to_query)
-        tl.store(target + DIM // 2, rotated_second, mask=to_query)
+    to_query = is_query & inside
+    target = out + token * HEADS * DIM + at
+    tl.store(target, rotated_first, mask=to_query)
+    tl.store(target + DIM // 2, rotated_second, mask=to_query)
     slot = (page * PAGE + position % PAGE) * KV_HEADS * DIM
     to_key = (head >= HEADS) & (head < HEADS + KV_HEADS) & inside
     target = k_cache + slot + (head - HEADS) * DIM + lane
@@ -161,7 +152,6 @@ def rotary_kv_write_triton(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     *,
-    keep_kv: bool = False,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As `rotary_kv_write_reference`; a program takes some heads of one token."""
@@ -169,9 +159,8 @@ def rotary_kv_write_triton(
     tokens, width = qkv.shape[-2:]
     all_heads = width // dim
     heads = all_heads - 2 * kv_heads
-    out_heads = all_heads if keep_kv else heads
     if out is None:
-        out = torch.empty(tokens, out_heads, dim, dtype=k_cache.dtype, device=qkv.device)
+        out = torch.empty(tokens, heads, dim, dtype=k_cache.dtype, device=qkv.device)
     # Few tokens: many small programs, for latency. Many tokens: fewer and larger ones.
     block_heads = 4 if tokens <= 256 else 16
     _rotary_kernel[(tokens, triton.cdiv(all_heads, block_heads))](
@@ -180,7 +169,7 @@ def rotary_kv_write_triton(
         k_cache, v_cache, out, tokens * width,
         HEADS=heads, KV_HEADS=kv_heads, DIM=dim, PAGE=page_size, BLOCK_HEADS=block_heads,
         HALF=triton.next_power_of_2(dim // 2), PARTS=num_parts(qkv),
-        HAS_BIAS=bias is not None, HAS_NORM=norm is not None, KEEP_KV=keep_kv,
+        HAS_BIAS=bias is not None, HAS_NORM=norm is not None,
         num_warps=1 if block_heads == 4 else 4, **launch_options(qkv.device),
     )  # fmt: skip
     return out

@@ -16,14 +16,12 @@ class PrefillInputs:
         rows: int32[P], row of the page table of each.
         contexts: int32[P], tokens cached before each chunk.
         lengths: the same chunks' lengths, known to the host.
-        no_context: whether `contexts` are all 0, known to the host.
     """
 
     starts: torch.Tensor
     rows: torch.Tensor
     contexts: torch.Tensor
     lengths: tuple[int, ...]
-    no_context: bool
 
     @property
     def tokens(self) -> int:

@@ -100,7 +100,7 @@ class Transformer:
         """Queries of a layer (into `out`, if given); its keys and values go to the cache.
 
         Returns:
-            [T, Hq, D], or [T, Hq + 2 Hk, D] with keys and values if no chunk has a context.
+            [T, Hq, D].
         """
         layer, (k_cache, v_cache) = self.weights.layers[index], cache.layers[index]
         qkv = self.kernels.norm_linear(
@@ -116,7 +116,6 @@ class Transformer:
             step.page_table,
             k_cache,
             v_cache,
-            keep_kv=step.prefill is not None and step.prefill.no_context,
             out=out,
         )
 
@@ -130,18 +129,13 @@ class Transformer:
     ) -> torch.Tensor:
         """Attention of a layer, [T, Hq, D] (into `out`, if given): chunks first, then decodes."""
         k_cache, v_cache = cache.layers[index]
-        heads, kv_heads, prefill = self.spec.num_heads, self.spec.num_kv_heads, step.prefill
         if out is None:
-            shape = (len(query), heads, self.spec.head_dim)
-            out = torch.empty(shape, dtype=query.dtype, device=query.device)
+            out = torch.empty_like(query)
+        prefill = step.prefill
         first = prefill.tokens if prefill is not None else 0
         if prefill is not None:
-            key = value = None
-            if prefill.no_context:
-                key = query[:first, heads : heads + kv_heads]
-                value = query[:first, heads + kv_heads :]
             self.kernels.prefill_attention(
-                query[:first, :heads],
+                query[:first],
                 k_cache,
                 v_cache,
                 step.page_table,
@@ -149,17 +143,12 @@ class Transformer:
                 prefill.rows,
                 prefill.contexts,
                 self._scale,
-                max(prefill.lengths),
-                k=key,
-                v=value,
-                lengths=prefill.lengths,
-                no_context=prefill.no_context,
                 out=out[:first],
             )
         last = len(step.rows)
         if first < last:
             self.kernels.decode_attention(
-                query[first:last, :heads],
+                query[first:last],
                 k_cache,
                 v_cache,
                 step.page_table,

@@ -192,8 +192,7 @@ class StepRunner:
         size = graphs.size_for(len(ids)) if graphs is not None else None
         prefill = None
         if chunks is not None:
-            no_context = size is None and not chunks.contexts.any()
-            prefill = PrefillInputs(*rest, lengths=chunks.lengths, no_context=no_context)
+            prefill = PrefillInputs(*rest, lengths=chunks.lengths)
         step = self._inputs(ids, positions, rows, prefill, logit_rows)
         with annotate("forward"):
             if graphs is not None and size is not None:

@@ -90,8 +90,7 @@ class TokenGraphs:
 
         Args:
             captured: pieces of at least as many tokens.
-            step: the real tokens; its chunks must not claim to have no context, because keys and
-                values are read from the pages.
+            step: the real tokens.
         """
         first, *others = captured.graphs
         size = captured.hidden.residual.shape[0]
