@@ -37,7 +37,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 import torch
 import triton
-from measure_ceilings import environment, measure_bandwidth, random_bf16, seconds_of, warm_up
+from measure_ceilings import (
+    capture,
+    environment,
+    measure_bandwidth,
+    random_bf16,
+    replay_seconds,
+    warm_up,
+)
 
 from engine.core.config import Mode, SchedulerConfig
 from engine.core.model_spec import ModelSpec
@@ -85,13 +92,18 @@ class Ceilings:
     flops: float
 
 
+PEER = Ceilings(4.25e12, 0.70e15)  # with which the floors beside vLLM's figures were computed
+
+
 def measure_ceilings() -> Ceilings:
     """Of this GPU, warm, on random data."""
     warm_up(2.0)
     bandwidth = measure_bandwidth()["copy_tb_s"] * 1e12
     a, b = random_bf16(8192, 8192), random_bf16(8192, 8192)
     out = torch.empty_like(a)
-    seconds = seconds_of(lambda: torch.mm(a, b, out=out))
+    graph = capture(lambda: torch.mm(a, b, out=out))
+    seconds = replay_seconds(graph, 800)  # more than a second: short bursts run at higher clocks
+    del graph
     torch.cuda.empty_cache()
     return Ceilings(bandwidth, 2 * 8192**3 / seconds)
 
@@ -121,6 +133,14 @@ def floor_s(spec: ModelSpec, ceilings: Ceilings, new: int, pairs: int, kv: int, 
     return products + attention
 
 
+def step_floor_s(spec: ModelSpec, ceilings: Ceilings, plan: StepPlan) -> float:
+    """The floor of one step."""
+    new = plan.prefill_tokens + plan.decode_tokens
+    kv = plan.prefill_context + plan.prefill_tokens + plan.decode_context
+    pairs = plan.prefill_pairs + plan.decode_context
+    return floor_s(spec, ceilings, new, pairs, kv, plan.sampled_tokens)
+
+
 class Bench:
     """One model, ready to serve."""
 
@@ -148,6 +168,7 @@ class Bench:
         self.build_s = time.perf_counter() - start
         self.spec = self.runner.spec
         self.full_steps_ms: list[float] = []
+        self.floors_s, self.busy_s = [0.0, 0.0], 0.0
         self._next_id = 0
         self._rng = np.random.default_rng(1)
 
@@ -160,8 +181,10 @@ class Bench:
 
         In `prefill_first` mode all prompts are computed before anything is decoded, so that all
         decode steps are full. Afterwards `full_steps_ms` has the time between the ends of
-        consecutive decode steps of all requests.
+        consecutive decode steps of all requests, `floors_s` the sum of the floors of the steps, of
+        this GPU and of the one that vLLM's figures are of, and `busy_s` the time of the GPU.
         """
+        self.floors_s, self.busy_s = [0.0, 0.0], 0.0
         scheduler = Scheduler(SchedulerConfig(
             num_pages=self.runner.num_pages, max_model_len=self.runner.max_model_len,
             prefix_cache=False, cuda_graph_batch_sizes=BUCKETS, mode=mode,
@@ -169,6 +192,9 @@ class Bench:
         ends: list[tuple[int, int]] = []  # plan id, end on the device
 
         def note(plan: StepPlan, output: StepOutput, _now: int) -> None:
+            self.busy_s += output.gpu_ns / 1e9
+            for index, ceilings in enumerate((self.ceilings, PEER)):
+                self.floors_s[index] += step_floor_s(self.spec, ceilings, plan)
             if plan.is_pure_decode and plan.decode_requests == len(prompts):
                 ends.append((plan.plan_id, output.start_ns + output.gpu_ns))
 
@@ -203,9 +229,10 @@ class Bench:
         """A decode step of `batch` requests of about 1,088 tokens."""
         count = DECODE_STEPS[batch]
         prompts = [PROMPT] * batch
-        self.serve(prompts, [8] * batch)
         times = []
-        for _ in range(2):
+        if batch <= 64:
+            self.serve(prompts, [8] * batch)
+        for _ in range(2 if batch <= 64 else 1):
             short = self.serve(prompts, [1] * batch)
             long = self.serve(prompts, [1 + count] * batch)
             times.append((long - short) / count)
@@ -232,7 +259,12 @@ class Bench:
         prompts = [rng.randint(100, 1024) for _ in range(256)]
         outputs = [rng.randint(100, 1024) for _ in range(256)]
         seconds = self.serve(prompts, outputs)
-        return {"seconds": seconds, "output_tokens_per_s": sum(outputs) / seconds}
+        own, peer = self.floors_s
+        return {
+            "seconds": seconds, "output_tokens_per_s": sum(outputs) / seconds,
+            "gpu_busy_percent": 100 * self.busy_s / seconds, "floor_s": own,
+            "percent_of_floor": 100 * own / seconds, "h200_floor_s": peer,
+        }  # fmt: skip
 
     def _point(self, what: dict[str, Any], seconds: float, floor: float) -> dict[str, Any]:
         return {
@@ -288,6 +320,12 @@ def compare(result: dict[str, Any], model: str) -> None:
             at = known.index(tuple(point[key] for key in keys))
             point["vllm_h200_ms"] = table["vllm_ms"][at]
             point["vllm_h200_percent_of_floor"] = 100 * table["floor_ms"][at] / table["vllm_ms"][at]
+    offline, rates = result.get("offline"), peers["offline_output_tokens_per_s"]
+    if offline and model in rates:
+        seconds = offline["seconds"] * offline["output_tokens_per_s"] / rates[model]
+        offline["vllm_h200_output_tokens_per_s"] = rates[model]
+        # Of the steps as our scheduler makes them; vLLM's own are not known.
+        offline["vllm_h200_percent_of_floor"] = 100 * offline["h200_floor_s"] / seconds
 
 
 def print_points(model: str, result: dict[str, Any]) -> None:
@@ -304,7 +342,15 @@ def print_points(model: str, result: dict[str, Any]) -> None:
                 line += f"  vLLM, H200: {point['vllm_h200_ms']:7.2f} ms {theirs:5.1f} %"
                 line += f"  ratio of shares {share:.2f}"
             print(line)
-    for part in ("offline", "cold_start", "build_s"):
+    if offline := result.get("offline"):
+        line = f"{model:14s} offline {offline['output_tokens_per_s']:8.0f} tok/s in"
+        line += f" {offline['seconds']:.2f} s, GPU busy {offline['gpu_busy_percent']:.1f} %,"
+        line += f" {offline['percent_of_floor']:.1f} % of the floor"
+        if theirs := offline.get("vllm_h200_percent_of_floor"):
+            line += f"  vLLM, H200: {offline['vllm_h200_output_tokens_per_s']} tok/s {theirs:.1f} %"
+            line += f"  ratio of shares {offline['percent_of_floor'] / theirs:.2f}"
+        print(line)
+    for part in ("cold_start", "build_s"):
         if part in result:
             print(f"{model:14s} {part}: {json.dumps(result[part])}")
 
