@@ -1,7 +1,9 @@
 """Programmatic dependent launch: a kernel may start while the one before it still runs.
 
 A kernel launched so must call `wait` before it reads anything that an earlier kernel wrote and
-before it writes anything at all; what no kernel ever writes (weights) it may read at once. `wait`
+before it writes anything at all; what no kernel ever writes (weights) it may read at once. Anything
+else that is read before the wait may be stale: it may only serve as a hint, such as an address to
+prefetch, clamped into range. `wait`
 returns when every earlier kernel is done and its writes are visible, because each of them waited in
 the same way. `launch_dependents` lets the next kernel start; it makes no promise about data, so the
 earlier it is called the better.
