@@ -3,10 +3,11 @@
 A kernel launched so must call `wait` before it reads anything that an earlier kernel wrote and
 before it writes anything at all; what no kernel ever writes (weights) it may read at once. Anything
 else that is read before the wait may be stale: it may only serve as a hint, such as an address to
-prefetch, clamped into range. `wait`
-returns when every earlier kernel is done and its writes are visible, because each of them waited in
-the same way. `launch_dependents` lets the next kernel start; it makes no promise about data, so the
-earlier it is called the better.
+prefetch, clamped into range.
+
+`wait` returns when every earlier kernel is done and its writes are visible, because each of them
+waited in the same way. `launch_dependents` lets the next kernel start; it makes no promise about
+data, so the earlier it is called the better.
 
 Hopper and later have it (CUDA C++ Programming Guide, "Programmatic Dependent Launch"). The
 interpreter and older GPUs do not: the constexpr `PDL` of each kernel is False there.
