@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -212,6 +213,6 @@ class FakeStep:
 
 
 def _spec(model: str) -> ModelSpec:
-    if model in model_card_names():
+    if model in model_card_names() or Path(model).is_file():
         return load_model_spec(model)
     return load_model_spec(str(find_model_folder(model)))

@@ -49,7 +49,9 @@ def by_kind(events: list[Event], kind: str) -> list[Event]:
     return [event for event in events if event["ph"] == kind]
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(asks(), servers())
 def test_the_trace_is_well_formed(tmp_path: Path, requests: list[Ask], server: Server) -> None:
     """Fields are those of the format; GPU slices never overlap; request slices nest and close."""
@@ -85,7 +87,9 @@ def _check_nesting(events: list[Event]) -> None:
     assert not any(stacks.values())
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(asks(), servers())
 def test_phases_fill_the_life_of_each_request(
     tmp_path: Path, requests: list[Ask], server: Server

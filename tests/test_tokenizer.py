@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny_models
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.runtime.tokenizer import Detokenizer, Tokenizer, TokenizerError
@@ -75,6 +75,7 @@ def test_text_survives(tokenizer: Tokenizer, text: str) -> None:
     assert all(0 <= token_id < tokenizer.vocab_size for token_id in ids)
 
 
+@example(KINDS["byte fallback"], " ")
 @given(kinds, texts)
 def test_pieces_are_whole_characters_and_join_to_the_text(tokenizer: Tokenizer, text: str) -> None:
     """After each token exactly the characters that are complete have been written."""

@@ -97,8 +97,8 @@ class Detokenizer:
         self._window.append(token_id)
         text = self._decode()
         undecided = len(text) - len(text.rstrip(_REPLACEMENT))
-        if not undecided and text == self._text:
-            self._window.pop()  # a special token
+        if not undecided and text == self._text and self._is_special(token_id):
+            self._window.pop()
             return ""
         self._text = text
         self._pending += 1
@@ -129,6 +129,11 @@ class Detokenizer:
         self._text = self._decode()
         self._written = len(self._text) - unwritten
         self._pending = min(self._pending, num_tokens) if unwritten else 0
+
+    def _is_special(self, token_id: int) -> bool:
+        """Whether a token wrote nothing because it is special; a first space may not, either."""
+        decode = self._tokenizer.decode
+        return self._skip and decode([token_id], skip_special_tokens=False) != decode([token_id])
 
     def _decode(self) -> str:
         return self._tokenizer.decode(self._window, skip_special_tokens=self._skip)

@@ -74,7 +74,7 @@ def run(
     trace: TraceOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Serve a scenario on the real engine, in real time, and print its serving metrics.
+    """Serve a scenario on the real engine and print its metrics.
 
     The result and the record are those of `workbench simulate`, with measured step times. Texts end
     where the scenario says: a token that would end them is ignored.
