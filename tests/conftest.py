@@ -7,6 +7,12 @@ decorated, hence here.
 
 import os
 
+from hypothesis import settings
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
+
 os.environ["WORKBENCH_NATIVE"] = "0"
 if os.environ.get("WORKBENCH_TEST_DEVICE", "cpu") == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
