@@ -314,6 +314,7 @@ PROMPTS = [[5, 6, 7], [9] * 40, [7, 8], list(range(10, 80))]
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, object]:
     """A folder with a tiny Qwen3 and its tokenizer, and the model as transformers has it."""
+    pytest.importorskip("triton")
     folder = tmp_path_factory.mktemp("tiny")
     model = tiny_models.make("qwen3", folder)
     tiny_models.save_tokenizer(folder)

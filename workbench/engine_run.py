@@ -37,7 +37,7 @@ from workbench.scenario_source import LoadedScenario
 from workbench.workload import BuiltWorkload, build_workload
 
 COST_MODEL: Final = "measured"
-_PACKAGES: Final = ("torch", "triton", "safetensors", "tokenizers", "nvtx")
+_PACKAGES: Final = ("torch", "triton", "tokenizers", "nvtx")
 
 
 class Runner(Executor, Protocol):
