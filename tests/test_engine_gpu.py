@@ -170,6 +170,18 @@ def test_graphs_change_no_token(model: str) -> None:
     assert texts[0] == texts[1]
 
 
+@pytest.mark.skipif(not ON_GPU, reason="CUDA Graphs need a GPU")
+def test_graphs_that_leave_logits_leave_them_in_one_place(model: str) -> None:
+    """They come one by one while requests are served, when no memory is left for more."""
+    runner = runner_of(model, (1, 2, 4))
+    serve(runner, fresh_prompts(3, 50, 20, 70), 4)
+    graphs = runner.steps._decode_graphs
+    with torch.inference_mode():
+        logits = [graphs.get(size, chooses=False).outputs.logits for size in (1, 2, 4)]
+    assert [tuple(each.shape) for each in logits] == [(1, VOCAB), (2, VOCAB), (4, VOCAB)]
+    assert len({each.data_ptr() for each in logits}) == 1
+
+
 @pytest.mark.skipif(not ON_GPU, reason="memory is measured on a GPU only")
 def test_pages_are_sized_by_measured_memory(model: str) -> None:
     """The pool takes what the device has left of the share that it may use, and not more."""

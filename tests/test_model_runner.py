@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from random import Random
 
 import numpy as np
@@ -12,6 +16,7 @@ from late_executor import LateExecutor
 from tiny_engine import TinyEngine
 
 from engine.core.enums import FinishReason
+from engine.core.results import MAX_FAILURES
 from engine.runtime.executor import ExecutorDiedError, StepFailedError
 from engine.runtime.model_runner import ModelRunner
 from engine.sampling_params import SamplingParams
@@ -95,6 +100,8 @@ def test_no_numbers_end_one_request() -> None:
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
 ]
 
 
@@ -113,6 +120,48 @@ def test_a_step_without_memory_is_computed_again(error: Exception) -> None:
         assert "out of memory in a step of" in str(failure)
         assert failure.__cause__ is error
     assert engine.replay() > 0
+
+
+@pytest.mark.parametrize("plans", [2, 3, 4])
+def test_nothing_follows_a_step_that_was_not_launched(plans: int) -> None:
+    """What such a step would have told the device is missing, so no step builds upon it."""
+    runner = fake_runner(page_size=1, num_pages=150)
+    refused: set[int] = set()
+
+    class Refuses:
+        def launch(self, plan):
+            flying = {other.plan_id for other in engine.scheduler.in_flight}
+            assert not flying & refused
+            if plan.plan_id % 7 == 6:
+                refused.add(plan.plan_id)
+                raise StepFailedError("out of memory")
+            return runner.launch(plan)
+
+    engine = TinyEngine(runner, executor=Refuses(), late=True, max_plans_in_flight=plans)
+    asked = prompts(Random(5), 20)
+    engine.serve(asked, 9)
+    assert len(refused) > 2
+    failed = {i for i, r in engine.served.requests.items() if r.failures >= MAX_FAILURES}
+    check_texts(engine, asked, failed)
+
+
+def test_a_kept_failure_keeps_no_tensors() -> None:
+    """An error that somebody remembers does not hold on to the memory of the step that failed."""
+    runner = fake_runner()
+    forward, seen = runner.transformer.forward, []
+
+    def fails_once(*args):
+        activations = torch.zeros(1000)
+        if not seen:
+            seen.append(weakref.ref(activations))
+            raise OUT_OF_MEMORY[0]
+        return forward(*args)
+
+    runner.transformer.forward = fails_once
+    engine = TinyEngine(runner)
+    engine.serve({0: [1, 2]}, 3)
+    assert len(engine.served.failures) == 1
+    assert seen[0]() is None
 
 
 def test_requests_that_always_fail_end() -> None:
@@ -137,6 +186,67 @@ def test_a_lost_device_is_the_end_of_all() -> None:
     assert not engine.loop.has_work
     with pytest.raises(ExecutorDiedError):
         engine.serve({99: [1]}, 1)
+
+
+def test_a_loss_that_preparing_a_step_reveals_is_one_too() -> None:
+    """The first call of CUDA after the loss may be one that gives a request its row."""
+    runner = fake_runner()
+
+    def build(plan: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    runner._builder.build = build
+    engine = TinyEngine(runner)
+    with pytest.raises(ExecutorDiedError, match="an illegal memory access"):
+        engine.serve({0: [1]}, 1)
+    assert engine.served.requests[0].finish_reason == FinishReason.ERROR
+
+
+def test_a_runner_of_a_lost_device_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a device takes no memory back; who closes the runner has heard of the loss before."""
+    runner = fake_runner()
+    runner._on_gpu = True
+    calls = []
+
+    def empty_cache() -> None:
+        calls.append(1)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    runner.close()
+    assert calls
+
+
+def test_a_closed_runner_keeps_no_tables() -> None:
+    """Whoever still knows a runner that was closed does not keep its device's memory."""
+    runner = fake_runner()
+    table = weakref.ref(runner.steps.state.page_table)
+    runner.close()
+    gc.collect()
+    assert table() is None
+
+
+def test_steps_are_launched_on_the_runners_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the thread's present device is: kernels and events go to that one."""
+    runner, present = fake_runner(), [torch.device("cuda", 0)]
+
+    @contextmanager
+    def device(wanted: torch.device) -> Iterator[None]:
+        present.append(wanted)
+        yield
+        present.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    runner.device = torch.device("cuda", 1)
+    forward, seen = runner.transformer.forward, []
+
+    def watched(*args):
+        seen.append(present[-1])
+        return forward(*args)
+
+    runner.transformer.forward = watched
+    TinyEngine(runner).serve({0: [1]}, 2)
+    assert seen == [torch.device("cuda", 1)] * 2
 
 
 def test_a_defect_is_told_as_it_is() -> None:

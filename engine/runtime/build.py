@@ -20,6 +20,7 @@ from engine.runtime.executor import EngineError
 from engine.runtime.memory_measurement import TRIAL_PAGES, measure, page_bytes
 from engine.runtime.model_runner import ModelRunner
 from engine.runtime.runner_config import RunnerConfig
+from engine.runtime.running_step import on_device
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _CPU_CACHE_BYTES = 1 << 30
@@ -43,6 +44,16 @@ def build_runner(
         ModelConfigError, CheckpointError: it cannot be read.
     """
     device = find_device(config.device)
+    with on_device(device):
+        return _build(config, device, clock, on_progress)
+
+
+def _build(
+    config: RunnerConfig,
+    device: torch.device,
+    clock: Callable[[], int],
+    on_progress: Callable[[str], None],
+) -> ModelRunner:
     folder, spec = _find_model(config)
     dtype = _DTYPES[config.dtype or ("fp32" if device.type == "cpu" else spec.dtype)]
     max_model_len = min(config.max_model_len or spec.max_model_len, spec.max_model_len)
@@ -76,6 +87,7 @@ def build_runner(
     trial = runner_over(transformer, TRIAL_PAGES)
     pages = measure(trial).num_pages
     trial.close()
+    del trial
     gc.collect()
     torch.cuda.empty_cache()
     runner = runner_over(transformer, pages)

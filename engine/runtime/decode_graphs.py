@@ -36,7 +36,8 @@ class DecodeColumns:
 class DecodeOutputs:
     """What a decode step leaves: the greedy choice if it is part of the step, else logits [B, V].
 
-    Not both: what is kept here stays allocated for each bucket, and logits are large.
+    Not both: what is kept here stays allocated for each bucket, and logits are large. So they are
+    in a buffer that all buckets share, good until the next step.
     """
 
     logits: torch.Tensor | None

@@ -30,9 +30,11 @@ class GraphSpace:
         """Run work that is to be captured: compiling and allocations of libraries cannot be."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            work()
-        current.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                work()
+        finally:  # memory of work that failed half-way may be given to others, behind it
+            current.wait_stream(self._stream)
 
     def capture(self, work: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
         """What `work` launches, as a graph, and what it returned."""

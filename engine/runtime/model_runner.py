@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from traceback import clear_frames
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from engine.runtime.running_step import (
     DoneStep,
     GpuStep,
     is_out_of_memory,
+    on_device,
     raise_if_device_is_lost,
     step_output,
     to_host,
@@ -120,31 +123,51 @@ class ModelRunner:
 
     def launch(self, plan: StepPlan) -> RunningStep:
         """Queue a step; see `Executor.launch`."""
-        with annotate("prepare"):
-            host = self._builder.build(plan)
-        asks = self._runner.state.asks(host.sampled)
         try:
-            with torch.inference_mode():
-                if not self._on_gpu:
-                    return self._run_now(host, asks)
-                return self._launch_on_gpu(plan, host, asks)
+            with on_device(self.device):
+                return self._launch(plan)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise_if_device_is_lost(error)
                 raise
-            if self._on_gpu:
-                torch.cuda.empty_cache()
+            self._clean_up(error)
+            tokens = plan.prefill_tokens + plan.decode_tokens
             raise StepFailedError(
-                f"out of memory in a step of {len(host.token_ids)} tokens: "
-                f"{str(error).splitlines()[0]}"
+                f"out of memory in a step of {tokens} tokens: {str(error).splitlines()[0]}"
             ) from error
 
     def close(self) -> None:
         """Let go of the graphs and the cache; the runner cannot be used afterwards."""
         self._runner.close()
-        del self._cache, self.transformer, self._runner
+        del self._cache, self.transformer, self._runner, self._builder
         if self._on_gpu:
+            with suppress(RuntimeError):  # of a lost device, which gives nothing back
+                torch.cuda.empty_cache()
+
+    def _launch(self, plan: StepPlan) -> RunningStep:
+        with annotate("prepare"):
+            host = self._builder.build(plan)
+        asks = self._runner.state.asks(host.sampled)
+        with torch.inference_mode():
+            if not self._on_gpu:
+                return self._run_now(host, asks)
+            return self._launch_on_gpu(plan, host, asks)
+
+    def _clean_up(self, error: RuntimeError) -> None:
+        """After a step that could not be queued as a whole: wait for what was, and make room.
+
+        Buffers that the rest of it may still read are used again only then. Whoever keeps the error
+        must not keep the step's tensors with it.
+        """
+        clear_frames(error.__traceback__)
+        if not self._on_gpu:
+            return
+        try:
+            torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
+        except RuntimeError as lost:
+            raise_if_device_is_lost(lost)
+            raise
 
     def _run_now(self, host: HostStep, asks: SamplingAsks) -> RunningStep:
         launched_ns = self._clock()

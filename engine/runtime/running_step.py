@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import numpy as np
 import torch
 
@@ -75,9 +77,21 @@ def step_output(sampled: SampleResult, start_ns: int, gpu_ns: int) -> StepOutput
     return StepOutput(tokens, logprobs, top, start_ns, gpu_ns)
 
 
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a GPU the one that this thread launches kernels and records events on.
+
+    Every thread has a present device of its own, which is the first one unless it says otherwise.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory ran out, of a GPU or of the host (for which torch has no class)."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether memory ran out, of a GPU or of the host.
+
+    Torch has a class for its own allocator only, not for what CUDA itself takes: a graph, say.
+    """
+    said = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in said)
 
 
 def raise_if_device_is_lost(error: RuntimeError) -> None:

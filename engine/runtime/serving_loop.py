@@ -165,7 +165,7 @@ class ServingLoop:
         while self.step_is_done:
             self._commit(self._launched.popleft())
             did = True
-        while len(self._launched) < self.scheduler.config.max_plans_in_flight:
+        while self._may_launch:
             if not self._plan_and_launch():
                 break
             did = True
@@ -183,6 +183,17 @@ class ServingLoop:
         """
         if self._launched:
             self._commit(self._launched.popleft())
+
+    @property
+    def _may_launch(self) -> bool:
+        """Whether a further step may be put in flight.
+
+        Not behind one that was never launched: what it should have left on the device, such as new
+        pages in the page table, is not there, and a step that follows it would write elsewhere.
+        """
+        if self._launched and self._launched[-1].step is None:
+            return False
+        return len(self._launched) < self.scheduler.config.max_plans_in_flight
 
     def _plan_and_launch(self) -> bool:
         now = self._clock()

@@ -53,11 +53,14 @@ class StepRunner:
         counters = (config.max_running_requests + 1) * transformer.spec.num_kv_heads
         self.state = DeviceState(rows, self.max_pages, cache.dummy_page, counters, device)
         self._upload = Upload(device, 4 * config.max_num_batched_tokens + 64)
+        self._logits: torch.Tensor | None = None  # of any captured step that does not choose
         self._decode_graphs: DecodeGraphs | None = None
         self._token_graphs: TokenGraphs | None = None
         if device.type == "cuda" and config.cuda_graph_batch_sizes:
             space, dummy_row = GraphSpace(device), self.state.dummy_row
             self._decode_graphs = DecodeGraphs(self._run_decode, dummy_row, device, space)
+            shape = (config.cuda_graph_batch_sizes[-1], transformer.spec.vocab_size)
+            self._logits = torch.empty(shape, dtype=cache.pool.dtype, device=device)
             if config.graph_tokens:
                 nothing = torch.empty(0, dtype=torch.int32, device=device)
                 template = self._inputs(nothing, nothing, nothing)
@@ -174,7 +177,9 @@ class StepRunner:
                 self._inputs(columns.token_ids, columns.positions, columns.rows), self._cache
             )
             if not chooses:
-                return DecodeOutputs(logits, None)
+                if self._logits is None:
+                    raise AssertionError("only captured steps leave logits")
+                return DecodeOutputs(self._logits[: len(logits)].copy_(logits), None)
             sampled = self._sample(logits, columns.rows, columns.positions, NOTHING_SPECIAL)
         return DecodeOutputs(None, sampled)
 
