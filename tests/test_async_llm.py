@@ -294,6 +294,84 @@ def test_a_dead_device_is_raised_in_every_stream_and_later() -> None:
     play(story)
 
 
+def test_a_stream_that_comes_while_the_device_dies_hears_of_it() -> None:
+    """So do those behind it, and an abort gets its answer."""
+
+    async def story() -> None:
+        runner, dying, sent = FakeRunner(), threading.Event(), threading.Event()
+
+        def on_launch(plan: object) -> None:
+            dying.set()
+            assert sent.wait(PATIENCE_S)
+            raise ExecutorDiedError("the device is lost")
+
+        runner.on_launch = on_launch
+        llm = AsyncLLM(engine(runner))
+        early = asyncio.create_task(collect(llm, [1], asks(), request_id="early"))
+        await eventually(dying.is_set)
+        late = [asyncio.create_task(collect(llm, [i], asks(n=2))) for i in (2, 3)]
+        await eventually(lambda: len(llm._inbox) == 2)
+        abort = asyncio.create_task(llm.abort("early"))
+        await eventually(lambda: len(llm._inbox) == 3)
+        sent.set()
+        for end in await asyncio.gather(early, *late, return_exceptions=True):
+            assert isinstance(end, ExecutorDiedError)
+        assert not await abort
+        await llm.close()
+
+    play(story)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_streams_end_even_if_the_device_cannot_be_let_go() -> None:
+    """A runner that fails to close after its device was lost keeps nobody waiting."""
+
+    async def story() -> None:
+        runner = FakeRunner()
+        runner.on_launch = dies(3)
+
+        def close() -> None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+        runner.close = close
+        llm = AsyncLLM(engine(runner))
+        with pytest.raises(ExecutorDiedError):
+            await collect(llm, [1], asks())
+        await llm.close()
+
+    play(story)
+
+
+def test_an_abort_that_nobody_waits_for_harms_nobody() -> None:
+    """Who asked for it may be cancelled before the engine gets round to it; the request ends."""
+
+    async def story() -> None:
+        runner, held, go = FakeRunner(step_s=0.001), threading.Event(), threading.Event()
+
+        def on_launch(plan: object) -> None:
+            if runner.launched == 3:
+                held.set()
+                assert go.wait(PATIENCE_S)
+
+        runner.on_launch = on_launch
+        async with AsyncLLM(engine(runner)) as llm:
+            stream = asyncio.create_task(
+                collect(llm, [1], asks(max_tokens=150), request_id="first")
+            )
+            other = asyncio.create_task(collect(llm, [2], asks()))
+            await eventually(held.is_set)
+            abort = asyncio.create_task(llm.abort("first"))
+            await eventually(lambda: bool(llm._inbox))
+            abort.cancel()
+            await asyncio.gather(abort, return_exceptions=True)
+            go.set()
+            assert (await stream)[-1].outputs[0].finish_reason == "abort"
+            assert list((await other)[-1].outputs[0].token_ids) == greedy([2], 20)
+            assert llm.error is None
+
+    play(story)
+
+
 def test_an_unexpected_error_is_raised_in_every_stream() -> None:
     """A bug in the engine's thread ends no stream silently."""
 
@@ -469,6 +547,7 @@ def test_a_loop_that_was_closed_leaves_the_engine_serving() -> None:
 
 def test_real_streams_do_not_notice_an_abort(tmp_path: Path) -> None:
     """On a tiny model: one of three is aborted in the middle, the others' tokens are unchanged."""
+    pytest.importorskip("triton")
     model = tiny_models.make("llama", tmp_path)
     tiny_models.save_tokenizer(tmp_path)
     prompts = [[5, 6, 7], [9] * 20, [7, 8]]

@@ -129,7 +129,13 @@ class AsyncLLM:
         if stream is None:
             return False
         done: Future[bool] = Future()
-        self._send(lambda: done.set_result(self._engine.abort(stream.generation)))
+
+        def message() -> None:
+            aborted = self._engine.abort(stream.generation)
+            if done.set_running_or_notify_cancel():  # the caller may have given up waiting
+                done.set_result(aborted)
+
+        self._send(message)
         if self._over and not done.done():  # nobody reads the inbox any more
             return False
         return await asyncio.wrap_future(done)
@@ -204,11 +210,14 @@ class AsyncLLM:
             self._engine.give_up(error)
         finally:
             self._over = True
-            with suppress(EngineError):  # requests that came too late; they are ended below
-                self._read_inbox()
+            while self._inbox:
+                with suppress(EngineError):  # a request that came too late; its stream tells
+                    self._read_inbox()
             self._abort_all()
-            self._engine.close()
-            self._readers.tell(at_once=True)
+            try:
+                self._engine.close()
+            finally:
+                self._readers.tell(at_once=True)
 
     def _abort_all(self) -> None:
         for stream in list(self._streams.values()):

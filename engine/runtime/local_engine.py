@@ -189,9 +189,12 @@ class LocalEngine:
         the prompt is in the prefix cache.
 
         Raises:
-            ExecutorDiedError: the device is lost.
+            ExecutorDiedError, EngineError: nothing can be generated any more; its texts have ended.
         """
-        self._check_alive()
+        if self.dead is not None:
+            for text in generation.texts:
+                text.finish("error", str(self.dead))
+            raise self.dead
         first, *others = generation.texts
         self._begin(first)
         sharable = (len(generation.prompt_token_ids) - 1) // self.config.page_size > 0
