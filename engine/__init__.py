@@ -12,16 +12,28 @@ from engine.compiled import activate
 
 if TYPE_CHECKING:
     from engine.runtime.async_llm import AsyncLLM
+    from engine.runtime.executor import EngineError, ExecutorDiedError
     from engine.runtime.llm import LLM
+    from engine.runtime.local_engine import RequestRejectedError
     from engine.sampling_params import SamplingParams
 
 activate()
 
-__all__ = ["LLM", "AsyncLLM", "SamplingParams"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "EngineError",
+    "ExecutorDiedError",
+    "RequestRejectedError",
+    "SamplingParams",
+]
 
 _HOMES = {
     "LLM": "engine.runtime.llm",
     "AsyncLLM": "engine.runtime.async_llm",
+    "EngineError": "engine.runtime.executor",
+    "ExecutorDiedError": "engine.runtime.executor",
+    "RequestRejectedError": "engine.runtime.local_engine",
     "SamplingParams": "engine.sampling_params",
 }
 

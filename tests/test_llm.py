@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,7 @@ def test_the_public_names_do_not_import_torch() -> None:
         "import sys, engine\n"
         "assert not [m for m in sys.modules if m.startswith('engine.runtime')]\n"
         "from engine import LLM, AsyncLLM, SamplingParams\n"
+        "from engine import EngineError, ExecutorDiedError, RequestRejectedError\n"
         "assert 'torch' not in sys.modules and 'tokenizers' not in sys.modules\n"
         "assert {'LLM', 'AsyncLLM', 'SamplingParams'} <= set(dir(engine))"
     )
@@ -247,6 +249,13 @@ def test_a_dead_device_is_an_error_now_and_later() -> None:
     assert runner.closed == 1
 
 
+def test_parameters_that_are_none_are_named() -> None:
+    """A mapping in the place of sampling parameters is not taken for a list of them."""
+    llm = LLM(engine(FakeRunner()))
+    with pytest.raises(TypeError, match="must be SamplingParams, got <class 'dict'>"):
+        llm.generate([1], {"temperature": 1.0})  # type: ignore[arg-type]
+
+
 def test_an_unexpected_error_is_the_end_too() -> None:
     """A bug of the runner is not served around: the engine says what happened from then on."""
     runner = FakeRunner()
@@ -280,6 +289,28 @@ def test_an_interrupted_call_leaves_nothing_behind() -> None:
     local.turn = interrupted
     with pytest.raises(KeyboardInterrupt):
         llm.generate([[1] * 9, [2] * 9], SamplingParams(n=2, max_tokens=100))
+    assert (local.live, local.is_busy, runner.registered) == (0, False, {})
+    assert list(llm.generate([1, 2], GREEDY)[0].outputs[0].token_ids) == greedy([1, 2], 16)
+
+
+def test_ctrl_c_in_the_middle_of_a_launch_waits_for_its_end() -> None:
+    """The signal itself, wherever it hits: the engine serves the next, and Ctrl-C works as ever."""
+    runner = FakeRunner()
+    local = engine(runner)
+    llm = LLM(local)
+
+    def on_launch(plan: object) -> None:
+        if runner.launched == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    runner.on_launch = on_launch
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate([[1] * 9, [2] * 9], SamplingParams(n=2, max_tokens=100))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (local.live, local.is_busy, runner.registered) == (0, False, {})
     assert list(llm.generate([1, 2], GREEDY)[0].outputs[0].token_ids) == greedy([1, 2], 16)
 

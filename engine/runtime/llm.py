@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from os import PathLike
 from types import TracebackType
@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from engine.runtime.executor import EngineError
 from engine.runtime.generation import Generation
+from engine.runtime.held_interrupt import held_interrupt
 from engine.runtime.local_engine import LocalEngine, RequestRejectedError, open_engine
 from engine.runtime.outputs import RequestOutput
 from engine.runtime.prompts import Prompt, prompt_list
@@ -76,14 +77,14 @@ class LLM:
                 it, and nothing was started.
             EngineError: the engine failed for good, or is closed.
         """
-        with self._lock:
+        with self._lock, held_interrupt() as let_interrupt_through:
             if self._engine.dead is not None:
                 raise self._engine.dead
             generations = self._prepare(prompts, sampling_params)
             try:
                 for generation in generations:
                     self._engine.submit(generation)
-                self._run()
+                self._run(let_interrupt_through)
             except BaseException:
                 self._clear(generations)
                 raise
@@ -100,6 +101,8 @@ class LLM:
         each = prompt_list(prompts)
         if params is None or isinstance(params, SamplingParams):
             params = [params or SamplingParams()] * len(each)
+        if not isinstance(params, Sequence):
+            raise TypeError(f"sampling parameters must be SamplingParams, got {type(params)}")
         if len(params) != len(each):
             raise ValueError(f"{len(each)} prompts, but {len(params)} sampling parameters")
         generations = []
@@ -112,10 +115,11 @@ class LLM:
                 raise kind(f"prompt {at}: {error}") from error
         return generations
 
-    def _run(self) -> None:
+    def _run(self, between_turns: Callable[[], None]) -> None:
         """Drive the engine until nothing is left to do."""
         engine = self._engine
         while engine.is_busy:
+            between_turns()
             turn = engine.turn()
             if turn is Turn.WAIT:
                 engine.wait()
