@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,8 @@ from engine.runtime.runner_config import RunnerConfig
 from engine.runtime.running_step import on_device
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-_CPU_CACHE_BYTES = 1 << 30
+_GIB = 1 << 30
+_CPU_CACHE_BYTES = _GIB
 
 
 def build_runner(
@@ -44,8 +46,12 @@ def build_runner(
         ModelConfigError, CheckpointError: it cannot be read.
     """
     device = find_device(config.device)
-    with on_device(device):
-        return _build(config, device, clock, on_progress)
+    try:
+        with on_device(device):
+            return _build(config, device, clock, on_progress)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition(". If reserved")[0]
+        raise EngineError(f"{config.model} does not fit on {device}: {reason}") from error
 
 
 def _build(
@@ -60,6 +66,9 @@ def _build(
     graphs = config.cuda_graph_batch_sizes if device.type == "cuda" else ()
     config = replace(config, max_model_len=max_model_len, cuda_graph_batch_sizes=graphs)
     kernels = select_kernels(device, config.kernels)
+    cpu_pages = config.num_pages or _cpu_pages(config, spec, dtype)
+    if device.type == "cpu":
+        _check_host_memory(spec, dtype, cpu_pages * page_bytes(spec, config.page_size, dtype))
     if config.load_format == "dummy":
         on_progress("making random weights")
         weights = dummy_weights(spec, device, dtype, config.seed)
@@ -77,8 +86,7 @@ def _build(
         return ModelRunner(config, model, cache, clock, eos)
 
     if device.type == "cpu":
-        pages = config.num_pages or _cpu_pages(config, spec, dtype)
-        return runner_over(transformer, pages)
+        return runner_over(transformer, cpu_pages)
     on_progress("compiling kernels")
     with torch.inference_mode():
         shallow = transformer.shallow()
@@ -141,3 +149,15 @@ def _cpu_pages(config: RunnerConfig, spec: ModelSpec, dtype: torch.dtype) -> int
     fit = _CPU_CACHE_BYTES // page_bytes(spec, config.page_size, dtype)
     longest = -(-(config.max_model_len or 1) // config.page_size)
     return min(max(fit, longest), longest * config.max_running_requests)
+
+
+def _check_host_memory(spec: ModelSpec, dtype: torch.dtype, cache_bytes: int) -> None:
+    """Refuse what can never fit: the system would promise the memory and kill the process later."""
+    weights = spec.num_parameters * dtype.itemsize
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if weights + cache_bytes > memory:
+        raise EngineError(
+            f"{spec.name} does not fit on the CPU: {weights / _GIB:,.1f} GiB of weights"
+            f" ({str(dtype).removeprefix('torch.')}) and {cache_bytes / _GIB:,.1f} GiB of KV pages,"
+            f" but the machine has {memory / _GIB:,.1f} GiB of memory"
+        )

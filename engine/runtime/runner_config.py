@@ -59,14 +59,11 @@ class RunnerConfig:
         return tuple(size for size in sizes if size <= self.max_num_batched_tokens)
 
     def __post_init__(self) -> None:
-        at_least_one = ("page_size", "max_num_batched_tokens", "max_running_requests")
-        for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("page_size", "max_num_batched_tokens", "max_running_requests"):
+            _check_count(name, getattr(self, name))
         for name in ("num_pages", "max_model_len"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name))
         if not 0 < self.memory_fraction <= 1:
             raise ValueError(f"memory_fraction must be in (0, 1], got {self.memory_fraction:g}")
         if self.load_format not in ("auto", "dummy"):
@@ -77,3 +74,10 @@ class RunnerConfig:
                 raise ValueError(f"{name} must be ascending and positive, got {sizes}")
         if self.dtype not in (None, "bf16", "fp16", "fp32"):
             raise ValueError(f"dtype must be bf16, fp16 or fp32, got {self.dtype!r}")
+
+
+def _check_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
