@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -317,6 +318,23 @@ def test_a_card_has_no_weights() -> None:
     assert "quickstart.yaml:" in text
     assert "--model FOLDER" in text
     assert "--load-format dummy" in text
+
+
+def test_the_shape_of_a_model_has_no_weights() -> None:
+    """So has a scenario that names a config file in no model's folder."""
+    with pytest.raises(ScenarioErrors, match="S209.*tiny_model.json") as caught:
+        prepared("engine_on_cpu", options=EngineOptions())
+    assert "--load-format dummy runs the shape" in str(caught.value)
+
+
+def test_a_scenario_has_one_model_however_it_is_run(tmp_path: Path) -> None:
+    """The header names the model of the scenario as the header of a simulation does."""
+    shape = files("scenarios") / "tiny_model.json"
+    (tmp_path / "config.json").write_bytes(shape.read_bytes())
+    for model in (f"{{path: {tmp_path / 'config.json'}}}", "{name: qwen3-0.6b}"):
+        loaded = load_scenario("quickstart", [f"model={model}", "workload.prompt_len.max=1000"])
+        ready = prepared("quickstart", f"model={model}", "workload.prompt_len.max=1000")
+        assert ready.header.model == prepare_simulation(loaded, "none").header.model
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,13 @@ def test_what_is_neither_path_nor_name_is_refused(name: str, tmp_path: Path) -> 
         find_model_folder(name, environment={"HF_HOME": str(tmp_path)})
 
 
+def test_a_file_of_a_model_is_not_its_folder(tmp_path: Path) -> None:
+    """Whoever names a file in a model's folder is told which folder he meant."""
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelNotFoundError, match=f"is a file.*did you mean {tmp_path}?"):
+        find_model_folder(str(tmp_path / "config.json"))
+
+
 def test_a_cache_without_the_snapshot_is_explained(tmp_path: Path) -> None:
     """A repository of which only another revision is there lists what is."""
     cached(tmp_path, "Org/Model", "aaaa", main=False)

@@ -94,7 +94,7 @@ def build_runner(config: RunnerConfig, clock: Callable[[], int], say: Say) -> Ru
             raise
         raise EngineError(
             f"the engine needs {error.name}, which is not installed: "
-            "pip install 'llm-serving-workbench[engine]'"
+            "pip install -e '.[engine]' in the folder of the workbench"
         ) from None
     runner: Runner = module.build_runner(config, clock, say)
     if runner.facts()["device"] == "cpu" and runner.spec.num_parameters < _SMALL_MODEL:
@@ -254,7 +254,8 @@ def _header(
         loaded,
         detail,
         kind="engine",
-        model=config.model,
+        # What a simulation of the scenario would call it, so that a comparison finds them alike.
+        model=runner.spec.name if options.model is None else config.model,
         gpu=str(facts["device"]),
         cost_model=COST_MODEL,
         replicas=(replica,),

@@ -68,7 +68,8 @@ def model_spec(config: RunnerConfig) -> ModelSpec:
         ModelConfigError, ModelNotFoundError: it is not there, or not supported.
     """
     is_card = config.model.casefold() in {name.casefold() for name in model_card_names()}
-    if Path(config.model).is_file() or (is_card and not Path(config.model).is_dir()):
+    is_shape = config.load_format == "dummy" and Path(config.model).is_file()
+    if is_shape or (is_card and not Path(config.model).is_dir()):
         return load_model_spec(config.model)
     return load_model_spec(str(find_model_folder(config.model)))
 
@@ -119,14 +120,19 @@ def _replica_errors(loaded: LoadedScenario) -> list[ScenarioError]:
 
 def _model_errors(loaded: LoadedScenario, options: EngineOptions) -> list[ScenarioError]:
     model = loaded.scenario.model
-    if options.model is not None or options.load_format == "dummy" or model.name is None:
+    if options.model is not None or options.load_format == "dummy":
         return []
-    message = f"`{model.name}` is a model card, which has no weights to run"
+    if model.name is not None:
+        key, what, shape = "name", f"`{model.name}` is a model card", "card"
+    elif not Path(_named_model(model)).is_dir():
+        key, what, shape = "path", f"`{model.path}` is the shape of a model", "shape"
+    else:
+        return []
     help_ = (
         "--model FOLDER, or --model org/name from the local Hugging Face cache, runs a checkpoint\n"
-        "--load-format dummy runs the card with random weights"
+        f"--load-format dummy runs the {shape} with random weights"
     )
-    return [loaded.error(("model", "name"), "S209", message, help_)]
+    return [loaded.error(("model", key), "S209", f"{what}, which has no weights to run", help_)]
 
 
 def _dtype_errors(loaded: LoadedScenario, options: EngineOptions) -> list[ScenarioError]:

@@ -53,8 +53,12 @@ def find_model_folder(
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         return _with_config(folder)
+    if folder.exists():
+        is_inside = (folder.parent / "config.json").is_file()
+        hint = f"; did you mean {folder.parent}?" if is_inside else ""
+        raise ModelNotFoundError(f"{name_or_path}: is a file, not the folder of a model{hint}")
     cache = hugging_face_cache(os.environ if environment is None else environment)
-    if folder.exists() or not _REPOSITORY.fullmatch(name_or_path):
+    if not _REPOSITORY.fullmatch(name_or_path):
         raise ModelNotFoundError(
             f"{name_or_path}: no such folder, and no org/name of a model in {cache}"
         )

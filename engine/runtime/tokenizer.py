@@ -44,7 +44,8 @@ class Tokenizer:
         except ImportError as error:
             raise TokenizerError(
                 "to read text the package `tokenizers` must be installed"
-                ' (pip install "llm-serving-workbench[engine]"); token ids work without it'
+                " (pip install -e '.[engine]' in the folder of the workbench); token ids work"
+                " without it"
             ) from error
         try:
             return cls(Backend.from_file(str(file)))
