@@ -161,6 +161,7 @@ def test_fail_under_tells_by_the_exit_code() -> None:
         (["--emit", "-", "--format", "md"], "leave --json or --format out"),
         (["--set", "slo=null", "--fail-under", "99"], "needs an SLO"),
         (["--no-record", "--trace", "t.json"], "--no-record"),
+        (["--trace", "no/such/t.json"], "there is no directory no/such"),
         (["--goodput", "ttft"], "METRIC:MILLISECONDS"),
         (["--set", "load.request_rat=1"], "request_rate"),
         (["--set", "model.name=Llama-3.1-70B", "--set", "hardware.gpu=l4"], "GiB"),

@@ -103,6 +103,8 @@ class ResultFlags:
             check_run_name(self.name)
         if self.trace is not None and not self.record:
             raise UsageError("--trace is made from the recorded run: leave --no-record out")
+        if self.trace is not None and not self.trace.parent.is_dir():
+            raise UsageError(f"--trace: there is no directory {self.trace.parent}: create it first")
         if self.trace is not None and self.detail == "none":
             raise UsageError("--trace needs steps: leave --detail none out")
         _ = self.limit_percent
