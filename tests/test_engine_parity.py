@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -228,6 +228,25 @@ def test_engines_of_one_process_do_not_meet(folders: Path) -> None:
             engine.turn()
     for engine, family in zip(engines, families, strict=True):
         check_served(family, engine.served)
+
+
+def test_decodes_have_addresses_of_their_own(tmp_path: Path) -> None:
+    """However many tokens come before them in a mixed step, no kernel must be compiled for it."""
+    tiny_models.make("llama", tmp_path)
+    runner = make_runner(str(tmp_path), device=DEVICE.type, max_num_batched_tokens=7)
+    transformer, seen = runner.transformer, []
+    attend = transformer.kernels.decode_attention
+
+    def spied(query: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        rows, positions = rest[3:5]
+        assert len(query) == len(rows) == len(positions)
+        seen.extend(tensor.data_ptr() % 16 for tensor in (rows, positions))
+        return attend(query, *rest, **options)
+
+    transformer.kernels = replace(transformer.kernels, decode_attention=spied)
+    served = TinyEngine(runner).serve({i: [i + 1] * (5 + i) for i in range(4)}, 9)
+    assert served.seen["mixed"] > 3
+    assert set(seen) == {0}
 
 
 KERNELS = {"fp32": 1e-4, "bf16": 0.05}

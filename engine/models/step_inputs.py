@@ -15,12 +15,17 @@ class PrefillInputs:
         starts: int32[P + 1], where each chunk starts among the tokens, and where the last ends.
         rows: int32[P], row of the page table of each.
         contexts: int32[P], tokens cached before each chunk.
+        decode_rows, decode_positions: int32[T - starts[P]], those of the tokens behind the chunks
+            once more, at addresses of their own: a kernel is compiled anew for addresses that are
+            not multiples of 16, and that takes a second while everybody waits.
         lengths: the same chunks' lengths, known to the host.
     """
 
     starts: torch.Tensor
     rows: torch.Tensor
     contexts: torch.Tensor
+    decode_rows: torch.Tensor
+    decode_positions: torch.Tensor
     lengths: tuple[int, ...]
 
     @property

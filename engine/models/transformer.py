@@ -132,8 +132,9 @@ class Transformer:
         if out is None:
             out = torch.empty_like(query)
         prefill = step.prefill
-        first = prefill.tokens if prefill is not None else 0
+        first, rows, positions = 0, step.rows, step.positions
         if prefill is not None:
+            first, rows, positions = prefill.tokens, prefill.decode_rows, prefill.decode_positions
             self.kernels.prefill_attention(
                 query[:first],
                 k_cache,
@@ -152,8 +153,8 @@ class Transformer:
                 k_cache,
                 v_cache,
                 step.page_table,
-                step.rows[first:],
-                step.positions[first:],
+                rows,
+                positions,
                 self._scale,
                 step.page_table.shape[1] * cache.page_size,
                 step.counters,

@@ -52,7 +52,7 @@ class StepRunner:
         rows = MAX_PLANS_IN_FLIGHT * config.max_running_requests
         counters = (config.max_running_requests + 1) * transformer.spec.num_kv_heads
         self.state = DeviceState(rows, self.max_pages, cache.dummy_page, counters, device)
-        self._upload = Upload(device, 4 * config.max_num_batched_tokens + 64)
+        self._upload = Upload(device, 5 * config.max_num_batched_tokens + 64)
         self._logits: torch.Tensor | None = None  # of any captured step that does not choose
         self._decode_graphs: DecodeGraphs | None = None
         self._token_graphs: TokenGraphs | None = None
@@ -192,6 +192,7 @@ class StepRunner:
         arrays += [host.new_at, host.new_pages]
         if chunks is not None:
             arrays += [chunks.starts, chunks.rows, chunks.contexts]
+            arrays += [part[chunks.starts[-1] :] for part in (host.rows, host.positions)]
         ids, positions, rows, logit_rows, new_at, new_pages, *rest = self._upload.send(arrays)
         self._write_pages(new_at, new_pages)
         size = graphs.size_for(len(ids)) if graphs is not None else None
