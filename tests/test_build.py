@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import engine.runtime.build
+from engine.core.model_spec import load_model_spec
 from engine.runtime.build import build_runner
 from engine.runtime.executor import EngineError
 from engine.runtime.runner_config import RunnerConfig
@@ -23,6 +24,14 @@ def test_what_no_machine_can_hold_is_refused_at_once() -> None:
     with pytest.raises(EngineError, match=r"Qwen3-0.6B does not fit on the CPU: 2\.[0-9] GiB of"):
         build_runner(config(num_pages=10**9), lambda: 0, said.append)
     assert said == []
+
+
+def test_a_long_context_does_not_keep_a_model_from_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages that nobody asked for take at most half of the memory that the weights leave."""
+    spec, page = load_model_spec("Qwen3-0.6B"), 2 * 28 * 8 * 128 * 16 * 4
+    memory = 4 * spec.num_parameters + 200 * page
+    monkeypatch.setattr(engine.runtime.build, "_host_memory", lambda: memory)
+    assert engine.runtime.build._cpu_pages(config(), spec, torch.float32) == 100
 
 
 def test_a_full_device_is_no_defect(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,19 +145,31 @@ def _find_model(config: RunnerConfig) -> tuple[Path | None, ModelSpec]:
 
 
 def _cpu_pages(config: RunnerConfig, spec: ModelSpec, dtype: torch.dtype) -> int:
-    """Memory is shared with everybody: a fixed share of it, but room for one long text."""
-    fit = _CPU_CACHE_BYTES // page_bytes(spec, config.page_size, dtype)
+    """Memory is shared with everybody: a fixed share of it, but room for one long text.
+
+    Half of what the weights leave must do, even if a long text needs more.
+    """
+    page = page_bytes(spec, config.page_size, dtype)
     longest = -(-(config.max_model_len or 1) // config.page_size)
-    return min(max(fit, longest), longest * config.max_running_requests)
+    left = max(0, _host_memory() - _weight_bytes(spec, dtype)) // 2
+    wanted = max(_CPU_CACHE_BYTES // page, longest)
+    return max(1, min(wanted, longest * config.max_running_requests, left // page))
 
 
 def _check_host_memory(spec: ModelSpec, dtype: torch.dtype, cache_bytes: int) -> None:
     """Refuse what can never fit: the system would promise the memory and kill the process later."""
-    weights = spec.num_parameters * dtype.itemsize
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    weights, memory = _weight_bytes(spec, dtype), _host_memory()
     if weights + cache_bytes > memory:
         raise EngineError(
             f"{spec.name} does not fit on the CPU: {weights / _GIB:,.1f} GiB of weights"
             f" ({str(dtype).removeprefix('torch.')}) and {cache_bytes / _GIB:,.1f} GiB of KV pages,"
             f" but the machine has {memory / _GIB:,.1f} GiB of memory"
         )
+
+
+def _weight_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
+    return spec.num_parameters * dtype.itemsize
+
+
+def _host_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
