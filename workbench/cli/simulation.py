@@ -128,7 +128,7 @@ def _recording(outputs: Outputs, header: RunHeader) -> Iterator[Recording | None
     except BaseException as error:
         if writer.header.status == "running":
             with suppress(RunRecordError):  # the first failure is the one to report
-                writer.failed(f"{type(error).__name__}: {error}")
+                writer.failed(f"{type(error).__name__}: {error}".removesuffix(": "))
         raise
 
 
