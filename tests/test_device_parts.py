@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +12,10 @@ import pytest
 import torch
 
 from engine.core.config import MAX_PLANS_IN_FLIGHT
+from engine.core.model_spec import load_model_spec
 from engine.core.request import Request
 from engine.kernels.registry import select_kernels
-from engine.runtime.build import find_device
+from engine.runtime.build import _check_kernels_take, find_device
 from engine.runtime.decode_graphs import DecodeGraphs
 from engine.runtime.device_state import NOTHING_SPECIAL, DeviceState
 from engine.runtime.executor import EngineError
@@ -243,3 +245,14 @@ def test_nvtx_ranges_nest(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.undo()
         importlib.reload(nvtx_ranges)
     assert told == ["plan", "plan", "end", "end"]
+
+
+@pytest.mark.parametrize(("dim", "fits"), [(64, True), (128, True), (96, False), (8, False)])
+def test_heads_that_the_kernels_cannot_take_are_refused(dim: int, fits: bool) -> None:
+    """Before anything is loaded, in a sentence that names the size."""
+    spec = replace(load_model_spec("Qwen3-0.6B"), head_dim=dim)
+    if fits:
+        _check_kernels_take(spec)
+        return
+    with pytest.raises(EngineError, match=rf"power of two.*not {dim}"):
+        _check_kernels_take(spec)

@@ -26,6 +26,7 @@ from engine.runtime.running_step import on_device
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _GIB = 1 << 30
 _CPU_CACHE_BYTES = _GIB
+_LEAST_HEAD_DIM = 16  # inner size of a matrix product
 
 
 def build_runner(
@@ -66,8 +67,11 @@ def _build(
     graphs = config.cuda_graph_batch_sizes if device.type == "cuda" else ()
     config = replace(config, max_model_len=max_model_len, cuda_graph_batch_sizes=graphs)
     kernels = select_kernels(device, config.kernels)
-    cpu_pages = config.num_pages or _cpu_pages(config, spec, dtype)
-    if device.type == "cpu":
+    cpu_pages = 0
+    if device.type == "cuda":
+        _check_kernels_take(spec)
+    else:
+        cpu_pages = config.num_pages or _cpu_pages(config, spec, dtype)
         _check_host_memory(spec, dtype, cpu_pages * page_bytes(spec, config.page_size, dtype))
     if config.load_format == "dummy":
         on_progress("making random weights")
@@ -80,9 +84,11 @@ def _build(
     with torch.inference_mode():
         transformer = Transformer(spec, weights, kernels, max_model_len)
 
+    known = special_tokens(folder).eos if folder is not None else ()
+    eos = tuple(token for token in known if token < spec.vocab_size)
+
     def runner_over(model: Transformer, pages: int) -> ModelRunner:
         cache = allocate_kv_cache(model.spec, pages, config.page_size, device, dtype)
-        eos = special_tokens(folder).eos if folder is not None else ()
         return ModelRunner(config, model, cache, clock, eos)
 
     if device.type == "cpu":
@@ -101,6 +107,7 @@ def _build(
     runner = runner_over(transformer, pages)
     on_progress("capturing CUDA Graphs")
     runner.steps.capture_graphs()
+    torch.cuda.empty_cache()  # what only capturing needed
     return runner
 
 
@@ -142,6 +149,15 @@ def _find_model(config: RunnerConfig) -> tuple[Path | None, ModelSpec]:
         return None, load_model_spec(config.model)
     folder = find_model_folder(config.model)
     return folder, load_model_spec(str(folder))
+
+
+def _check_kernels_take(spec: ModelSpec) -> None:
+    """Refuse shapes that our kernels are not written for, before anything is loaded."""
+    if spec.head_dim & (spec.head_dim - 1) or spec.head_dim < _LEAST_HEAD_DIM:
+        raise EngineError(
+            f"{spec.name}: the engine's attention kernels need a head_dim that is a power of two"
+            f" and at least {_LEAST_HEAD_DIM}, not {spec.head_dim}; a CPU serves it (device cpu)"
+        )
 
 
 def _cpu_pages(config: RunnerConfig, spec: ModelSpec, dtype: torch.dtype) -> int:
