@@ -315,6 +315,20 @@ def test_ctrl_c_in_the_middle_of_a_launch_waits_for_its_end() -> None:
     assert list(llm.generate([1, 2], GREEDY)[0].outputs[0].token_ids) == greedy([1, 2], 16)
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"max_num_batched_tokens": 4}, "cannot hold"),
+        ({"policy": "zz"}, "policy must be one of"),
+        ({"page_size": 0}, "page_size must be at least 1"),
+    ],
+)
+def test_options_are_refused_before_the_model_loads(options: dict[str, object], says: str) -> None:
+    """Even a model that is not there is not looked for."""
+    with pytest.raises(ValueError, match=says):
+        LLM("no/such-model", **options)
+
+
 def test_closing_twice_is_closing_once() -> None:
     """And a closed engine says that it is closed."""
     runner = FakeRunner()

@@ -111,8 +111,10 @@ class LocalEngine:
         from engine.runtime.build import build_runner
 
         clock = clock_from_now()
+        runner_config = options.runner()
+        options.scheduler(1, 1, ())  # what does not fit together is refused before the model loads
         tokenizer, no_text = _find_tokenizer(options)
-        runner = build_runner(options.runner(), clock)
+        runner = build_runner(runner_config, clock)
         config = options.scheduler(
             runner.num_pages, runner.max_model_len, runner.config.cuda_graph_batch_sizes
         )
