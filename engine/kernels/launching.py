@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import triton
-from triton.runtime._async_compile import AsyncCompileMode
+from triton.runtime._async_compile import AsyncCompileMode, FutureKernel
 
 _ordered: ContextVar[list[Any] | None] = ContextVar("ordered", default=None)
 
@@ -69,7 +69,8 @@ def compile_only(device: torch.device) -> Iterator[None]:
                 yield
         finally:
             _ordered.reset(token)
-        made = {id(each): each for each in (getattr(k, "kernel", k) for k in ordered)}
+        done = (each.result() if isinstance(each, FutureKernel) else each for each in ordered)
+        made = {id(each): each for each in done}
         list(pool.map(partial(_load, device=device), made.values()))
 
 

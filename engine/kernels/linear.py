@@ -76,21 +76,15 @@ def residual_linear_reference(
 def residual_linear_triton(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor
 ) -> Pending:
-    """As `residual_linear_reference`; added at once by a single row's kernel and by cuBLAS.
+    """As `residual_linear_reference`; a single row is added to the residual at once.
 
-    A product of many rows adds in its epilogue: the norm that follows then moves half the bytes.
+    cuBLAS could add in its epilogue, too, but loses there what the next norm would gain.
     """
-    rows, inner = x.shape
-    if bias is not None:
+    if len(x) > 1 or bias is not None:
         return linear_triton(x, weight, bias)
-    if rows == 1:
-        tiling = gemv_tiling(len(weight), inner, norm=False, gated=False)
-        gemv(x, weight, tiling, residual=residual)
-        return None
-    if skinny_tiling(rows, len(weight), inner, gated=False, whole=False) is None:
-        residual.addmm_(x, weight.t())
-        return None
-    return linear_triton(x, weight)
+    tiling = gemv_tiling(len(weight), x.shape[1], norm=False, gated=False)
+    gemv(x, weight, tiling, residual=residual)
+    return None
 
 
 def norm_linear_reference(
