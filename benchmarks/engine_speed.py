@@ -26,8 +26,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -355,6 +356,23 @@ def print_points(model: str, result: dict[str, Any]) -> None:
             print(f"{model:14s} {part}: {json.dumps(result[part])}")
 
 
+def works_of(
+    bench: Bench, parts: list[str], batches: list[int]
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """What to measure of a model: name of the part, and what gives a point of it."""
+    if "decode" in parts:
+        yield from (("decode", partial(bench.decode, batch)) for batch in batches)
+    if "prefill" in parts:
+        yield from (("prefill", partial(bench.prefill, *shape)) for shape in PREFILLS)
+    if "offline" in parts:
+        yield "offline", bench.offline
+
+
+def write(file: Path, results: dict[str, Any]) -> None:
+    """Write what there is."""
+    file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
 def guarded(work: Callable[[], Any]) -> Any:
     """A point, or what went wrong with it."""
     try:
@@ -388,22 +406,22 @@ def main() -> None:
             found["cold_start"] = guarded(lambda model=model: measure_cold_start(model))
         bench = Bench(model, ceilings)
         found["build_s"], found["engine"] = bench.build_s, bench.runner.facts()
-        if "decode" in parts:
-            batches = [int(b) for b in arguments.batches.split(",")]
-            points = [guarded(lambda b=b, bench=bench: bench.decode(b)) for b in batches]
-            found["decode"] = [point for point in points if point]
-        if "prefill" in parts:
-            points = [guarded(lambda p=p, bench=bench: bench.prefill(*p)) for p in PREFILLS]
-            found["prefill"] = [point for point in points if point]
-        if "offline" in parts:
-            found["offline"] = guarded(bench.offline)
+        batches = [int(b) for b in arguments.batches.split(",")]
+        for part, work in works_of(bench, parts, batches):
+            point = guarded(work)
+            print(f"{model} {part}: {json.dumps(point)}", file=sys.stderr)
+            if part == "offline":
+                found[part] = point
+            elif point:
+                found.setdefault(part, []).append(point)
+            write(arguments.output, results)  # what is measured stays, whatever comes
         compare(found, model)
         print_points(model, found)
         bench.runner.close()
         del bench
         gc.collect()
         torch.cuda.empty_cache()
-        arguments.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write(arguments.output, results)
 
 
 if __name__ == "__main__":
