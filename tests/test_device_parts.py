@@ -15,7 +15,7 @@ from engine.core.config import MAX_PLANS_IN_FLIGHT
 from engine.core.model_spec import load_model_spec
 from engine.core.request import Request
 from engine.kernels.registry import select_kernels
-from engine.runtime.build import _check_kernels_take, find_device
+from engine.runtime.build import _check_gpu, _check_kernels_take, find_device
 from engine.runtime.decode_graphs import DecodeGraphs
 from engine.runtime.device_state import NOTHING_SPECIAL, DeviceState
 from engine.runtime.executor import EngineError
@@ -256,3 +256,11 @@ def test_heads_that_the_kernels_cannot_take_are_refused(dim: int, fits: bool) ->
         return
     with pytest.raises(EngineError, match=rf"power of two.*not {dim}"):
         _check_kernels_take(spec)
+
+
+def test_a_gpu_that_the_kernels_cannot_use_is_refused() -> None:
+    """Its name, what it has and what is needed are told."""
+    _check_gpu("H100", (9, 0))
+    _check_gpu("B200", (10, 0))
+    with pytest.raises(EngineError, match=r"A100 has compute capability 8\.0.* need 9\.0"):
+        _check_gpu("A100", (8, 0))

@@ -26,6 +26,7 @@ from engine.runtime.running_step import on_device
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _GIB = 1 << 30
 _CPU_CACHE_BYTES = _GIB
+_LEAST_CAPABILITY = (9, 0)  # tensor memory accelerator, programmatic dependent launch
 _LEAST_HEAD_DIM = 16  # inner size of a matrix product
 
 
@@ -69,6 +70,7 @@ def _build(
     kernels = select_kernels(device, config.kernels)
     cpu_pages = 0
     if device.type == "cuda":
+        _check_gpu(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
         _check_kernels_take(spec)
     else:
         cpu_pages = config.num_pages or _cpu_pages(config, spec, dtype)
@@ -149,6 +151,15 @@ def _find_model(config: RunnerConfig) -> tuple[Path | None, ModelSpec]:
         return None, load_model_spec(config.model)
     folder = find_model_folder(config.model)
     return folder, load_model_spec(str(folder))
+
+
+def _check_gpu(name: str, capability: tuple[int, int]) -> None:
+    """Refuse GPUs whose instructions our kernels do without, where they were never run."""
+    if capability < _LEAST_CAPABILITY:
+        needed, has = (".".join(map(str, pair)) for pair in (_LEAST_CAPABILITY, capability))
+        raise EngineError(
+            f"{name} has compute capability {has}; the engine's kernels need {needed} (Hopper)"
+        )
 
 
 def _check_kernels_take(spec: ModelSpec) -> None:
