@@ -154,7 +154,7 @@ def _find_model(config: RunnerConfig) -> tuple[Path | None, ModelSpec]:
 
 
 def _check_gpu(name: str, capability: tuple[int, int]) -> None:
-    """Refuse GPUs whose instructions our kernels do without, where they were never run."""
+    """Refuse GPUs that lack what the kernels use, and on which they were never run."""
     if capability < _LEAST_CAPABILITY:
         needed, has = (".".join(map(str, pair)) for pair in (_LEAST_CAPABILITY, capability))
         raise EngineError(
