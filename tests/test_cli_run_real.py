@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -83,3 +86,25 @@ def test_a_device_that_is_not_there_is_one_line() -> None:
     assert "Traceback" not in result.stderr
     assert "defect" not in result.stderr
     assert not Path("runs").exists()
+
+
+def test_a_killed_run_keeps_what_it_measured(tmp_path: Path) -> None:
+    """SIGKILL leaves a record of all but the last seconds, which `explain` reads."""
+    patch = "import workbench.execution as e; e.KEPT_EVERY_S = 0.1\n"
+    patch += "import workbench.cli.recording as r; r.KEPT_EVERY_S = 0.1\n"
+    patch += "from workbench.cli import main; main()"
+    flags = ["engine_on_cpu", "--load-format", "dummy", "--device", "cpu", "--quiet"]
+    flags += ["--set", "workload.num_requests=5000", "--set", "load.request_rate=10"]
+    run = subprocess.Popen(
+        [sys.executable, "-c", patch, "run", *flags], cwd=tmp_path, stdout=subprocess.DEVNULL
+    )
+    events = tmp_path / "runs" / "engine_on_cpu-1" / "events"
+    deadline = time.monotonic() + 120
+    while len(list(events.glob("*"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    run.kill()
+    run.wait()
+    result = CliRunner().invoke(app, ["explain", str(events.parent)])
+    assert result.exit_code == 0
+    assert "still running, or killed" in result.stdout
+    assert "0 of 0 requests" not in result.stdout

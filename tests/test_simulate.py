@@ -206,6 +206,22 @@ def test_a_segment_buffer_joins_and_loses_nothing() -> None:
     assert len(out) == 3
 
 
+def test_a_segment_buffer_with_seconds_hands_on_what_waited_so_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Few rows leave, too, with the first segment that comes after the time."""
+    clock = [0.0]
+    monkeypatch.setattr("workbench.segment_buffer.time.monotonic", lambda: clock[0])
+    out: list[Segment] = []
+    buffer = SegmentBuffer(out.append, segment_rows=1000, seconds=10)
+    small = {"radix": {name: np.zeros(2, dtype) for name, dtype in TABLES["radix"].items()}}
+    for at, left in ((1, 0), (9.9, 0), (10, 1), (15, 1), (19.9, 1), (20, 2)):
+        clock[0] = at
+        buffer.add(small)
+        assert len(out) == left, at
+    assert [len(s["radix"]["step"]) for s in out] == [6, 6]
+
+
 # Stops
 
 

@@ -31,6 +31,7 @@ DetailName = Literal["none", "steps", "items", "pages"]
 _SEGMENT_ROWS: Final = 1 << 17
 _LIVE_SEGMENT_ROWS: Final = 10_000
 _LIVE_FLUSH_S: Final = 0.05
+KEPT_EVERY_S: Final = 10.0  # how often the events of an engine leave memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,10 @@ class Outlet:
         self._kept = SummaryTables()
         rows = _LIVE_SEGMENT_ROWS if live else _SEGMENT_ROWS
         self.log = EventLog(Detail[header.detail.upper()], self._hand_out, rows)
-        self.on_progress = _flushing(self.log, on_progress) if live else on_progress
+        self.on_progress = on_progress
+        if live or header.kind == "engine":
+            seconds = _LIVE_FLUSH_S if live else KEPT_EVERY_S
+            self.on_progress = _flushing(self.log, on_progress, seconds)
 
     def summary(self, stopped_early: str | None) -> dict[str, Any]:
         """The summary of everything written to the log.
@@ -124,8 +128,8 @@ class Outlet:
             sink(segment)
 
 
-def _flushing(log: EventLog, on_progress: OnProgress) -> OnProgress:
-    """`on_progress` that also hands out what the log holds, every now and then."""
+def _flushing(log: EventLog, on_progress: OnProgress, seconds: float) -> OnProgress:
+    """`on_progress` that also hands out what the log holds, every so many seconds."""
     next_s = 0.0
 
     def flush_and_tell(progress: Progress) -> None:
@@ -133,7 +137,7 @@ def _flushing(log: EventLog, on_progress: OnProgress) -> OnProgress:
         on_progress(progress)
         if time.monotonic() >= next_s:
             log.flush()
-            next_s = time.monotonic() + _LIVE_FLUSH_S
+            next_s = time.monotonic() + seconds
 
     return flush_and_tell
 

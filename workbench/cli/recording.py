@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import typer
 
 from engine.core.events import Segment
-from workbench.execution import Ended
+from workbench.execution import KEPT_EVERY_S, Ended
 from workbench.run_errors import RunRecordError
 from workbench.run_record import JOURNAL, RunWriter
 from workbench.segment_buffer import SegmentBuffer
@@ -25,7 +26,9 @@ class Recording:
     def __init__(self, writer: RunWriter) -> None:
         self.writer = writer
         self.broke_off = False
-        self._buffer = SegmentBuffer(self._write_segment)
+        # What an engine measured cannot be computed again: a killed run keeps all but the last.
+        seconds = KEPT_EVERY_S if writer.header.kind == "engine" else math.inf
+        self._buffer = SegmentBuffer(self._write_segment, seconds=seconds)
         self.add = self._buffer.add
 
     def close(self, ended: Ended) -> None:
