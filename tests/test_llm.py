@@ -24,6 +24,7 @@ from fake_language import (
 
 import engine as engine_package
 from engine import LLM, SamplingParams
+from engine.runtime.engine_options import EngineOptions
 from engine.runtime.executor import EngineError, ExecutorDiedError
 from engine.runtime.local_engine import RequestRejectedError
 
@@ -163,6 +164,18 @@ def test_an_option_that_does_not_exist_is_a_type_error() -> None:
         LLM("some/model", page_sise=3)
     with pytest.raises(TypeError, match="an engine has its options already"):
         LLM(engine(), page_size=3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "got"),
+    [("bfloat16", "bf16"), ("float16", "fp16"), ("float32", "fp32"), ("bf16", "bf16"),
+     ("auto", None), (None, None)],
+)  # fmt: skip
+def test_number_formats_have_long_names_too(asked: str | None, got: str | None) -> None:
+    """Those of torch and vLLM; any other name is refused with the short ones."""
+    assert EngineOptions(model="m", dtype=asked).runner().dtype == got
+    with pytest.raises(ValueError, match="dtype must be bf16, fp16 or fp32, got 'float8'"):
+        EngineOptions(model="m", dtype="float8").runner()
 
 
 @pytest.mark.parametrize("cache", [True, False])

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from os import PathLike
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from engine.core.config import Admission, Mode, SchedulerConfig
 from engine.core.dtypes import did_you_mean
 from engine.core.radix_cache import Eviction
 from engine.core.waiting_queue import Policy
 from engine.runtime.runner_config import LoadFormat, RunnerConfig
+
+# As torch and vLLM call them.
+_LONG_NAMES: Final = {"auto": None, "bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +84,7 @@ class EngineOptions:
             model=self.model,
             load_format=self.load_format,
             device=self.device,
-            dtype=self.dtype,
+            dtype=_LONG_NAMES.get(self.dtype or "auto", self.dtype),
             seed=self.seed,
             page_size=self.page_size,
             num_pages=self.num_pages,
