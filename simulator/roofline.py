@@ -102,7 +102,7 @@ class RooflineCostModel:
         self._visited = np.array(expected_experts(model))
         self._rows_cache: dict[int, tuple[int, int]] = {}
         self._logits_cache: dict[int, int] = {}
-        self._decode_cache: dict[tuple[int, ...], tuple[int, float, int, int]] = {}
+        self._decode_cache: dict[tuple[int, ...], tuple[int, float, int]] = {}
         # What the scalar methods need, in locals' reach: they run once per simulated step.
         c, kernels = self.coefficients, self.coefficients.kernels
         self._prefill_ns = (c.prefill_pair_ns, c.prefill_expand_ns, c.kv_token_ns)
@@ -199,13 +199,13 @@ class RooflineCostModel:
         if known is None:
             base_ns, kernels = self._base(shape)
             base_ns, least_ns = self._launched(base_ns, kernels, graph_batch)
-            slope = self._context_ns(tokens, decodes)
-            step_ns, request_ns = self._host_ns
-            known = base_ns, slope, least_ns, step_ns + request_ns * (prefills + decodes)
+            known = base_ns, self._context_ns(tokens, decodes), least_ns
             if not prefill:
                 self._remember_decode(batch, known)
-        base_ns, slope, least_ns, host_ns = known
+        base_ns, slope, least_ns = known
         gpu_ns = base_ns + int(slope * context + 0.5) if tokens else base_ns
+        step_ns, request_ns = self._host_ns
+        host_ns = step_ns + request_ns * (prefills + decodes)
         return gpu_ns if gpu_ns > least_ns else least_ns, host_ns, False
 
     def decode_run(self, shape: StepShape, num_steps: int) -> tuple[list[int], int, bool]:
@@ -261,8 +261,8 @@ class RooflineCostModel:
         node_ns, eager_ns = self._launch_ns
         return work_ns + kernels * node_ns, 0 if graph_batch else kernels * eager_ns
 
-    def _remember_decode(self, batch: tuple[int, ...], known: tuple[int, float, int, int]) -> None:
-        """Keep (ns without the context, ns per context token, least ns, host ns) of a batch."""
+    def _remember_decode(self, batch: tuple[int, ...], known: tuple[int, float, int]) -> None:
+        """Keep (ns without the context, ns per context token, least ns) of a batch."""
         if len(self._decode_cache) >= _REMEMBERED:
             self._decode_cache.clear()
         self._decode_cache[batch] = known

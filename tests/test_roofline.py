@@ -171,6 +171,17 @@ def test_more_requests_never_cost_less(model, shape, more, context):
     assert model.step_cost(larger)[1] > model.step_cost(shape)[1]
 
 
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_costs_do_not_depend_on_what_was_asked_before(model):
+    """What is kept of one step is right for every step that finds it."""
+    shape = StepShape(decode_requests=3, decode_tokens=3, decode_context=300, sampled_tokens=3)
+    shapes = [shape, shape._replace(prefill_requests=4000), shape._replace(decode_context=9)]
+    costs = model.step_costs(columns(*shapes))
+    expected = list(zip(costs.gpu_ns, costs.host_ns, costs.extrapolated, strict=True))
+    for index in (0, 1, 2, 0):
+        assert model.step_cost(shapes[index]) == expected[index]
+
+
 @settings(max_examples=200)
 @given(models, decode_steps(), st.integers(1, 64))
 def test_a_larger_graph_or_more_experts_never_cost_less(model, shape, more):
