@@ -98,13 +98,24 @@ def test_a_killed_run_keeps_what_it_measured(tmp_path: Path) -> None:
     run = subprocess.Popen(
         [sys.executable, "-c", patch, "run", *flags], cwd=tmp_path, stdout=subprocess.DEVNULL
     )
-    events = tmp_path / "runs" / "engine_on_cpu-1" / "events"
+    record = tmp_path / "runs" / "engine_on_cpu-1"
     deadline = time.monotonic() + 120
-    while len(list(events.glob("*"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    run.kill()
-    run.wait()
-    result = CliRunner().invoke(app, ["explain", str(events.parent)])
+    try:
+        while not (kept := ended_requests(record)) and time.monotonic() < deadline:
+            assert run.poll() is None
+            time.sleep(0.05)
+    finally:
+        run.kill()
+        run.wait()
+    assert 0 < kept <= ended_requests(record)
+    result = CliRunner().invoke(app, ["explain", str(record)])
     assert result.exit_code == 0
     assert "still running, or killed" in result.stdout
     assert "0 of 0 requests" not in result.stdout
+
+
+def ended_requests(record: Path) -> int:
+    """How many requests have ended in what a run has written so far."""
+    if not list((record / "events").glob("*.npz")):
+        return 0
+    return len(RunReader(record).table("requests")["request_id"])
