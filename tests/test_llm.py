@@ -24,7 +24,6 @@ from fake_language import (
 
 import engine as engine_package
 from engine import LLM, SamplingParams
-from engine.runtime.engine_options import EngineOptions
 from engine.runtime.executor import EngineError, ExecutorDiedError
 from engine.runtime.local_engine import RequestRejectedError
 
@@ -156,26 +155,6 @@ def test_parameters_fit_the_prompts() -> None:
         llm.generate([[1]], [{"max_tokens": 3}])
     with pytest.raises(ValueError, match=r"stop_token_ids must be in \[0, 30\), got 30"):
         llm.generate([1], SamplingParams(stop_token_ids=[30]))
-
-
-def test_an_option_that_does_not_exist_is_a_type_error() -> None:
-    """It is named, with what was probably meant."""
-    with pytest.raises(TypeError, match="unknown option 'page_sise'; did you mean 'page_size'"):
-        LLM("some/model", page_sise=3)
-    with pytest.raises(TypeError, match="an engine has its options already"):
-        LLM(engine(), page_size=3)
-
-
-@pytest.mark.parametrize(
-    ("asked", "got"),
-    [("bfloat16", "bf16"), ("float16", "fp16"), ("float32", "fp32"), ("bf16", "bf16"),
-     ("auto", None), (None, None)],
-)  # fmt: skip
-def test_number_formats_have_long_names_too(asked: str | None, got: str | None) -> None:
-    """Those of torch and vLLM; any other name is refused with the short ones."""
-    assert EngineOptions(model="m", dtype=asked).runner().dtype == got
-    with pytest.raises(ValueError, match="dtype must be bf16, fp16 or fp32, got 'float8'"):
-        EngineOptions(model="m", dtype="float8").runner()
 
 
 @pytest.mark.parametrize("cache", [True, False])
@@ -326,20 +305,6 @@ def test_ctrl_c_in_the_middle_of_a_launch_waits_for_its_end() -> None:
         signal.signal(signal.SIGINT, before)
     assert (local.live, local.is_busy, runner.registered) == (0, False, {})
     assert list(llm.generate([1, 2], GREEDY)[0].outputs[0].token_ids) == greedy([1, 2], 16)
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"max_num_batched_tokens": 4}, "cannot hold"),
-        ({"policy": "zz"}, "policy must be one of"),
-        ({"page_size": 0}, "page_size must be at least 1"),
-    ],
-)
-def test_options_are_refused_before_the_model_loads(options: dict[str, object], says: str) -> None:
-    """Even a model that is not there is not looked for."""
-    with pytest.raises(ValueError, match=says):
-        LLM("no/such-model", **options)
 
 
 def test_closing_twice_is_closing_once() -> None:

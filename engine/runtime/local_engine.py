@@ -105,17 +105,15 @@ class LocalEngine:
         """Load a model and make an engine of it.
 
         Raises:
-            ValueError: options that do not fit together, or no such model.
+            ValueError: no such model.
             EngineError: it cannot be loaded, or does not fit into memory.
         """
         from engine.runtime.build import build_runner
 
         clock = clock_from_now()
-        runner_config = options.runner()
-        options.scheduler(1, 1, ())  # what does not fit together is refused before the model loads
-        tokenizer, no_text = _find_tokenizer(options)
-        runner = build_runner(runner_config, clock)
-        config = options.scheduler(
+        tokenizer, no_text = _find_tokenizer(options.runner.model)
+        runner = build_runner(options.runner, clock)
+        config = options.scheduler_for(
             runner.num_pages, runner.max_model_len, runner.config.cuda_graph_batch_sizes
         )
         return cls(
@@ -354,7 +352,8 @@ def open_engine(
 
     Raises:
         TypeError: an option does not exist, or an engine is given and options too.
-        ValueError, EngineError: as `LocalEngine.build`.
+        ValueError: options do not fit together, or no such model.
+        EngineError: it cannot be loaded, or does not fit into memory.
     """
     if not isinstance(model, LocalEngine):
         return LocalEngine.build(EngineOptions.parse(model, options))
@@ -369,11 +368,11 @@ def clock_from_now() -> Callable[[], int]:
     return lambda: now() - start
 
 
-def _find_tokenizer(options: EngineOptions) -> tuple[Tokenizer | None, str]:
+def _find_tokenizer(model: str) -> tuple[Tokenizer | None, str]:
     """The model's tokenizer, or None and why there is none."""
     from engine.models.model_folder import ModelNotFoundError, find_model_folder
 
     try:
-        return Tokenizer.from_folder(find_model_folder(options.model)), ""
+        return Tokenizer.from_folder(find_model_folder(model)), ""
     except (ModelNotFoundError, TokenizerError) as error:
         return None, f"there is none: {error}"
