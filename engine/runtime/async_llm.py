@@ -39,15 +39,7 @@ class AsyncLLM:
                 print(output.outputs[0].text)
 
     Args:
-        model: a folder in the Hugging Face layout, `org/name` in the local Hugging Face cache, or,
-            with load_format="dummy", also a model card's name. Or an engine that is there already;
-            it closes with this.
-        options: see `engine.runtime.engine_options.EngineOptions`.
-
-    Raises:
-        TypeError: an option does not exist.
-        ValueError: options do not fit together, or no such model.
-        EngineError: it cannot be loaded, or does not fit into memory.
+        model, options: as of `engine.LLM`, which raises the same errors.
     """
 
     def __init__(self, model: str | PathLike[str] | LocalEngine, **options: Any) -> None:

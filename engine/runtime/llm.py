@@ -27,10 +27,12 @@ class LLM:
             print(outputs[0].outputs[0].text)
 
     Args:
-        model: a folder in the Hugging Face layout, `org/name` in the local Hugging Face cache, or,
-            with load_format="dummy", also a model card's name. Or an engine that is there already;
-            it closes with this.
-        options: see `engine.runtime.engine_options.EngineOptions`.
+        model: the folder of a checkpoint, or `org/name` of one in the local Hugging Face cache;
+            nothing is downloaded. Or an engine that is there already; it closes with this.
+        options: how to run it, each with a default that suits most: device="cpu", dtype="bf16",
+            max_model_len=4096, load_format="dummy" (random weights, for which the name of a model
+            card will do) and others. `engine.runtime.engine_options.EngineOptions` says where
+            each is explained; docs/python_api.md has them in one table.
 
     Raises:
         TypeError: an option does not exist.
