@@ -1,6 +1,6 @@
 """Finds tilings of the linear layers where they stand: in the chain of a layer, without attention.
 
-    python benchmarks/linear_chain.py out.json [--rows 1,8,32] [--seconds 100]
+    python benchmarks/linear_chain.py out.json [--rows 1,8,32,128] [--seconds 100]
 
 A layer by itself (`kernels_linear.py`) hides what its neighbours cost it: waiting for activations,
 norming them, summing parts. Here the four products of a layer run in order on each other's results,
@@ -10,6 +10,7 @@ through several layers of weights, and one tiling after the other is changed as 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import sys
@@ -25,8 +26,10 @@ import triton
 from measure_ceilings import capture, random_bf16, replay_seconds
 
 from engine.kernels.gemv import GemvTiling, InputNorm, gemv
-from engine.kernels.linear_tilings import gemv_tiling, skinny_tiling
+from engine.kernels.linear_hopper import HopperTiling, hopper_linear
+from engine.kernels.linear_tilings import SMS, gemv_tiling, hopper_tiling, skinny_tiling
 from engine.kernels.rms_norm import norm_triton
+from engine.kernels.silu_mul import silu_mul_triton
 from engine.kernels.skinny_linear import Tiling, skinny_linear
 
 MODELS = {
@@ -46,6 +49,15 @@ def shapes_of(model: str) -> dict[str, tuple[int, int]]:
         "gate_up": (2 * mlp, hidden),
         "down": (hidden, mlp),
     }
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, tiling: Any, *, gated: bool = False) -> Any:
+    """One product of several rows, as the tiling's kind says; None: cuBLAS."""
+    if tiling is None:
+        out = torch.nn.functional.linear(x, weight)
+        return silu_mul_triton(out, x.dtype) if gated else out
+    multiply = hopper_linear if isinstance(tiling, HopperTiling) else skinny_linear
+    return multiply(x, weight, tiling, gated=gated)
 
 
 class Chain:
@@ -72,7 +84,9 @@ class Chain:
                 norm = name in ("qkv", "gate_up")
                 found[name] = gemv_tiling(features, k, norm=norm, gated=gated)
             else:
-                found[name] = skinny_tiling(self.rows, features, k, gated=gated, whole=gated)
+                shape = (self.rows, features, k)
+                hopper = hopper_tiling(*shape, gated=gated, whole=gated)
+                found[name] = hopper or skinny_tiling(*shape, gated=gated, whole=gated)
         return found
 
     def run(self, tilings: Tilings) -> None:
@@ -91,11 +105,11 @@ class Chain:
         pending = None
         for w in self.layers:
             normed = norm_triton(pending, self.residual, self.norm, EPS)
-            skinny_linear(normed, w["qkv"], tilings["qkv"])
-            pending = skinny_linear(self.attended, w["o"], tilings["o"])
+            product(normed, w["qkv"], tilings["qkv"])
+            pending = product(self.attended, w["o"], tilings["o"])
             normed = norm_triton(pending, self.residual, self.norm, EPS)
-            mid = skinny_linear(normed, w["gate_up"], tilings["gate_up"], gated=True)
-            pending = skinny_linear(mid, w["down"], tilings["down"])
+            mid = product(normed, w["gate_up"], tilings["gate_up"], gated=True)
+            pending = product(mid, w["down"], tilings["down"])
 
     def microseconds(self, tilings: Tilings) -> float:
         """Of one layer."""
@@ -121,17 +135,36 @@ def candidates(model: str, rows_in: int, name: str) -> list[Any]:
             if inner <= k and 4 <= rows * inner // (32 * warps) <= 64
         ]
     splits = (1,) if gated else (1, 2, 4, 8)
-    return [
+    skinny = [
         Tiling(rows, inner, split, stages, 4, prefetch)
         for rows in (16, 32, 64)
         for inner in (64, 128)
         for split in splits
         for stages in (3, 4, 6)
         for prefetch in (4, 8)
-        if inner * (rows * (2 if gated else 1) + max(16, rows_in)) * 2 * (stages - 1) < 220_000
+        if rows_in <= 64
+        and inner * (rows * (2 if gated else 1) + max(16, rows_in)) * 2 * (stages - 1) < 220_000
         and 48 <= (n // (2 if gated else 1)) // rows * split <= 460
         and k // split // inner >= stages
     ]
+    return [*skinny, *hopper_candidates(rows_in, n, k, gated=gated), None]
+
+
+def hopper_candidates(rows: int, n: int, k: int, *, gated: bool) -> list[HopperTiling]:
+    """Those that fill the GPU once or twice."""
+    shares = [(-(-rows // 64), 1)]  # warp groups of a block, blocks that share weights
+    if rows > 64:
+        shares.append((-(-rows // 128), 2))
+    widths = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)
+    splits = (1,) if gated else (1, 2, 3, 4, 5, 6, 8)
+    found = []
+    for features, split, (groups, cluster) in itertools.product(widths, splits, shares):
+        tiling = HopperTiling(groups, features, cluster, split)
+        waves = -(-n // features) * split * cluster / SMS
+        filled = 0.6 < waves <= 1 or 1.4 < waves <= 2
+        if filled and tiling.fits and k // split >= 192:
+            found.append(tiling)
+    return found
 
 
 def compile_some(jobs: list[tuple[str, int, str, Any]]) -> None:
@@ -149,11 +182,16 @@ def compile_one(rows: int, name: str, tiling: Any, x: torch.Tensor, w: torch.Ten
     """Run one product once."""
     gated = name == "gate_up"
     if rows > 1:
-        skinny_linear(x, w, tiling, gated=gated)
+        product(x, w, tiling, gated=gated)
     elif name in ("o", "down"):
         gemv(x, w, tiling, residual=random_bf16(1, len(w)))
     else:
         gemv(x, w, tiling, norm=InputNorm(random_bf16(x.shape[1]), EPS), gated=gated)
+
+
+def named(tiling: Any) -> list[Any]:
+    """A tiling as JSON."""
+    return ["cuBLAS"] if tiling is None else [type(tiling).__name__, *tiling]
 
 
 def improve(chain: Chain, allowed: Callable[[], bool]) -> dict[str, Any]:
@@ -169,13 +207,13 @@ def improve(chain: Chain, allowed: Callable[[], bool]) -> dict[str, Any]:
                 try:
                     us = chain.microseconds({**best, name: tiling})
                 except Exception as error:  # noqa: BLE001 - a candidate that does not fit is none
-                    log.append([name, tuple(tiling), str(error).splitlines()[0][:60]])
+                    log.append([name, named(tiling), str(error).splitlines()[0][:60]])
                     continue
-                log.append([name, tuple(tiling), us])
+                log.append([name, named(tiling), us])
                 if us < best_us * 0.997:
                     best_us, best = us, {**best, name: tiling}
     return {"default_us": first, "best_us": best_us, "log": log,
-            "best": {name: tuple(tiling) for name, tiling in best.items()}}  # fmt: skip
+            "best": {name: named(tiling) for name, tiling in best.items()}}  # fmt: skip
 
 
 def main() -> None:
@@ -193,7 +231,7 @@ def main() -> None:
         for name in shapes_of(model):
             for tiling in candidates(model, rows, name):
                 kind = name if rows == 1 else name == "gate_up"
-                key = (rows == 1, max(16, rows), kind, tiling)
+                key = (rows == 1, max(16, rows), kind, tiling)  # what makes a binary
                 jobs.setdefault(key, (model, rows, name, tiling))
     work = list(jobs.values())
     with multiprocessing.get_context("spawn").Pool(15) as pool:
@@ -210,7 +248,7 @@ def main() -> None:
             f"{model} rows {rows}: {found['default_us']:.2f} -> {found['best_us']:.2f} us a layer"
         )
         for name, tiling in found["best"].items():
-            print(f"    {name}: {tiling}")
+            print(f"    {name}: {' '.join(map(str, tiling))}")
         del chain
         torch.cuda.empty_cache()
     arguments.output.write_text(json.dumps(results, indent=1), encoding="utf-8")

@@ -21,6 +21,8 @@ OPCODES = (
     "IGMMA",
     "HMMA",
     "UTMALDG",
+    "USETMAXREG",
+    "MEMBAR",
     "LDGSTS",
     "STL",
     "LDL",
@@ -77,7 +79,6 @@ def _compile(variant: Variant) -> Compiled:
     import importlib
 
     import triton
-    import triton.backends.nvidia as nvidia
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
@@ -95,9 +96,16 @@ def _compile(variant: Variant) -> Compiled:
     kind = GluonASTSource if isinstance(kernel, GluonJITFunction) else ASTSource
     source = kind(kernel, signature, dict(variant.constants), attributes)
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=dict(variant.options))
+    return read_binary(made.asm["cubin"], made.metadata.shared, made.metadata.num_warps)
+
+
+def read_binary(binary: bytes, shared_bytes: int, warps: int) -> Compiled:
+    """What is in a cubin; dynamic shared memory and warps only its launch knows."""
+    import triton.backends.nvidia as nvidia
+
     tool = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(made.asm["cubin"])
+        file.write(binary)
         file.flush()
         usage, code = (
             subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True)
@@ -106,9 +114,7 @@ def _compile(variant: Variant) -> Compiled:
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout + usage.stderr)
     assert found, usage.stdout + usage.stderr
     counts = {op: len(re.findall(rf"\b{op}\b", code.stdout)) for op in OPCODES}
-    return Compiled(
-        int(found[1]), int(found[2]), made.metadata.shared, made.metadata.num_warps, counts
-    )
+    return Compiled(int(found[1]), int(found[2]), shared_bytes, warps, counts)
 
 
 if __name__ == "__main__":

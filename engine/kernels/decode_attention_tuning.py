@@ -27,21 +27,24 @@ class DecodeTuning:
 
 
 def pick_tuning(batch: int, kv_heads: int, group: int) -> DecodeTuning:
-    """What is fastest on an H100 at contexts of a thousand tokens.
+    """What is fastest on an H200, whether contexts are of a thousand tokens or of eight.
 
     Few heads: latency is all, so programs are small and fetch early. Many heads: enough bytes in
     flight, and more pieces than fit at a time, which levels the differences between SMs. Measured
     by `benchmarks/kernels_attention.py`.
     """
     heads = batch * kv_heads
-    if heads <= 16 and group <= 2:
-        return DecodeTuning(32, 1, 4, programs_per_sm=4, min_chunk=64, early_tokens=128)
+    if group <= 2:
+        if heads <= 128:
+            early = 128 if heads <= 32 else 0
+            return DecodeTuning(32, 1, 3, programs_per_sm=3, min_chunk=64, early_tokens=early)
+        return DecodeTuning(32, 2, 3, programs_per_sm=4)
+    if heads <= 8:
+        return DecodeTuning(32, 2, 3, programs_per_sm=2, min_chunk=96, early_tokens=128)
+    if heads <= 16:
+        return DecodeTuning(32, 2, 5, programs_per_sm=3, early_tokens=128)
     if heads <= 32:
         return DecodeTuning(32, 2, 3, programs_per_sm=2, min_chunk=96, early_tokens=128)
-    if heads <= 128:
-        if group <= 2:
-            return DecodeTuning(64, 4, 2, programs_per_sm=3)
-        return DecodeTuning(32, 2, 3, programs_per_sm=2, min_chunk=96)
-    if heads <= 512 and group > 2:
-        return DecodeTuning(64, 4, 3, programs_per_sm=2 if heads <= 256 else 4)
-    return DecodeTuning(128, 4, 2, programs_per_sm=2 if heads <= 512 else 8)
+    if heads <= 128 or heads > 512:
+        return DecodeTuning(32, 2, 3, programs_per_sm=4)
+    return DecodeTuning(64, 4, 3, programs_per_sm=2 if heads <= 256 else 4)

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,36 @@ import torch
 import triton
 from triton.runtime._async_compile import AsyncCompileMode, FutureKernel
 
-_ordered: ContextVar[list[Any] | None] = ContextVar("ordered", default=None)
+
+@dataclass(frozen=True, slots=True)
+class _Orders:
+    """What launches inside `compile_only` have ordered.
+
+    Attributes:
+        pool: threads that compile.
+        device: where the kernels are going to run.
+        triton: kernels, or futures of them.
+        others: what makes another kernel ready -> its future.
+    """
+
+    pool: ThreadPoolExecutor
+    device: torch.device
+    triton: list[Any] = field(default_factory=list)
+    others: dict[Callable[[torch.device], object], Future[object]] = field(default_factory=dict)
+
+
+_orders: ContextVar[_Orders | None] = ContextVar("orders", default=None)
+
+
+def ordered(prepare: Callable[[torch.device], object]) -> bool:
+    """Whether this is inside `compile_only`; then `prepare(device)` runs on one of its threads.
+
+    For kernels that are not Triton's: to be asked before each launch, which must not be done then.
+    """
+    orders = _orders.get()
+    if orders is not None and prepare not in orders.others:
+        orders.others[prepare] = orders.pool.submit(prepare, orders.device)
+    return orders is not None
 
 
 class Kernel:
@@ -35,10 +65,11 @@ class Kernel:
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
         """What launches the kernel over a grid."""
-        ordered = _ordered.get()
-        if ordered is None:
+        orders = _orders.get()
+        if orders is None:
             return self.jit[grid]
-        return lambda *args, **options: ordered.append(self.jit.warmup(*args, grid=grid, **options))
+        made = orders.triton
+        return lambda *args, **options: made.append(self.jit.warmup(*args, grid=grid, **options))
 
 
 def kernel(
@@ -61,17 +92,19 @@ def compile_only(device: torch.device) -> Iterator[None]:
     Args:
         device: a GPU, on which the kernels are going to run.
     """
-    ordered: list[Any] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        token = _ordered.set(ordered)
+        orders = _Orders(pool, device)
+        token = _orders.set(orders)
         try:
             with AsyncCompileMode(pool):
                 yield
         finally:
-            _ordered.reset(token)
-        done = (each.result() if isinstance(each, FutureKernel) else each for each in ordered)
+            _orders.reset(token)
+        done = (each.result() if isinstance(each, FutureKernel) else each for each in orders.triton)
         made = {id(each): each for each in done}
         list(pool.map(partial(_load, device=device), made.values()))
+        for other in orders.others.values():
+            other.result()
 
 
 def _load(compiled: Any, device: torch.device) -> None:

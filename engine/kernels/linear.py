@@ -4,8 +4,9 @@ A layer's output goes to the residual stream in one of two ways: `residual_linea
 and returns None, or it returns what is *pending*: [T, H], or parts of it, to be added by the norm
 before the next layer. Whatever comes next takes either.
 
-One row is a matrix-vector product with everything fused into it; up to `MOST_ROWS` rows stream the
-weights through matrix units; more are cuBLAS's.
+One row is a matrix-vector product with everything fused into it. Some rows stream the weights
+through matrix units, in Triton, or on Hopper in CUDA C++ where that is faster. Many rows are
+cuBLAS's.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from __future__ import annotations
 import torch
 
 from engine.kernels.gemv import InputNorm, gemv
-from engine.kernels.linear_tilings import gemv_tiling, skinny_tiling
+from engine.kernels.linear_hopper import hopper_linear, takes_hopper_linear
+from engine.kernels.linear_tilings import gemv_tiling, hopper_tiling, skinny_tiling
 from engine.kernels.rms_norm import norm_reference, norm_triton
 from engine.kernels.silu_mul import silu_mul_reference, silu_mul_triton
 from engine.kernels.skinny_linear import skinny_linear
@@ -45,14 +47,25 @@ def linear_triton(
 ) -> torch.Tensor:
     """As `linear_reference`."""
     rows, inner = x.shape
-    if bias is None and rows == 1:
-        return gemv(x, weight, gemv_tiling(len(weight), inner, norm=False, gated=False))
-    tiling = None
-    if bias is None:
-        tiling = skinny_tiling(rows, len(weight), inner, gated=False, whole=whole)
-    if tiling is None:
+    if bias is not None:
         return torch.nn.functional.linear(x, weight, bias)
-    return skinny_linear(x, weight, tiling)
+    if rows == 1:
+        return gemv(x, weight, gemv_tiling(len(weight), inner, norm=False, gated=False))
+    out = _linear_of_some_rows(x, weight, gated=False, whole=whole)
+    return torch.nn.functional.linear(x, weight) if out is None else out
+
+
+def _linear_of_some_rows(
+    x: torch.Tensor, weight: torch.Tensor, *, gated: bool, whole: bool
+) -> torch.Tensor | None:
+    """What a kernel of ours makes of it, or None if that is better left to cuBLAS."""
+    shape = (len(x), len(weight) // 2 if gated else len(weight), x.shape[1])
+    if takes_hopper_linear(x, weight):
+        hopper = hopper_tiling(*shape, gated=gated, whole=whole)
+        if hopper is not None:
+            return hopper_linear(x, weight, hopper, gated=gated)
+    skinny = skinny_tiling(*shape, gated=gated, whole=whole)
+    return None if skinny is None else skinny_linear(x, weight, skinny, gated=gated)
 
 
 def residual_linear_reference(
@@ -168,10 +181,10 @@ def norm_gated_linear_triton(
     normed = norm_triton(pending, residual, norm_weight, eps)
     if rows == 1:
         return gemv(normed, gate_up, gemv_tiling(width, inner, norm=False, gated=True), gated=True)
-    skinny = skinny_tiling(rows, width, inner, gated=True, whole=True)
-    if skinny is None:
-        return silu_mul_triton(torch.nn.functional.linear(normed, gate_up), normed.dtype)
-    return skinny_linear(normed, gate_up, skinny, gated=True)
+    out = _linear_of_some_rows(normed, gate_up, gated=True, whole=True)
+    if out is not None:
+        return out
+    return silu_mul_triton(torch.nn.functional.linear(normed, gate_up), normed.dtype)
 
 
 LINEAR = {"torch": linear_reference, "triton": linear_triton}

@@ -1,6 +1,6 @@
-"""How a linear layer of few rows is cut up, as measured; None leaves it to cuBLAS.
+"""How a linear layer of few rows is cut up, as measured; None leaves it to somebody else.
 
-The rules reproduce, within 3 %, the best of some 3,000 measured candidates for the layers of
+The rules reproduce, within 3 %, the best of some 5,000 measured candidates for the layers of
 Llama-3.1-8B, Qwen3-30B-A3B and Qwen3-0.6B, each by itself and in the chain of a whole layer
 (`benchmarks/linear_chain.py`; the story is in `benchmarks/NOTES.md`).
 What they say: one wave of programs, about one on each multiprocessor, with many tiles in flight
@@ -13,9 +13,11 @@ from __future__ import annotations
 from functools import cache
 
 from engine.kernels.gemv import GemvTiling
+from engine.kernels.linear_hopper import COLUMNS, HopperTiling
 from engine.kernels.skinny_linear import Tiling
 
 MOST_ROWS = 64  # beyond that the products are no longer bound by the weights' bandwidth
+MOST_HOPPER_ROWS = 256  # beyond that cuBLAS has nothing left to gain
 SMS = 132  # multiprocessors of an H100 or H200; elsewhere the tilings are right, if less good
 _MOST_SPLITS = 8
 _VOCABULARY = 32_768  # rows from which on a weight fills the GPU several times over
@@ -57,7 +59,7 @@ def skinny_tiling(
         return None
     if gated:
         if out_features < 64 * SMS:
-            return Tiling(32, 128, 1, _stages(inner, 128, 6), 4)
+            return Tiling(64, 128, 1, _stages(inner, 128, 4), 4)
         return Tiling(64, 128, 1, 4, 4) if rows <= 32 else Tiling(64, 64, 1, 6, 4)
     if whole or out_features >= _VOCABULARY:
         return Tiling(64, 128, 1, _stages(inner, 128, 5 if rows <= 16 else 3), 4)
@@ -73,6 +75,44 @@ def skinny_tiling(
     each = -(-inner // split)
     step = 128 if each >= 384 else 64
     return Tiling(64, step, split, _stages(each, step, 6), 4)
+
+
+@cache
+def hopper_tiling(
+    rows: int, out_features: int, inner: int, *, gated: bool, whole: bool
+) -> HopperTiling | None:
+    """The tiling for Hopper's kernel, or None where another one is faster.
+
+    The arguments are those of `skinny_tiling`. Blocks are to fill the multiprocessors once or
+    twice; with few weight rows that takes narrow tiles or splits, both of which cost something.
+    """
+    few = 16 if inner < 4096 else 32  # up to here the skinny products are as good
+    if not few < rows <= MOST_HOPPER_ROWS or (whole and out_features >= _VOCABULARY):
+        return None
+    groups, cluster = -(-rows // 64), 1
+    if groups % 2 == 0 and not gated:
+        groups, cluster = groups // 2, 2
+    best, best_score = None, 0.25  # a GPU that is emptier than that is cuBLAS's
+    for features in (32, 48, 64, 80, 96, 112, 128):
+        for split in range(1, 2 if gated or whole else _MOST_SPLITS + 1):
+            tiling = HopperTiling(groups, features, cluster, split)
+            score = _hopper_score(tiling, out_features * (2 if gated else 1), inner)
+            if tiling.fits and score > best_score:
+                best, best_score = tiling, score
+    return best
+
+
+def _hopper_score(tiling: HopperTiling, features: int, inner: int) -> float:
+    """Share of the multiprocessors at work, less what narrow tiles, splits and waves cost."""
+    blocks = -(-features // tiling.features) * tiling.cluster * tiling.split
+    waves = -(-blocks // SMS)
+    steps = inner // COLUMNS / tiling.split
+    if steps < 4:
+        return 0.0
+    score = blocks / (SMS * waves) - 0.04 * (tiling.split - 1) - 0.02 * (waves - 1)
+    if tiling.features < 64:
+        score -= 0.05
+    return score if steps * waves <= 128 else score - 0.1
 
 
 def _stages(inner: int, step: int, most: int) -> int:
