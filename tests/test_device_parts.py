@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kernel_device import DEVICE, ON_GPU
 
 from engine.core.config import MAX_PLANS_IN_FLIGHT
 from engine.core.model_spec import load_model_spec
@@ -63,14 +64,25 @@ def test_an_upload_leaves_those_in_flight_alone() -> None:
     sources: list[tuple[int, list[int]]] = []
     for step in range(20):
         upload.send([int32(step, step + 1)])
-        source = upload._ring[upload._turn]
+        source = upload._ring[upload._turn].buffer
         sources.append((source.data_ptr(), source[:2].tolist()))
         flying = sources[-MAX_PLANS_IN_FLIGHT:]
         assert len({pointer for pointer, _ in flying}) == len(flying)
         for back, (pointer, values) in enumerate(reversed(flying)):
             assert values == [step - back, step - back + 1]
-            buffer = next(b for b in upload._ring if b.data_ptr() == pointer)
+            buffers = (slot.buffer for slot in upload._ring)
+            buffer = next(b for b in buffers if b.data_ptr() == pointer)
             assert buffer[:2].tolist() == values
+
+
+@pytest.mark.skipif(not ON_GPU, reason="a CPU has read a buffer when `send` returns")
+def test_a_buffer_is_not_written_again_before_the_device_has_read_it() -> None:
+    """However many steps are queued behind work that takes long, as a dry run of a model does."""
+    upload = Upload(DEVICE, 64)
+    torch.cuda._sleep(50_000_000)
+    sent = [upload.send([np.full(40, number, np.int32)])[0] for number in range(40)]
+    for number, found in enumerate(sent):
+        assert found.tolist() == [number] * 40
 
 
 def test_padding_does_nothing() -> None:

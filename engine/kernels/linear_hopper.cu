@@ -8,8 +8,9 @@
 // Weights are fetched before the kernel waits for the one that makes its activations.
 //
 // The including text (see linear_hopper.py) defines: ROW_GROUPS, BN, STAGES, CLUSTER (1 or 2),
-// CONSUMER_REGISTERS, PRODUCER_REGISTERS, GATED, PARTS (the result is float32 parts), PIECES
-// (instructions that share BN), and SHAPE_N, SUMS, SUM_OPERANDS, A, B, KEEP of an instruction.
+// GATED, PARTS (the result is float32 parts), SHARE_REGISTERS (threads that load give up all but
+// PRODUCER_REGISTERS, so that those that multiply get CONSUMER_REGISTERS), PIECES (instructions that
+// share BN), and SHAPE_N, SUMS, SUM_OPERANDS, A, B, KEEP of an instruction.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -233,14 +234,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   if (CLUSTER > 1) cluster_sync();
   else __syncthreads();
 
-  // With one warp group that multiplies, everybody has all the registers they can use.
   if (warp >= CONSUMER_WARPS) {
-    if (ROW_GROUPS > 1) {
+    if (SHARE_REGISTERS) {
       asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));
     }
     if (warp == CONSUMER_WARPS && lane == 0) produce(&x_map, &w_map, at, work, n);
   } else {
-    if (ROW_GROUPS > 1) {
+    if (SHARE_REGISTERS) {
       asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
     }
     float sums[BN / 2];

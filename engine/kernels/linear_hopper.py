@@ -18,6 +18,7 @@ from engine.kernels.nvrtc import MOST_SHARED_BYTES, CudaKernel, Launch, tensor_m
 
 COLUMNS = 64  # of a tile, which are 128 bytes
 MOST_ROWS = 512  # four row groups in each of two blocks
+TILE_BYTES = MOST_SHARED_BYTES - 16 * 1024  # the kernel that follows needs some to start early
 PRODUCER_REGISTERS = 24  # of a thread that only loads
 OTHER_REGISTERS = 28  # of a thread that multiplies, beside its sums
 
@@ -49,20 +50,26 @@ class HopperTiling(NamedTuple):
         return 512 // (self.row_groups + 1) // 8 * 8
 
     @property
+    def shares_registers(self) -> bool:
+        """Whether loading threads must give registers to multiplying ones.
+
+        If not, the block takes no more than it needs, and leaves room for the kernel that follows.
+        """
+        return self.features // 2 + OTHER_REGISTERS > self.start_registers
+
+    @property
     def consumer_registers(self) -> int:
         """That a multiplying thread has once loading ones have given theirs away.
 
         More than all had together, and they would wait for each other for ever.
         """
-        if self.row_groups == 1:
-            return 240  # enough without giving away
         left = self.start_registers * (self.row_groups + 1) - PRODUCER_REGISTERS
         return min(240, left // self.row_groups // 8 * 8)
 
     @property
     def pieces(self) -> int:
         """Instructions that share a block's features: one needs all its sums at the start."""
-        return 1 if self.features // 2 + OTHER_REGISTERS <= self.start_registers else 2
+        return 2 if self.shares_registers else 1
 
     @property
     def fits(self) -> bool:
@@ -76,7 +83,7 @@ class HopperTiling(NamedTuple):
 
     def stages(self, most: int) -> int:
         """Tiles in flight: as many as fit, and no more than asked for."""
-        return min(most, (MOST_SHARED_BYTES - 1024) // self.stage_bytes)
+        return min(most, TILE_BYTES // self.stage_bytes)
 
 
 @cache
@@ -86,6 +93,7 @@ def hopper_kernel(tiling: HopperTiling, stages: int, *, gated: bool, parts: bool
     return CudaKernel(Path(__file__).with_suffix(".cu"), "linear_hopper", {
         "ROW_GROUPS": tiling.row_groups, "BN": tiling.features, "STAGES": stages,
         "CLUSTER": tiling.cluster, "GATED": int(gated), "PARTS": int(parts),
+        "SHARE_REGISTERS": int(tiling.shares_registers),
         "CONSUMER_REGISTERS": tiling.consumer_registers, "PRODUCER_REGISTERS": PRODUCER_REGISTERS,
         "PIECES": tiling.pieces, "SHAPE_N": f'"{tiling.features // tiling.pieces}"',
         "SUMS": f'"{", ".join(f"%{i}" for i in range(sums))}"',

@@ -153,7 +153,7 @@ class CudaKernel:
         macros = "".join(f"#define {key} {value}\n" for key, value in defines.items())
         self.source = f"{macros}#line 1\n{path.read_text(encoding='utf-8')}"
         self._file, self._function = path.name, function
-        self._loaded: dict[torch.device, ctypes.c_void_p] = {}
+        self._loaded: dict[int, ctypes.c_void_p] = {}  # by device
 
     @property
     def loaded(self) -> bool:
@@ -170,7 +170,7 @@ class CudaKernel:
         """
         if ordered(self._load):
             return
-        function = self._loaded.get(device) or self._load(device)
+        function = self._loaded.get(_index(device)) or self._load(device)
         attributes = (_Attribute * 2)()
         attributes[0].id = _PROGRAMMATIC_SERIALIZATION
         attributes[0].value[0] = 1
@@ -200,13 +200,17 @@ class CudaKernel:
 
     def _load(self, device: torch.device) -> ctypes.c_void_p:
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
-        with torch.cuda.device(device):
+        with torch.cuda.device(_index(device)):
             torch.cuda.current_stream().query()  # makes the device's context current
             _call("cuModuleLoadData", ctypes.byref(module), self.binary())
         _call("cuModuleGetFunction", ctypes.byref(function), module, self._function.encode())
         _call("cuFuncSetAttribute", function, _MAX_DYNAMIC_SHARED_BYTES, MOST_SHARED_BYTES)
-        self._loaded[device] = function
+        self._loaded[_index(device)] = function
         return function
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def tensor_map(matrix: torch.Tensor, box_rows: int, box_columns: int) -> TensorMap:

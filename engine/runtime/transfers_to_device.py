@@ -15,8 +15,28 @@ _ALIGNMENT = 16  # int32 entries: pieces start at multiples of 64 bytes, for wid
 Int32 = NDArray[np.int32]
 
 
+class _Slot:
+    """A host buffer, pinned if there is a GPU to read it, and when that has read it last."""
+
+    def __init__(self, capacity: int, *, pinned: bool) -> None:
+        self.buffer = torch.empty(max(capacity, 1), dtype=torch.int32, pin_memory=pinned)
+        self._read = torch.cuda.Event() if pinned else None
+
+    def wait(self) -> None:
+        """Return when nothing is going to read what is in the buffer."""
+        if self._read is not None:
+            self._read.synchronize()
+
+    def sent(self) -> None:
+        """A copy from the buffer has been queued."""
+        if self._read is not None:
+            self._read.record()
+
+
 class Upload:
-    """Pinned buffers in a ring, one more than steps can be in flight: none is overwritten in use.
+    """Host buffers in a ring, one more than steps can be in flight, so that serving never waits.
+
+    Whoever queues more steps than that waits until the device has read the oldest buffer.
 
     Args:
         device: where to.
@@ -26,7 +46,7 @@ class Upload:
     def __init__(self, device: torch.device, capacity: int) -> None:
         self._device = device
         self._pinned = device.type == "cuda"
-        self._ring = [self._buffer(capacity) for _ in range(MAX_PLANS_IN_FLIGHT + 1)]
+        self._ring = [_Slot(capacity, pinned=self._pinned) for _ in range(MAX_PLANS_IN_FLIGHT + 1)]
         self._turn = 0
 
     def send(
@@ -43,21 +63,20 @@ class Upload:
         """
         starts, size = pieces([len(array) for array in arrays])
         self._turn = (self._turn + 1) % len(self._ring)
-        if len(self._ring[self._turn]) < size:
-            self._ring[self._turn] = self._buffer(2 * size)
-        source = self._ring[self._turn]
-        host = source.numpy()
+        slot = self._ring[self._turn]
+        slot.wait()
+        if len(slot.buffer) < size:
+            slot = self._ring[self._turn] = _Slot(2 * size, pinned=self._pinned)
+        host = slot.buffer.numpy()
         for start, array in zip(starts, arrays, strict=True):
             host[start : start + len(array)] = array
         if into is None:
             into = torch.empty(size, dtype=torch.int32, device=self._device)
-        into[:size].copy_(source[:size], non_blocking=True)
+        into[:size].copy_(slot.buffer[:size], non_blocking=True)
+        slot.sent()
         return tuple(
             into[start : start + len(array)] for start, array in zip(starts, arrays, strict=True)
         )
-
-    def _buffer(self, capacity: int) -> torch.Tensor:
-        return torch.empty(max(capacity, 1), dtype=torch.int32, pin_memory=self._pinned)
 
 
 def pieces(lengths: Sequence[int]) -> tuple[list[int], int]:
