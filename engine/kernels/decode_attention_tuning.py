@@ -46,6 +46,6 @@ def pick_tuning(batch: int, kv_heads: int, group: int) -> DecodeTuning:
         return DecodeTuning(32, 2, 5, programs_per_sm=3, early_tokens=128)
     if heads <= 32:
         return DecodeTuning(32, 2, 3, programs_per_sm=2, min_chunk=96, early_tokens=128)
-    if heads <= 128 or heads > 512:
+    if heads <= 128 or heads > 512 or (heads > 256 and group <= 4):
         return DecodeTuning(32, 2, 3, programs_per_sm=4)
     return DecodeTuning(64, 4, 3, programs_per_sm=2 if heads <= 256 else 4)

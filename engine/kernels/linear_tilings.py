@@ -34,11 +34,11 @@ def gemv_tiling(out_features: int, inner: int, *, norm: bool, gated: bool) -> Ge
         gated: two products share a program.
     """
     if gated:
-        return GemvTiling(8, 512, 4)
+        return GemvTiling(8, 256, 4) if inner >= 4096 else GemvTiling(8, 512, 4)
     if out_features >= _VOCABULARY and inner > 1024:
         return GemvTiling(4, 2048, 8)
     if norm:
-        return GemvTiling(4, 1024, 8) if inner >= 4096 else GemvTiling(4, 512, 4)
+        return GemvTiling(8, 256, 8) if inner >= 4096 else GemvTiling(4, 512, 4)
     return GemvTiling(2, 2048, 4) if 2048 <= inner < 4096 else GemvTiling(4, 512, 4)
 
 

@@ -22,6 +22,7 @@ from engine.runtime.memory_measurement import TRIAL_PAGES, measure, page_bytes
 from engine.runtime.model_runner import ModelRunner
 from engine.runtime.runner_config import RunnerConfig
 from engine.runtime.running_step import on_device
+from engine.runtime.token_graphs import default_graph_tokens
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _GIB = 1 << 30
@@ -66,7 +67,15 @@ def _build(
     dtype = _DTYPES[config.dtype or ("fp32" if device.type == "cpu" else spec.dtype)]
     max_model_len = min(config.max_model_len or spec.max_model_len, spec.max_model_len)
     graphs = config.cuda_graph_batch_sizes if device.type == "cuda" else ()
-    config = replace(config, max_model_len=max_model_len, cuda_graph_batch_sizes=graphs)
+    tokens = config.cuda_graph_tokens
+    if tokens is None:
+        tokens = default_graph_tokens(spec) if graphs else ()
+    config = replace(
+        config,
+        max_model_len=max_model_len,
+        cuda_graph_batch_sizes=graphs,
+        cuda_graph_tokens=tokens,
+    )
     kernels = select_kernels(device, config.kernels)
     cpu_pages = 0
     if device.type == "cuda":

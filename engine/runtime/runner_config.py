@@ -8,9 +8,6 @@ from typing import Literal
 
 LoadFormat = Literal["auto", "dummy"]
 
-# Beyond about a thousand tokens the GPU takes longer than the launches, even with small models.
-DEFAULT_GRAPH_TOKENS = (16, 32, *range(64, 1025, 64))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerConfig:
@@ -31,7 +28,8 @@ class RunnerConfig:
         max_model_len: longest prompt plus output; None: the model's own.
         cuda_graph_batch_sizes: decode batches that are captured; () runs everything eagerly.
         cuda_graph_tokens: numbers of tokens for which steps with prefill are captured, piece by
-            piece; None: `DEFAULT_GRAPH_TOKENS` if decode batches are captured, else none.
+            piece; None: where launches would take longer than the GPU, if decode batches are
+            captured, else none.
         kernels: op name -> implementation, where the default is not wanted.
     """
 
@@ -52,10 +50,8 @@ class RunnerConfig:
 
     @property
     def graph_tokens(self) -> tuple[int, ...]:
-        """`cuda_graph_tokens`, resolved; none is larger than a step may be."""
-        sizes = self.cuda_graph_tokens
-        if sizes is None:
-            sizes = DEFAULT_GRAPH_TOKENS if self.cuda_graph_batch_sizes else ()
+        """`cuda_graph_tokens`, once resolved; none is larger than a step may be."""
+        sizes = self.cuda_graph_tokens or ()
         return tuple(size for size in sizes if size <= self.max_num_batched_tokens)
 
     def __post_init__(self) -> None:
