@@ -167,7 +167,7 @@ def test_texts_and_logits_are_those_of_transformers(family: Family, way: str) ->
 
 def test_random_steps(family: Family) -> None:
     """Random settings, requests that come in waves, steps that are late at random: same texts."""
-    rng = Random(len(family.folder))
+    rng = Random(Path(family.folder).name)  # the family's: where the folder lies must not matter
     page_size = rng.choice([1, 16, 64])
     running = rng.randint(1, 6)
     runner = make_runner(
@@ -190,7 +190,7 @@ def test_random_steps(family: Family) -> None:
         asked = {wave * TEXTS + i: prompt for i, prompt in enumerate(family.prompts)}
         served = engine.serve(asked, rng.randint(8, OUTPUTS // 2))
     check_served(family, served)
-    assert served.seen["hit_tokens"]
+    assert served.seen["hit_tokens"] or page_size == 64  # most prompts do not fill such a page
     assert engine.replay() > 0
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,9 +180,7 @@ class CudaKernel:
             (*shape.grid, 1), (shape.threads, 1, 1), shape.shared_bytes,
             torch.cuda.current_stream(device).cuda_stream, attributes, len(attributes),
         )  # fmt: skip
-        pointers = (ctypes.c_void_p * len(arguments))(
-            *(ctypes.cast(ctypes.pointer(value), ctypes.c_void_p) for value in arguments)
-        )
+        pointers = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
         _call("cuLaunchKernelEx", ctypes.byref(config), function, pointers, None)
 
     def binary(self) -> bytes:
@@ -221,14 +219,20 @@ def tensor_map(matrix: torch.Tensor, box_rows: int, box_columns: int) -> TensorM
         box_rows: at most 256.
         box_columns: 64, the width of the swizzle.
     """
+    rows, columns = matrix.shape
+    return _tensor_map(matrix.data_ptr(), rows, columns, box_rows, box_columns)
+
+
+@lru_cache(maxsize=4096)  # it says where a matrix lies and nothing of what is there
+def _tensor_map(
+    address: int, rows: int, columns: int, box_rows: int, box_columns: int
+) -> TensorMap:
     room = ctypes.create_string_buffer(ctypes.sizeof(TensorMap) + 64)
     offset = -ctypes.addressof(room) % 64  # the driver wants it aligned
     made = TensorMap.from_buffer(room, offset)
-    rows, columns = matrix.shape
     _call(
-        "cuTensorMapEncodeTiled", ctypes.byref(made), _BFLOAT16, 2,
-        ctypes.c_void_p(matrix.data_ptr()), (ctypes.c_uint64 * 2)(columns, rows),
-        (ctypes.c_uint64 * 1)(columns * matrix.element_size()),
+        "cuTensorMapEncodeTiled", ctypes.byref(made), _BFLOAT16, 2, ctypes.c_void_p(address),
+        (ctypes.c_uint64 * 2)(columns, rows), (ctypes.c_uint64 * 1)(columns * 2),
         (ctypes.c_uint32 * 2)(box_columns, box_rows), (ctypes.c_uint32 * 2)(1, 1),
         0, _SWIZZLE_128B, _L2_PROMOTION_256B, 0,
     )  # fmt: skip

@@ -70,19 +70,22 @@ class Transformer:
     def forward(self, step: StepInputs, cache: KvCache) -> torch.Tensor:
         """Compute a step: writes the KV of its tokens and returns logits [S, V].
 
-        Logits are in the weights' dtype. With no logit rows the result is empty and the head is
-        skipped. The pieces below are the same computation, cut where attention, which depends on
-        the requests, meets the rest, which depends on the number of tokens only.
+        Logits are in the weights' dtype. With no logit rows the result is empty, and nothing is
+        computed but what the cache needs. The pieces below are the same computation, cut where
+        attention, which depends on the requests, meets the rest, which depends on the number of
+        tokens only.
         """
-        hidden = self.embed(step)
-        for index in range(self.spec.num_layers):
+        hidden, last = self.embed(step), self.spec.num_layers - 1
+        for index in range(last):
             with annotate("attention"):
                 query = self.project(index, hidden, step, cache)
                 attended = self.attend(index, query, step, cache)
                 hidden = self.merge(index, attended, hidden)
             with annotate("mlp"):
                 hidden = self.feed_forward(index, hidden)
-        return self.logits(hidden, step.logit_rows)
+        with annotate("attention"):
+            query = self.project(last, hidden, step, cache)
+        return self.finish(query, hidden.residual, step, cache)
 
     def embed(self, step: StepInputs) -> Hidden:
         """The residual stream of the tokens before the first layer."""
@@ -186,15 +189,29 @@ class Transformer:
         mixed = ops.moe_mlp(x, layer.mlp.gate_up, layer.mlp.down, weights, experts)
         return Hidden(residual, mixed)
 
-    def logits(self, hidden: Hidden, rows: torch.Tensor | None) -> torch.Tensor:
-        """Logits of the tokens in `rows`, or of all."""
-        residual, pending = hidden
-        if rows is not None:
-            if len(rows) == 0:
-                return residual.new_empty(0, self.spec.vocab_size)
-            residual = residual.index_select(0, rows)
-            if pending is not None:
-                pending = pending.index_select(pending.ndim - 2, rows)
+    def finish(
+        self, query: torch.Tensor, residual: torch.Tensor, step: StepInputs, cache: KvCache
+    ) -> torch.Tensor:
+        """Logits of the tokens in `step.logit_rows`, or of all, from the last attention on.
+
+        Nobody looks at what the last layer makes of any other token, so that is not computed.
+
+        Args:
+            query: [T, Hq, D], of the last layer.
+            residual: [T, H], the stream before the last layer's attention is added to it.
+            step: the step.
+            cache: with the keys and values of its tokens.
+        """
+        last, rows = self.spec.num_layers - 1, step.logit_rows
+        if rows is not None and len(rows) == 0:
+            return residual.new_empty(0, self.spec.vocab_size)
+        with annotate("attention"):
+            attended = self.attend(last, query, step, cache)
+            if rows is not None:
+                attended, residual = (part.index_select(0, rows) for part in (attended, residual))
+            hidden = self.merge(last, attended, Hidden(residual, None))
+        with annotate("mlp"):
+            residual, pending = self.feed_forward(last, hidden)
         head = self.weights.lm_head
         return self.kernels.norm_linear(
             pending, residual, self.weights.final_norm, self._eps, head, whole=True

@@ -214,7 +214,8 @@ class StepRunner:
     def _replay_pieces(self, graphs: TokenGraphs, size: int, step: StepInputs) -> torch.Tensor:
         captured = graphs.get(size)
         graphs.fill(captured, step, self.state.dummy_row)
-        return self._transformer.logits(graphs.run(captured, step), step.logit_rows)
+        query, residual = graphs.run(captured, step)
+        return self._transformer.finish(query, residual, step, self._cache)
 
     def _inputs(
         self,

@@ -1,9 +1,9 @@
-"""CUDA Graphs of steps with prefill, piece by piece: everything but attention.
+"""CUDA Graphs of steps with prefill, piece by piece: what lies before and between attentions.
 
-What lies between two attentions depends on the number of tokens only, so it is captured for some
-numbers of tokens, and a step is padded up to the next. Attention, which depends on the requests, is
-launched between the replays. A step of few tokens then costs the host two launches a layer and not
-a dozen, and is no longer bound by them.
+That depends on the number of tokens only, so it is captured for some numbers of tokens, and a step
+is padded up to the next. Attention, which depends on the requests, is launched between the replays,
+and so is what follows the last one, for the tokens whose logits are wanted. A step of few tokens
+then costs the host two launches a layer and not a dozen, and is no longer bound by them.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class CapturedTokens:
     """The pieces of a step of so many tokens.
 
     Attributes:
-        graphs: before the first attention, between two, after the last.
+        graphs: before the first attention, and between two.
         columns: token ids, positions and rows, int32 each, to be filled before the first piece.
-        hidden: what the last piece leaves.
+        residual: [T, H], the stream as the last piece leaves it.
     """
 
     graphs: list[torch.cuda.CUDAGraph]
     columns: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    hidden: Hidden
+    residual: torch.Tensor
 
 
 class TokenGraphs:
@@ -101,21 +101,24 @@ class TokenGraphs:
             positions[count:].zero_()
             rows[count:].fill_(dummy_row)
 
-    def run(self, captured: CapturedTokens, step: StepInputs) -> Hidden:
-        """Replay the pieces around the attention of a step; `inputs` are filled already.
+    def run(self, captured: CapturedTokens, step: StepInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Replay the pieces around all attentions of a step but the last.
 
         Args:
-            captured: pieces of at least as many tokens.
+            captured: pieces of at least as many tokens, filled.
             step: the real tokens.
+
+        Returns:
+            Queries of the last layer [T, Hq, D] and the residual stream [T, H], of real tokens.
         """
         first, *others = captured.graphs
-        size = captured.hidden.residual.shape[0]
+        size, count = len(captured.residual), len(step.rows)
         query, attended = self._query[:size], self._attended[:size]
         first.replay()
         for index, graph in enumerate(others):
             self._transformer.attend(index, query, step, self._cache, out=attended)
             graph.replay()
-        return captured.hidden
+        return query[:count], captured.residual[:count]
 
     def _capture(self, size: int) -> CapturedTokens:
         ids, positions, rows = torch.zeros((3, size), dtype=torch.int32, device=self._device)
@@ -127,16 +130,16 @@ class TokenGraphs:
         self._space.rehearse(lambda: self._all_pieces(step))
         graphs: list[torch.cuda.CUDAGraph] = []
         between: Hidden | None = None
-        for index in range(self._transformer.spec.num_layers + 1):
+        for index in range(self._transformer.spec.num_layers):
             graph, between = self._space.capture(partial(self._piece, index, between, step))
             graphs.append(graph)
         if between is None:
             raise ValueError("a model needs at least one layer")
-        return CapturedTokens(graphs, (ids, positions, rows), between)
+        return CapturedTokens(graphs, (ids, positions, rows), between.residual)
 
     def _all_pieces(self, step: StepInputs) -> None:
         hidden: Hidden | None = None
-        for index in range(self._transformer.spec.num_layers + 1):
+        for index in range(self._transformer.spec.num_layers):
             hidden = self._piece(index, hidden, step)
 
     def _piece(self, index: int, hidden: Hidden | None, step: StepInputs) -> Hidden:
@@ -147,6 +150,5 @@ class TokenGraphs:
         else:
             hidden = model.merge(index - 1, self._attended[:size], hidden)
             hidden = model.feed_forward(index - 1, hidden)
-        if index < model.spec.num_layers:
-            model.project(index, hidden, step, self._cache, out=self._query[:size])
+        model.project(index, hidden, step, self._cache, out=self._query[:size])
         return hidden
