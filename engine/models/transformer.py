@@ -56,9 +56,13 @@ class Transformer:
         self._qk_norms = [_qk_norm(layer, spec.rms_norm_eps) for layer in weights.layers]
 
     def shallow(self) -> Transformer:
-        """A model of one layer of each kind, over the same weights: it needs the same kernels."""
+        """A model of one layer of each kind, over the same weights: it needs the same kernels.
+
+        The last layer is there once more, because it does not compute all tokens (`finish`).
+        """
         kinds = {type(layer.mlp): index for index, layer in enumerate(self.weights.layers)}
-        layers = tuple(self.weights.layers[index] for index in sorted(kinds.values()))
+        chosen = [*sorted(kinds.values()), len(self.weights.layers) - 1]
+        layers = tuple(self.weights.layers[index] for index in chosen)
         moe = self.spec.moe
         if moe is not None:
             mixtures = tuple(i for i, layer in enumerate(layers) if isinstance(layer.mlp, MoeMlp))

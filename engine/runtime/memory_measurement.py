@@ -18,7 +18,7 @@ from engine.runtime.model_runner import ModelRunner
 
 _MIB = 1 << 20
 TRIAL_PAGES = 4
-_GRANULARITY = 32 * _MIB  # the allocator takes memory in segments of up to 20 MiB
+_GRANULE = 2 * _MIB  # in which the driver takes memory: what takes less shows now and then only
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def _activation_bytes(trial: ModelRunner) -> int:
 
 
 def _graph_bytes(trial: ModelRunner) -> int:
-    """What all graphs will take: the largest of a kind measured, others as much as the second."""
+    """What all graphs will take: the largest of a kind as measured, others as the second at most."""
     total = 0
     for capture, sizes in trial.steps.graph_captures():
         taken = []
@@ -104,7 +104,7 @@ def _graph_bytes(trial: ModelRunner) -> int:
                 capture(size)
             taken.append(max(0, before - _free(trial.device)))
         if taken:
-            total += taken[0] + taken[-1] * (len(sizes) - 1)
+            total += taken[0] + _GRANULE + (taken[-1] + _GRANULE) * (len(sizes) - 1)
     return total
 
 

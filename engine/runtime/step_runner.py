@@ -112,6 +112,13 @@ class StepRunner:
         with torch.inference_mode(), compile_only(self._cache.pool.device):
             nowhere = torch.full((1,), -1, dtype=torch.int32, device=self._cache.pool.device)
             self._write_pages(nowhere, nowhere)
+            # Prefill first: its attention is what takes longest to compile.
+            longest = min(self._config.max_num_batched_tokens, self._max_model_len)
+            # An odd number of tokens is another variant of some kernels; few tokens are, too.
+            for tokens in sorted({longest, longest - 1, *self._config.graph_tokens, 5, 2} - {0}):
+                for context in (0, 1):
+                    chunk = max(1, min(tokens, self._max_model_len - 1))
+                    self._trial_prefill(tokens, chunk, context)
             for asks in (NOTHING_SPECIAL, *COMMON_ASKS):
                 step = trial_decode(2, self.state.dummy_row)
                 self._run_eagerly(step, asks, allow_graphs=False)
@@ -121,12 +128,6 @@ class StepRunner:
                 self._config.max_running_requests,
             }:
                 self._run_decode_eagerly(batch)
-            longest = min(self._config.max_num_batched_tokens, self._max_model_len)
-            # An odd number of tokens is another variant of some kernels; few tokens are, too.
-            for tokens in sorted({longest, longest - 1, *self._config.graph_tokens, 5, 2} - {0}):
-                for context in (0, 1):
-                    chunk = max(1, min(tokens, self._max_model_len - 1))
-                    self._trial_prefill(tokens, chunk, context)
 
     def run_largest_steps(self) -> None:
         """Prefill as many tokens as a step may hold, and decode as many requests as may run.
