@@ -94,7 +94,7 @@ def _activation_bytes(trial: ModelRunner) -> int:
 
 
 def _graph_bytes(trial: ModelRunner) -> int:
-    """What all graphs will take: the largest of a kind as measured, others as the second at most."""
+    """What all graphs will take: the largest of a kind as measured, others as the second."""
     total = 0
     for capture, sizes in trial.steps.graph_captures():
         taken = []
