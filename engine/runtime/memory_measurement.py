@@ -18,6 +18,7 @@ from engine.runtime.model_runner import ModelRunner
 
 _MIB = 1 << 20
 TRIAL_PAGES = 4
+_LIBRARIES = 64 * _MIB  # they load kernels when a shape first comes, which no trial foresees
 _GRANULE = 2 * _MIB  # in which the driver takes memory: what takes less shows now and then only
 
 
@@ -69,7 +70,7 @@ def measure(trial: ModelRunner) -> Memory:
     page = page_bytes(spec, config.page_size, trial.dtype)
     kept_free = int(total * (1 - config.memory_fraction))
     # The dummy page is one more than requests may hold, and the trial's pages will be free.
-    left = free + (TRIAL_PAGES + 1) * page - kept_free - activations - graphs
+    left = free + (TRIAL_PAGES + 1) * page - kept_free - activations - graphs - _LIBRARIES
     fit, wanted = left // page - 1, config.num_pages or 1
     if fit < wanted:
         raise EngineError(
