@@ -17,7 +17,6 @@ import torch
 from engine.kernels.nvrtc import MOST_SHARED_BYTES, CudaKernel, Launch, tensor_map
 
 COLUMNS = 64  # of a tile, which are 128 bytes
-MOST_ROWS = 512  # four row groups in each of two blocks
 TILE_BYTES = MOST_SHARED_BYTES - 16 * 1024  # the kernel that follows needs some to start early
 PRODUCER_REGISTERS = 24  # of a thread that only loads
 OTHER_REGISTERS = 28  # of a thread that multiplies, beside its sums

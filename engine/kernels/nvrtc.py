@@ -90,6 +90,14 @@ def nvrtc() -> Any:
         raise NvrtcError(f"{name} is neither in {packages} nor known to the loader") from error
 
 
+@cache
+def nvrtc_version() -> str:
+    """As 13.0."""
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _check(nvrtc().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
+    return f"{major.value}.{minor.value}"
+
+
 def compile_source(source: str, name: str) -> bytes:
     """The binary of a CUDA C++ text.
 
@@ -185,9 +193,7 @@ class CudaKernel:
 
     def binary(self) -> bytes:
         """Compile it, or take it from the cache."""
-        library, version = nvrtc(), (ctypes.c_int(), ctypes.c_int())
-        _check(library.nvrtcVersion(*map(ctypes.byref, version)))
-        facts = f"{ARCHITECTURE} {version[0].value}.{version[1].value}\n{self.source}"
+        facts = f"{ARCHITECTURE} {nvrtc_version()}\n{self.source}"
         manager = get_cache_manager(hashlib.sha256(facts.encode()).hexdigest())
         name = f"{self._function}.cubin"
         if path := manager.get_file(name):

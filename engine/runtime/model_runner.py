@@ -16,6 +16,7 @@ import torch
 
 from engine.core.model_spec import ModelSpec
 from engine.core.plan import StepPlan
+from engine.kernels.nvrtc import nvrtc_version
 from engine.models.kv_cache import KvCache
 from engine.models.transformer import Transformer
 from engine.nvtx_ranges import annotate
@@ -101,6 +102,7 @@ class ModelRunner:
             "torch": torch.__version__,
             "triton": _version("triton"),
             "cuda": torch.version.cuda if self._on_gpu else None,
+            "nvrtc": nvrtc_version() if self._on_gpu else None,
         }
 
     def register(self, request_id: int, params: SamplingParams) -> None:
