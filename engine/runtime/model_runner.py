@@ -138,6 +138,11 @@ class ModelRunner:
                 f"out of memory in a step of {tokens} tokens: {str(error).splitlines()[0]}"
             ) from error
 
+    def fill_cache_with_noise(self) -> None:
+        """Random keys and values in all pages, for steps over texts that nobody has computed."""
+        with torch.inference_mode():
+            self._cache.pool.normal_()
+
     def close(self) -> None:
         """Let go of the graphs and the cache; the runner cannot be used afterwards."""
         self._runner.close()

@@ -1,0 +1,112 @@
+"""Plans of any shape, without a scheduler: requests that hold pages as if they had come so far.
+
+What is in those pages is noise, which a step takes as long over as over anything else.
+"""
+
+from __future__ import annotations
+
+import bisect
+from itertools import count
+
+import numpy as np
+
+from engine.core.decode_batch import DecodeBatch
+from engine.core.plan import PrefillItem, StepPlan
+from engine.core.request import Request
+from engine.core.token_ids import TokenBuffer
+from engine.profiling.step_shapes import EngineLimits, StepDesign
+
+_SEED = 1
+
+
+class PlanMaker:
+    """Makes plans for one executor, which must be told of no other requests meanwhile.
+
+    Args:
+        limits: of the engine.
+        vocab_size: prompts are of random tokens below it.
+    """
+
+    def __init__(self, limits: EngineLimits, vocab_size: int) -> None:
+        self._limits = limits
+        ids = np.random.default_rng(_SEED).integers(
+            0, vocab_size, limits.max_model_len, dtype=np.int32
+        )
+        self._tokens = TokenBuffer(ids)
+        # The same requests again and again: a new epoch says that their pages are others.
+        self._requests = [
+            Request(number, limits.max_model_len - 1, 1, tokens=self._tokens)
+            for number in range(limits.max_running_requests)
+        ]
+        self._epochs, self._plan_ids = count(1), count()
+
+    def make(self, design: StepDesign) -> tuple[StepPlan | None, StepPlan]:
+        """(a plan to run once before, or None; the plan of the design, to run again and again).
+
+        The first shows the executor the pages of decoding requests, as their prompts would have.
+
+        Raises:
+            ValueError: the engine could not run such a step.
+        """
+        if not self._limits.allows(design):
+            raise ValueError(f"the engine cannot run {design}")
+        lengths = [chunk.tokens + chunk.context for chunk in design.chunks] + [*design.decodes]
+        requests = self._with_pages(lengths)
+        decoding = requests[len(design.chunks) :]
+        before = self._introduction(decoding, design.decodes)
+        plan = StepPlan(next(self._plan_ids))
+        if design.chunks:
+            plan.prefills = [
+                PrefillItem(request, request.epoch, chunk.tokens, chunk.context, design.samples)
+                for request, chunk in zip(requests, design.chunks, strict=False)
+            ]
+        if decoding:
+            self._decode(plan, decoding, design.decodes)
+        self._count(plan, design)
+        return before, plan
+
+    def _with_pages(self, lengths: list[int]) -> list[Request]:
+        """A request for each length, with pages of its own for so many tokens."""
+        page, found = 0, []
+        for request, length in zip(self._requests, lengths, strict=False):
+            pages = -(-length // self._limits.page_size)
+            request.epoch = next(self._epochs)
+            request.pages = list(range(page, page + pages))
+            page += pages
+            found.append(request)
+        return found
+
+    def _introduction(self, requests: list[Request], lengths: tuple[int, ...]) -> StepPlan | None:
+        if not requests:
+            return None
+        plan = StepPlan(next(self._plan_ids))
+        plan.prefills = [
+            PrefillItem(request, request.epoch, 1, length - 1, False)
+            for request, length in zip(requests, lengths, strict=True)
+        ]
+        plan.prefill_tokens = len(requests)
+        return plan
+
+    def _decode(self, plan: StepPlan, requests: list[Request], lengths: tuple[int, ...]) -> None:
+        batch = DecodeBatch(self._limits.page_size)
+        for request, length in zip(requests, lengths, strict=True):
+            request.scheduled_tokens = length - 1
+            batch.join(request)
+        plan.batch, plan.batch_version = batch, batch.version
+        plan.decode_iteration = 1
+
+    def _count(self, plan: StepPlan, design: StepDesign) -> None:
+        """What a scheduler says of its plan."""
+        chunks, decodes = design.chunks, design.decodes
+        plan.prefill_tokens = sum(chunk.tokens for chunk in chunks)
+        plan.prefill_context = sum(chunk.context for chunk in chunks)
+        plan.prefill_pairs = sum(c.tokens * c.context + c.tokens * (c.tokens + 1) // 2
+                                 for c in chunks)  # fmt: skip
+        plan.decode_requests = plan.decode_tokens = len(decodes)
+        plan.decode_context = sum(decodes)
+        plan.decode_max_context = max(decodes, default=0)
+        plan.sampled_tokens = len(decodes) + (len(chunks) if design.samples else 0)
+        plan.running = len(chunks) + len(decodes)
+        sizes = self._limits.graph_batch_sizes
+        if not chunks and sizes and len(decodes) <= sizes[-1]:
+            plan.graph_batch = sizes[bisect.bisect_left(sizes, len(decodes))]

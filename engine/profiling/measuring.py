@@ -1,0 +1,177 @@
+"""How long an engine takes over steps of given shapes, and its host over any."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from engine.core.config import SchedulerConfig
+from engine.core.events import EventLog
+from engine.core.plan import StepPlan
+from engine.core.request import Request
+from engine.core.scheduler import Scheduler
+from engine.core.token_ids import TokenBuffer
+from engine.profiling.made_plans import PlanMaker
+from engine.profiling.step_shapes import StepDesign
+from engine.runtime.executor import Executor, RunningStep, StepOutput
+from engine.runtime.serving_loop import ServingLoop, Turn
+
+PASSES = 3  # over all steps, in another order each, so that a drift of the clocks hits none alone
+_IN_FLIGHT = 2
+_MOST_REPEATS, _LEAST_REPEATS = 12, 3
+_PASS_SECONDS = 0.15  # of one step's repetitions
+HOST_BATCHES = (1, 4, 16, 64, 128, 256)
+_HOST_STEPS = 24
+
+Features = tuple[int, ...]
+"""A step's shape as integers, in the order of `FEATURES`."""
+FEATURES = (
+    "prefill_tokens", "prefill_requests", "prefill_context", "prefill_pairs", "decode_requests",
+    "decode_tokens", "decode_context", "decode_max_context", "sampled_tokens", "graph_batch",
+)  # fmt: skip
+
+
+def features_of(plan: StepPlan) -> Features:
+    """The shape of a plan."""
+    return (
+        plan.prefill_tokens, len(plan.prefills), plan.prefill_context, plan.prefill_pairs,
+        plan.decode_requests, plan.decode_tokens, plan.decode_context, plan.decode_max_context,
+        plan.sampled_tokens, plan.graph_batch,
+    )  # fmt: skip
+
+
+@dataclass(slots=True)
+class Measurements:
+    """Times of the device in ns, one list a shape; what is here need not be measured again.
+
+    Attributes:
+        times: shape -> one time a repetition.
+        passes: shape -> how often all its repetitions were made.
+    """
+
+    times: dict[Features, list[int]] = field(default_factory=dict)
+    passes: dict[Features, int] = field(default_factory=dict)
+
+    def add(self, shape: Features, times: Iterable[int]) -> None:
+        """One more pass over a shape."""
+        self.times.setdefault(shape, []).extend(times)
+        self.passes[shape] = self.passes.get(shape, 0) + 1
+
+
+def measure_steps(
+    executor: Executor,
+    maker: PlanMaker,
+    designs: list[StepDesign],
+    done: Measurements,
+    *,
+    deadline_s: float,
+    measured: Callable[[Features, list[int], float], object],
+) -> bool:
+    """Measure all steps in several passes, as far as time allows.
+
+    The first pass goes by the order of `designs`, later ones by chance.
+
+    Args:
+        executor: to be measured.
+        maker: of its plans.
+        designs: what to run.
+        done: what there is already; grows.
+        deadline_s: on `time.monotonic`.
+        measured: told (shape, times in ns, share of all passes that are done) after each.
+
+    Returns:
+        Whether all passes were made.
+    """
+    order, total = list(designs), PASSES * len(designs)
+    shuffle, at = random.Random(1), 0  # noqa: S311 - an order, no secret
+    for number in range(PASSES):
+        for design in order:
+            at += 1
+            before, plan = maker.make(design)
+            shape = features_of(plan)
+            if done.passes.get(shape, 0) > number:
+                continue
+            if time.monotonic() >= deadline_s:
+                return False
+            if before is not None:
+                executor.launch(before).result()
+            times = repeat(executor, plan)
+            done.add(shape, times)
+            measured(shape, times, at / total)
+        shuffle.shuffle(order)
+    return True
+
+
+def repeat(executor: Executor, plan: StepPlan) -> list[int]:
+    """Times in ns of a plan, run again and again as steps follow each other when serving.
+
+    The first is not among them: it may compile or allocate something.
+    """
+    executor.launch(plan).result()
+    flying: deque[RunningStep] = deque()
+    times: list[int] = []
+    begin, launched = time.monotonic(), 0
+    while launched < _LEAST_REPEATS or (
+        launched < _MOST_REPEATS and time.monotonic() - begin < _PASS_SECONDS
+    ):
+        flying.append(executor.launch(plan))
+        launched += 1
+        if len(flying) == _IN_FLIGHT:
+            times.append(flying.popleft().result().gpu_ns)
+    times += [step.result().gpu_ns for step in flying]
+    return times
+
+
+@dataclass(frozen=True, slots=True)
+class HostTimes:
+    """Time of the host, one entry a step: its requests, its prompt tokens, ns."""
+
+    requests: list[int]
+    prefill_tokens: list[int]
+    host_ns: list[int]
+
+
+class _NoEnds:
+    """Texts end at their max_tokens."""
+
+    def planned(self, plan: StepPlan) -> None:
+        """Nothing to note."""
+
+    def stopped(self, plan: StepPlan, output: StepOutput) -> tuple[int, ...]:
+        del plan, output
+        return ()
+
+
+def measure_host(
+    executor: Executor, config: SchedulerConfig, clock: Callable[[], int], vocab_size: int
+) -> HostTimes:
+    """Serve small batches of short prompts for real, with scheduler, uploads and results.
+
+    Args:
+        executor: of the engine.
+        config: of its scheduler.
+        clock: the executor's.
+        vocab_size: prompts are of random tokens below it.
+    """
+    found = HostTimes([], [], [])
+    draw = random.Random(_HOST_STEPS)  # noqa: S311 - prompts, no secret
+    for batch in HOST_BATCHES:
+        if batch > config.max_running_requests:
+            continue
+        log = EventLog()
+        loop = ServingLoop(Scheduler(config, log), executor, clock, _NoEnds(), log)
+        for number in range(batch):
+            prompt = [draw.randrange(vocab_size) for _ in range(draw.randint(8, 64))]
+            tokens = TokenBuffer(prompt, len(prompt) + _HOST_STEPS)
+            loop.add(Request(number, len(prompt), _HOST_STEPS, tokens=tokens))
+        while loop.has_work:
+            if loop.turn() is Turn.WAIT:
+                loop.commit_oldest()
+        steps = log.tables()["steps"]
+        found.requests.extend((steps["prefill_requests"] + steps["decode_requests"]).tolist())
+        found.prefill_tokens.extend(steps["prefill_tokens"].tolist())
+        found.host_ns.extend(steps["host_ns"].tolist())
+    return found

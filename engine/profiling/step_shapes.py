@@ -1,0 +1,150 @@
+"""Which steps a calibration measures.
+
+The points follow what the engine is: a decode step runs as the graph of one batch size, and there
+its time is linear in the KV it reads; the time of a prompt is a sawtooth over its tokens, so that
+axis is dense; a prefix, several prompts and decoding requests beside a prompt each add something of
+their own. Shapes come in an order that makes any beginning of it a useful, coarser experiment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+
+class Chunk(NamedTuple):
+    """Tokens of a prompt that one step computes, and those that are cached before them."""
+
+    tokens: int
+    context: int = 0
+
+
+class StepDesign(NamedTuple):
+    """One step: chunks of prompts, and the KV length of each decoding request, new token included.
+
+    `samples` says whether the chunks end their prompts, so that each gives a token.
+    """
+
+    chunks: tuple[Chunk, ...] = ()
+    decodes: tuple[int, ...] = ()
+    samples: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """What an engine can do at most.
+
+    Attributes:
+        num_pages, page_size: of its KV cache.
+        max_model_len: tokens of a request.
+        max_num_batched_tokens: of a step.
+        max_running_requests: of a step.
+        graph_batch_sizes: decode batches that run as one CUDA Graph, ascending.
+    """
+
+    num_pages: int
+    page_size: int
+    max_model_len: int
+    max_num_batched_tokens: int
+    max_running_requests: int
+    graph_batch_sizes: tuple[int, ...] = ()
+
+    def allows(self, design: StepDesign) -> bool:
+        """Whether the engine could run such a step."""
+        lengths = [chunk.tokens + chunk.context for chunk in design.chunks] + [*design.decodes]
+        tokens = sum(chunk.tokens for chunk in design.chunks) + len(design.decodes)
+        pages = sum(-(-length // self.page_size) for length in lengths)
+        return (
+            0 < tokens <= self.max_num_batched_tokens
+            and len(lengths) <= self.max_running_requests
+            and max(lengths) <= self.max_model_len
+            and pages <= self.num_pages
+        )
+
+
+CONTEXTS = (32, 512, 2048, 8192, 16384)  # KV of a decoding request
+PREFIXES = (256, 1024, 4096, 16384)
+
+
+def design_steps(limits: EngineLimits) -> list[StepDesign]:
+    """All steps worth measuring that the engine can run, the most telling first, none twice."""
+    budget = limits.max_num_batched_tokens
+    passes: Sequence[Iterable[StepDesign]] = (
+        _prompts(budget, -(-budget // 16)),
+        _decodes(limits, CONTEXTS[:3]),
+        _prefixes(limits),
+        _several_prompts(limits),
+        _mixed(limits),
+        _prompts(budget, -(-budget // 64)),
+        _decodes(limits, CONTEXTS),
+        _uneven(limits),
+        _prompts(-(-budget // 4), -(-budget // 128)),
+    )
+    found = dict.fromkeys(design for designs in passes for design in designs)
+    return [design for design in found if limits.allows(design)]
+
+
+def _prompts(most: int, step: int) -> Iterator[StepDesign]:
+    """One prompt of each length; the shortest densely, where launches and weights are the limit."""
+    for tokens in sorted({1, 2, 4, 8, 16, 24, 32, 48, *range(step, most + 1, step), most}):
+        yield StepDesign((Chunk(tokens),))
+
+
+def _decodes(limits: EngineLimits, contexts: Sequence[int]) -> Iterator[StepDesign]:
+    """Every graph full, and the steps that are too large for one, at several KV lengths."""
+    sizes = limits.graph_batch_sizes or _powers(limits.max_running_requests)
+    for batch in sorted({*sizes, limits.max_running_requests}):
+        share = limits.num_pages // batch * limits.page_size
+        most = min(limits.max_model_len, share)
+        for context in sorted({*(c for c in contexts if c < most), most}):
+            yield StepDesign(decodes=(context,) * batch)
+
+
+def _uneven(limits: EngineLimits) -> Iterator[StepDesign]:
+    """Batches that do not fill their graph, and one request much longer than the others."""
+    for before, batch in pairwise(limits.graph_batch_sizes):
+        if batch - before > 1:
+            yield StepDesign(decodes=(512,) * (before + 1))
+    for batch in (4, 32, 128):
+        for longest in (4096, 16384):
+            yield StepDesign(decodes=(longest, *(128,) * (batch - 1)))
+
+
+def _prefixes(limits: EngineLimits) -> Iterator[StepDesign]:
+    """Chunks after a cached prefix, whether they end their prompt or not."""
+    budget = limits.max_num_batched_tokens
+    for tokens in _parts(budget, 512, 64, 16, 4, 1):
+        for prefix in PREFIXES:
+            yield StepDesign((Chunk(tokens, prefix),))
+    for prefix in (0, *PREFIXES):
+        yield StepDesign((Chunk(budget, prefix),), samples=False)
+
+
+def _several_prompts(limits: EngineLimits) -> Iterator[StepDesign]:
+    """The same tokens as few long prompts and as many short ones, after a prefix and without."""
+    for total in _parts(limits.max_num_batched_tokens, 32, 8, 2, 1):
+        for count in (2, 4, 16, 64):
+            if total >= 4 * count:
+                yield StepDesign((Chunk(total // count),) * count)
+                yield StepDesign((Chunk(total // count, 512),) * count)
+
+
+def _mixed(limits: EngineLimits) -> Iterator[StepDesign]:
+    """Prompts beside decoding requests, as chunked prefill makes them."""
+    budget, most = limits.max_num_batched_tokens, limits.max_running_requests - 1
+    for batch in sorted(size for size in {1, 8, 32, 128, most} if 0 < size <= most):
+        for context in (128, 1024, 4096):
+            for tokens in sorted({*_parts(budget, 128, 16, 4), budget - batch}):
+                yield StepDesign((Chunk(tokens),), (context,) * batch)
+        yield StepDesign((Chunk(max(1, budget // 16), 1024),) * 3, (1024,) * batch)
+
+
+def _parts(total: int, *divisors: int) -> list[int]:
+    """Shares of a total, ascending, none twice and none empty."""
+    return sorted({max(1, total // divisor) for divisor in divisors})
+
+
+def _powers(most: int) -> list[int]:
+    return [1 << power for power in range(most.bit_length()) if 1 << power <= most]

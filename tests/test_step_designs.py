@@ -1,0 +1,153 @@
+"""Which steps a calibration measures, and the plans that are made of them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from engine.core.plan import StepPlan
+from engine.profiling.made_plans import PlanMaker
+from engine.profiling.measuring import FEATURES, Measurements, features_of, measure_steps
+from engine.profiling.step_shapes import Chunk, EngineLimits, StepDesign, design_steps
+from engine.runtime.executor import StepOutput
+from engine.runtime.host_step import StepBuilder
+from engine.runtime.request_rows import RequestRows
+from simulator.cost_model import StepShape
+
+H200 = EngineLimits(
+    num_pages=45_000, page_size=16, max_model_len=131_072, max_num_batched_tokens=8192,
+    max_running_requests=256, graph_batch_sizes=(1, 2, 4, *range(8, 257, 8)),
+)  # fmt: skip
+SMALL = EngineLimits(
+    num_pages=64, page_size=4, max_model_len=100, max_num_batched_tokens=48, max_running_requests=6
+)
+
+
+@pytest.mark.parametrize("limits", [H200, SMALL])
+def test_all_designs_are_possible_and_none_comes_twice(limits: EngineLimits) -> None:
+    """What an engine cannot hold, or not in one step, is not asked of it."""
+    designs = design_steps(limits)
+    assert len(set(designs)) == len(designs) > 40
+    for design in designs:
+        lengths = [c.tokens + c.context for c in design.chunks] + [*design.decodes]
+        assert sum(-(-n // limits.page_size) for n in lengths) <= limits.num_pages
+        assert max(lengths) <= limits.max_model_len
+        assert len(lengths) <= limits.max_running_requests
+        tokens = sum(c.tokens for c in design.chunks) + len(design.decodes)
+        assert 0 < tokens <= limits.max_num_batched_tokens
+
+
+def test_the_design_covers_what_steps_can_be() -> None:
+    """Every graph at several contexts, prompts densely, prefixes, many prompts, mixtures."""
+    designs = design_steps(H200)
+    assert 400 < len(designs) < 900  # five minutes of three passes
+    decodes = [d for d in designs if not d.chunks and len(set(d.decodes)) == 1]
+    for batch in H200.graph_batch_sizes:
+        assert len({d.decodes[0] for d in decodes if len(d.decodes) == batch}) >= 4
+    prompts = sorted(d.chunks[0].tokens for d in designs
+                     if len(d.chunks) == 1 and not (d.decodes or d.chunks[0].context))  # fmt: skip
+    assert (prompts[0], prompts[-1]) == (1, 8192)
+    assert all(after - before <= 128 for before, after in pairwise(prompts))
+    assert any(c.context >= 16_384 for d in designs for c in d.chunks)
+    assert any(len(d.chunks) == 64 for d in designs)
+    assert any(d.chunks and len(d.decodes) == 255 for d in designs)
+    assert any(not d.samples for d in designs)
+    assert any(len(set(d.decodes)) > 1 for d in designs)
+
+
+def test_the_beginning_of_the_design_is_a_coarser_one() -> None:
+    """Half of the steps have every graph and prompts up to the budget already."""
+    designs = design_steps(H200)
+    first = designs[: len(designs) // 2]
+    assert {len(d.decodes) for d in first if not d.chunks} >= set(H200.graph_batch_sizes)
+    assert max(sum(c.tokens for c in d.chunks) for d in first) == 8192
+
+
+def test_a_plan_is_what_its_design_says() -> None:
+    """Tokens, positions, rows and pages on the device; sums as a scheduler gives them."""
+    maker = PlanMaker(H200, vocab_size=1000)
+    builder = StepBuilder(RequestRows(512, lambda *_: None), max_pages=9000, page_size=16)
+    design = StepDesign((Chunk(40, 100), Chunk(5)), (33, 17, 1))
+    before, plan = maker.make(design)
+    assert before is not None
+    shown = builder.build(before)
+    assert shown.positions.tolist() == [32, 16, 0]
+    # 3, 2 and 1 pages, all others than those of the chunks
+    assert len(shown.new_pages) == 6
+    host = builder.build(plan)
+    assert host.prefill is not None
+    assert host.prefill.lengths == (40, 5)
+    assert host.prefill.contexts.tolist() == [100, 0]
+    assert host.positions.tolist() == [*range(100, 140), *range(5), 32, 16, 0]
+    assert len(host.logit_rows) == 5
+    assert host.token_ids[:45].min() >= 0
+    assert host.token_ids[45:].max() < 0  # the device's own tokens
+    own = set(host.new_pages.tolist()) - set(shown.new_pages.tolist())
+    assert len(own) == 9 + 1
+    assert dict(zip(FEATURES, features_of(plan), strict=True)) == dict(
+        prefill_tokens=45, prefill_requests=2, prefill_context=100,
+        prefill_pairs=40 * 100 + 40 * 41 // 2 + 15, decode_requests=3, decode_tokens=3,
+        decode_context=51, decode_max_context=33, sampled_tokens=5, graph_batch=0,
+    )  # fmt: skip
+    assert StepShape._fields[:-1] == FEATURES
+
+
+def test_a_decode_plan_names_its_graph() -> None:
+    """The smallest that holds it; one request more than the largest holds has none."""
+    maker = PlanMaker(H200, vocab_size=1000)
+    for batch, graph in ((1, 1), (3, 4), (4, 4), (9, 16), (256, 256)):
+        assert maker.make(StepDesign(decodes=(20,) * batch))[1].graph_batch == graph
+    assert PlanMaker(SMALL, 100).make(StepDesign(decodes=(20,) * 3))[1].graph_batch == 0
+    _, plan = maker.make(StepDesign((Chunk(7),), samples=False))
+    assert plan.sampling_requests() == []
+
+
+def test_an_impossible_step_is_refused() -> None:
+    """By name, before the engine would fail at it."""
+    with pytest.raises(ValueError, match="cannot run StepDesign"):
+        PlanMaker(SMALL, 100).make(StepDesign((Chunk(49),)))
+
+
+class Device:
+    """An executor that takes a µs a token, and notes what it was given."""
+
+    def __init__(self) -> None:
+        self.launched: list[StepPlan] = []
+
+    def launch(self, plan: StepPlan) -> Device:
+        self.launched.append(plan)
+        return self
+
+    def is_done(self) -> bool:
+        return True
+
+    def result(self) -> StepOutput:
+        plan = self.launched[-1]
+        ns = 1000 * (plan.prefill_tokens + plan.decode_tokens)
+        return StepOutput(np.empty(0, np.int32), None, None, 0, ns)
+
+
+def test_what_is_measured_is_not_measured_again() -> None:
+    """Time runs out after some steps; later the rest is measured, each three times in all."""
+    designs, done = design_steps(SMALL), Measurements()
+    passes: list[tuple[int, ...]] = []
+
+    def run(limit: float) -> bool:
+        maker = PlanMaker(SMALL, 100)
+        return measure_steps(
+            Device(), maker, designs, done, deadline_s=limit,
+            measured=lambda shape, _times, _share: passes.append(shape),
+        )  # fmt: skip
+
+    assert not run(0.0)
+    assert not passes
+    assert run(float("inf"))
+    assert run(float("inf"))
+    shapes = {features_of(PlanMaker(SMALL, 100).make(d)[1]) for d in designs}
+    assert len(passes) == 3 * len(shapes)
+    assert set(done.times) == shapes
+    assert set(done.passes.values()) == {3}
+    for shape, times in done.times.items():
+        assert set(times) == {1000 * (shape[0] + shape[5])}
