@@ -21,7 +21,6 @@ OPCODES = (
     "IGMMA",
     "HMMA",
     "UTMALDG",
-    "USETMAXREG",
     "MEMBAR",
     "LDGSTS",
     "STL",

@@ -27,7 +27,7 @@ class DecodeTuning:
 
 
 def pick_tuning(batch: int, kv_heads: int, group: int) -> DecodeTuning:
-    """What is fastest on an H200, whether contexts are of a thousand tokens or of eight.
+    """What is fastest on an H200, whether contexts are of one thousand tokens or eight thousand.
 
     Few heads: latency is all, so programs are small and fetch early. Many heads: enough bytes in
     flight, and more pieces than fit at a time, which levels the differences between SMs. Measured

@@ -46,10 +46,13 @@ class _Orders:
 _orders: ContextVar[_Orders | None] = ContextVar("orders", default=None)
 
 
-def ordered(prepare: Callable[[torch.device], object]) -> bool:
-    """Whether this is inside `compile_only`; then `prepare(device)` runs on one of its threads.
+def order(prepare: Callable[[torch.device], object]) -> bool:
+    """Inside `compile_only`, run `prepare(device)` on one of its threads, once.
 
-    For kernels that are not Triton's: to be asked before each launch, which must not be done then.
+    For kernels that are not Triton's, before each launch.
+
+    Returns:
+        Whether it was ordered, and nothing is to be launched.
     """
     orders = _orders.get()
     if orders is not None and prepare not in orders.others:

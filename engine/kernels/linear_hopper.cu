@@ -7,10 +7,8 @@
 // each loads a part of every tile of weights for all, so that weights cross the L2 cache once.
 // Weights are fetched before the kernel waits for the one that makes its activations.
 //
-// The including text (see linear_hopper.py) defines: ROW_GROUPS, BN, STAGES, CLUSTER (1 or 2),
-// GATED, PARTS (the result is float32 parts), SHARE_REGISTERS (threads that load give up all but
-// PRODUCER_REGISTERS, so that those that multiply get CONSUMER_REGISTERS), PIECES (instructions that
-// share BN), and SHAPE_N, SUMS, SUM_OPERANDS, A, B, KEEP of an instruction.
+// The including text (see linear_hopper.py) defines: ROW_GROUPS, BN, STAGES, CLUSTER (1 or 2), GATED,
+// PARTS (the result is float32 parts), and SHAPE_N, SUMS, SUM_OPERANDS, A, B, KEEP of an instruction.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -97,8 +95,8 @@ __device__ __forceinline__ u64 operand(u32 address) {
   return (u64)((address & 0x3FFFF) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
 }
 
-// sums += a b: 64 rows by BN / PIECES weight rows, 16 columns; keep == 0 forgets what was in sums.
-__device__ __forceinline__ void multiply(float* sums, u64 a, u64 b, int keep) {
+// sums += a b: 64 rows by BN weight rows, 16 columns; keep == 0 forgets what was in sums.
+__device__ __forceinline__ void multiply(float (&sums)[BN / 2], u64 a, u64 b, int keep) {
   asm volatile(
       "{\n"
       ".reg .pred keep;\n"
@@ -167,17 +165,16 @@ __device__ __forceinline__ void consume(float (&sums)[BN / 2], Stages at, int gr
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
     for (int part = 0; part < BK / 16; ++part) {
-#pragma unroll
-      for (int piece = 0; piece < PIECES; ++piece) {
-        multiply(sums + piece * (BN / 2 / PIECES), a + 2 * part,
-                 b + 2 * part + piece * (W_BYTES / PIECES / 16), step + part);
-      }
+      multiply(sums, a + 2 * part, b + 2 * part, step + part);
     }
     asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 1;" ::: "memory");
     // The products of the step before are done: this warp needs its stage no more.
     if (step > 0 && lane < CLUSTER) barrier_arrive_at(at.empty + 8 * ((step - 1) % STAGES), lane);
   }
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  // No use of the sums may move before the wait, which the compiler does not know to be theirs.
+#pragma unroll
+  for (int i = 0; i < BN / 2; ++i) asm volatile("" : "+f"(sums[i])::"memory");
 }
 
 // A thread has, of two rows, two neighbours in every eight columns.
@@ -235,14 +232,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   else __syncthreads();
 
   if (warp >= CONSUMER_WARPS) {
-    if (SHARE_REGISTERS) {
-      asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));
-    }
     if (warp == CONSUMER_WARPS && lane == 0) produce(&x_map, &w_map, at, work, n);
   } else {
-    if (SHARE_REGISTERS) {
-      asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
-    }
     float sums[BN / 2];
     consume(sums, at, warp / 4, lane, work.steps);
     store(sums, out, work, m, n, warp * 16, lane);

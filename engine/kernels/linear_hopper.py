@@ -18,7 +18,6 @@ from engine.kernels.nvrtc import MOST_SHARED_BYTES, CudaKernel, Launch, tensor_m
 
 COLUMNS = 64  # of a tile, which are 128 bytes
 TILE_BYTES = MOST_SHARED_BYTES - 16 * 1024  # the kernel that follows needs some to start early
-PRODUCER_REGISTERS = 24  # of a thread that only loads
 OTHER_REGISTERS = 28  # of a thread that multiplies, beside its sums
 
 
@@ -44,39 +43,15 @@ class HopperTiling(NamedTuple):
         return (64 * self.row_groups + self.features) * 2 * COLUMNS + 16
 
     @property
-    def start_registers(self) -> int:
-        """That a thread starts with: a multiprocessor has 512 for each thread of a warp group."""
-        return 512 // (self.row_groups + 1) // 8 * 8
-
-    @property
-    def shares_registers(self) -> bool:
-        """Whether loading threads must give registers to multiplying ones.
-
-        If not, the block takes no more than it needs, and leaves room for the kernel that follows.
-        """
-        return self.features // 2 + OTHER_REGISTERS > self.start_registers
-
-    @property
-    def consumer_registers(self) -> int:
-        """That a multiplying thread has once loading ones have given theirs away.
-
-        More than all had together, and they would wait for each other for ever.
-        """
-        left = self.start_registers * (self.row_groups + 1) - PRODUCER_REGISTERS
-        return min(240, left // self.row_groups // 8 * 8)
-
-    @property
-    def pieces(self) -> int:
-        """Instructions that share a block's features: one needs all its sums at the start."""
-        return 2 if self.shares_registers else 1
-
-    @property
     def fits(self) -> bool:
-        """Whether the registers and the shared memory of a multiprocessor suffice."""
-        sums = self.features // 2
+        """Whether there is such a kernel, and registers and shared memory suffice."""
+        registers = 512 // (self.row_groups + 1) if 1 <= self.row_groups <= 4 else 0
         return (
-            sums + OTHER_REGISTERS <= self.consumer_registers
-            and sums // self.pieces + OTHER_REGISTERS <= self.start_registers
+            self.features % 16 == 0
+            and 0 < self.features <= 256
+            and self.cluster in (1, 2)
+            and self.split >= 1
+            and self.features // 2 + OTHER_REGISTERS <= registers // 8 * 8
             and self.stages(3) == 3
         )
 
@@ -88,13 +63,11 @@ class HopperTiling(NamedTuple):
 @cache
 def hopper_kernel(tiling: HopperTiling, stages: int, *, gated: bool, parts: bool) -> CudaKernel:
     """The variant of the kernel, not compiled yet."""
-    sums = tiling.features // 2 // tiling.pieces  # of an instruction, in a thread
+    sums = tiling.features // 2  # of a thread
     return CudaKernel(Path(__file__).with_suffix(".cu"), "linear_hopper", {
         "ROW_GROUPS": tiling.row_groups, "BN": tiling.features, "STAGES": stages,
         "CLUSTER": tiling.cluster, "GATED": int(gated), "PARTS": int(parts),
-        "SHARE_REGISTERS": int(tiling.shares_registers),
-        "CONSUMER_REGISTERS": tiling.consumer_registers, "PRODUCER_REGISTERS": PRODUCER_REGISTERS,
-        "PIECES": tiling.pieces, "SHAPE_N": f'"{tiling.features // tiling.pieces}"',
+        "SHAPE_N": f'"{tiling.features}"',
         "SUMS": f'"{", ".join(f"%{i}" for i in range(sums))}"',
         "SUM_OPERANDS": ", ".join(f'"+f"(sums[{i}])' for i in range(sums)),
         "A": f'"%{sums}"', "B": f'"%{sums + 1}"', "KEEP": f'"%{sums + 2}"',
@@ -107,7 +80,7 @@ def _is_hopper(device: torch.device) -> bool:
 
 
 def takes_hopper_linear(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether the kernel can run: a Hopper GPU, bfloat16, rows of multiples of 16 bytes."""
+    """Whether the kernel can run: a Hopper GPU, bfloat16, sides of multiples of 16 elements."""
     on_hopper = x.device.type == "cuda" and _is_hopper(x.device)
     return on_hopper and x.dtype == torch.bfloat16 and not any(n % 16 for n in weight.shape)
 
@@ -119,7 +92,8 @@ def hopper_linear(
 
     Args:
         x: bfloat16[M, K] contiguous, at most 64 * row_groups * cluster rows; K a multiple of 8.
-        weight: bfloat16[N, K] contiguous, N a multiple of 8; gated: [2 I, K].
+        weight: bfloat16[N, K] contiguous, N a multiple of 8; gated: [2 I, K]. No kernel may be
+            writing it, because it is read before earlier kernels are done.
         tiling: how to cut it up; `split` must be 1 if gated.
         gated: return silu(gate) * up.
 
@@ -127,12 +101,17 @@ def hopper_linear(
         bfloat16[M, N] (gated: [M, I]), or parts float32[split, M, N].
 
     Raises:
-        ValueError: the tiling does not fit the operands, or the GPU.
+        ValueError: the tiling does not fit the operands or the GPU, or operands are of another
+            type, or have gaps.
     """
     m, k = x.shape
     n = len(weight) // 2 if gated else len(weight)
-    if m > 64 * tiling.row_groups * tiling.cluster or k % 8 or n % 8 or not tiling.fits:
-        raise ValueError(f"{tiling} does not fit [{m}, {k}] by [{n}, {k}]")
+    fits = tiling.fits and m <= 64 * tiling.row_groups * tiling.cluster
+    if not fits or k % 8 or n % 8 or (gated and tiling.split > 1):
+        raise ValueError(f"{tiling} does not fit [{m}, {k}] by [{n}, {k}], gated: {gated}")
+    for operand in (x, weight):
+        if operand.dtype != torch.bfloat16 or not operand.is_contiguous():
+            raise ValueError(f"contiguous bfloat16 is wanted, not {operand.dtype}")
     steps = -(-k // COLUMNS)
     each = -(-steps // tiling.split)
     split = -(-steps // each)

@@ -17,7 +17,8 @@ from engine.kernels.linear_hopper import COLUMNS, HopperTiling
 from engine.kernels.skinny_linear import Tiling
 
 MOST_ROWS = 64  # beyond that the products are no longer bound by the weights' bandwidth
-MOST_HOPPER_ROWS = 256  # beyond that cuBLAS has nothing left to gain
+MOST_HOPPER_ROWS = 256  # beyond that nothing is left to gain over cuBLAS
+HOPPER_ROWS = (17, 33, 65, 129, 193)  # the first rows of each class that is cut up alike
 SMS = 132  # multiprocessors of an H100 or H200; elsewhere the tilings are right, if less good
 _MOST_SPLITS = 8
 _VOCABULARY = 32_768  # rows from which on a weight fills the GPU several times over
@@ -102,9 +103,9 @@ def hopper_tiling(
     return best
 
 
-def _hopper_score(tiling: HopperTiling, features: int, inner: int) -> float:
+def _hopper_score(tiling: HopperTiling, weight_rows: int, inner: int) -> float:
     """Share of the multiprocessors at work, less what narrow tiles, splits and waves cost."""
-    blocks = -(-features // tiling.features) * tiling.cluster * tiling.split
+    blocks = -(-weight_rows // tiling.features) * tiling.cluster * tiling.split
     waves = -(-blocks // SMS)
     steps = inner // COLUMNS / tiling.split
     if steps < 4:

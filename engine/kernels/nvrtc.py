@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from triton.runtime.cache import get_cache_manager
 
-from engine.kernels.launching import ordered
+from engine.kernels.launching import order
 
 ARCHITECTURE = "sm_90a"
+OPTIONS = (f"--gpu-architecture={ARCHITECTURE}", "--std=c++17")
 _CLUSTER_DIMENSION, _PROGRAMMATIC_SERIALIZATION = 4, 6  # CUlaunchAttributeID
 _MAX_DYNAMIC_SHARED_BYTES = 8  # CUfunction_attribute
 MOST_SHARED_BYTES = 227 * 1024  # that a block of a Hopper GPU can have
@@ -30,6 +31,10 @@ _SWIZZLE_128B, _L2_PROMOTION_256B = 3, 3
 
 class NvrtcError(RuntimeError):
     """NVRTC is missing, or did not compile a kernel; says why."""
+
+
+class CudaDriverError(RuntimeError):
+    """A call of the CUDA driver failed, often because an earlier kernel did and all is lost."""
 
 
 class _Attribute(ctypes.Structure):
@@ -87,7 +92,10 @@ def nvrtc() -> Any:
     try:
         return ctypes.CDLL(name)
     except OSError as error:
-        raise NvrtcError(f"{name} is neither in {packages} nor known to the loader") from error
+        raise NvrtcError(
+            f"{name}, with which torch compiles kernels, is neither in {packages} nor known to the "
+            "loader: pip install nvidia-cuda-nvrtc"
+        ) from error
 
 
 @cache
@@ -112,10 +120,9 @@ def compile_source(source: str, name: str) -> bytes:
     _check(library.nvrtcCreateProgram(
         ctypes.byref(program), source.encode(), name.encode(), 0, None, None
     ))  # fmt: skip
-    options = (f"--gpu-architecture={ARCHITECTURE}", "--std=c++17", "--ptxas-options=-warn-spills")
-    given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+    given = (ctypes.c_char_p * len(OPTIONS))(*(option.encode() for option in OPTIONS))
     try:
-        result = library.nvrtcCompileProgram(program, len(options), given)
+        result = library.nvrtcCompileProgram(program, len(OPTIONS), given)
         size = ctypes.c_size_t()
         if result:
             library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
@@ -145,7 +152,7 @@ def _call(function: str, *arguments: Any) -> None:
     if result:
         text = ctypes.c_char_p()
         _driver().cuGetErrorString(result, ctypes.byref(text))
-        raise RuntimeError(f"{function}: {(text.value or b'?').decode()}")
+        raise CudaDriverError(f"CUDA error in {function}: {(text.value or b'?').decode()}")
 
 
 class CudaKernel:
@@ -174,9 +181,9 @@ class CudaKernel:
         Args:
             shape: of the launch.
             arguments: ctypes values, in the order of the kernel's parameters.
-            device: where its tensors are.
+            device: where its tensors are; this thread's present one.
         """
-        if ordered(self._load):
+        if order(self._load):
             return
         function = self._loaded.get(_index(device)) or self._load(device)
         attributes = (_Attribute * 2)()
@@ -193,7 +200,7 @@ class CudaKernel:
 
     def binary(self) -> bytes:
         """Compile it, or take it from the cache."""
-        facts = f"{ARCHITECTURE} {nvrtc_version()}\n{self.source}"
+        facts = f"{nvrtc_version()} {' '.join(OPTIONS)}\n{self.source}"
         manager = get_cache_manager(hashlib.sha256(facts.encode()).hexdigest())
         name = f"{self._function}.cubin"
         if path := manager.get_file(name):
@@ -203,12 +210,15 @@ class CudaKernel:
         return made
 
     def _load(self, device: torch.device) -> ctypes.c_void_p:
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(f"{self._file} is to be loaded before it is captured")
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
+        binary = self.binary()
         with torch.cuda.device(_index(device)):
             torch.cuda.current_stream().query()  # makes the device's context current
-            _call("cuModuleLoadData", ctypes.byref(module), self.binary())
-        _call("cuModuleGetFunction", ctypes.byref(function), module, self._function.encode())
-        _call("cuFuncSetAttribute", function, _MAX_DYNAMIC_SHARED_BYTES, MOST_SHARED_BYTES)
+            _call("cuModuleLoadData", ctypes.byref(module), binary)
+            _call("cuModuleGetFunction", ctypes.byref(function), module, self._function.encode())
+            _call("cuFuncSetAttribute", function, _MAX_DYNAMIC_SHARED_BYTES, MOST_SHARED_BYTES)
         self._loaded[_index(device)] = function
         return function
 

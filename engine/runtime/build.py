@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from engine.core.model_spec import ModelSpec, load_model_spec, model_card_names
+from engine.kernels.nvrtc import NvrtcError
 from engine.kernels.registry import select_kernels
 from engine.models.dummy_weights import dummy_weights
 from engine.models.kv_cache import allocate_kv_cache
@@ -44,7 +45,7 @@ def build_runner(
         on_progress: told what is being done, in a few words.
 
     Raises:
-        EngineError: no such device, or the model does not fit.
+        EngineError: no such device, the model does not fit, or a library is missing.
         ModelNotFoundError: no such model on this machine.
         ModelConfigError, CheckpointError: it cannot be read.
     """
@@ -52,6 +53,8 @@ def build_runner(
     try:
         with on_device(device):
             return _build(config, device, clock, on_progress)
+    except NvrtcError as error:
+        raise EngineError(str(error)) from error
     except torch.OutOfMemoryError as error:
         reason = str(error).partition(". If reserved")[0]
         raise EngineError(f"{config.model} does not fit on {device}: {reason}") from error

@@ -78,7 +78,7 @@ def measure(trial: ModelRunner) -> Memory:
             f" {free / _MIB:,.0f} MiB are free beside the model, {kept_free / _MIB:,.0f} must stay"
             f" so (memory_fraction {config.memory_fraction:g}), {activations / _MIB:,.0f} are for a"
             f" step of {config.max_num_batched_tokens:,} tokens, {graphs / _MIB:,.0f} for CUDA"
-            f" Graphs: {max(fit, 0):,} pages fit"
+            f" Graphs, {_LIBRARIES / _MIB:,.0f} for libraries: {max(fit, 0):,} pages fit"
         )
     return Memory(total, free, kept_free, activations, graphs, page, config.num_pages or fit)
 

@@ -16,7 +16,7 @@ import torch
 
 from engine.core.model_spec import ModelSpec
 from engine.core.plan import StepPlan
-from engine.kernels.nvrtc import nvrtc_version
+from engine.kernels.nvrtc import NvrtcError, nvrtc_version
 from engine.models.kv_cache import KvCache
 from engine.models.transformer import Transformer
 from engine.nvtx_ranges import annotate
@@ -102,7 +102,7 @@ class ModelRunner:
             "torch": torch.__version__,
             "triton": _version("triton"),
             "cuda": torch.version.cuda if self._on_gpu else None,
-            "nvrtc": nvrtc_version() if self._on_gpu else None,
+            "nvrtc": _nvrtc() if self._on_gpu else None,
         }
 
     def register(self, request_id: int, params: SamplingParams) -> None:
@@ -194,6 +194,14 @@ class ModelRunner:
         on_host = to_host(sampled, len(host.sampled))
         events.copied.record()
         return GpuStep(events, on_host, self._steps, launched_ns)
+
+
+def _nvrtc() -> str | None:
+    """Its version; None: it is not there, and nothing that runs needs it."""
+    try:
+        return nvrtc_version()
+    except NvrtcError:
+        return None
 
 
 def _version(module: str) -> str | None:

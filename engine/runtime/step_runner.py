@@ -13,6 +13,7 @@ import torch
 
 from engine.core.config import MAX_PLANS_IN_FLIGHT
 from engine.kernels.launching import compile_only
+from engine.kernels.linear_tilings import HOPPER_ROWS
 from engine.kernels.sampling_batch import SampleResult
 from engine.models.kv_cache import KvCache
 from engine.models.step_inputs import PrefillInputs, StepInputs
@@ -115,19 +116,18 @@ class StepRunner:
             # Prefill first: its attention is what takes longest to compile.
             longest = min(self._config.max_num_batched_tokens, self._max_model_len)
             # An odd number of tokens is another variant of some kernels; few tokens are, too.
-            for tokens in sorted({longest, longest - 1, *self._config.graph_tokens, 5, 2} - {0}):
+            lengths = {longest, longest - 1, *self._config.graph_tokens, *HOPPER_ROWS, 5, 2} - {0}
+            for tokens in sorted(length for length in lengths if length <= longest):
                 for context in (0, 1):
                     chunk = max(1, min(tokens, self._max_model_len - 1))
                     self._trial_prefill(tokens, chunk, context)
             for asks in (NOTHING_SPECIAL, *COMMON_ASKS):
                 step = trial_decode(2, self.state.dummy_row)
                 self._run_eagerly(step, asks, allow_graphs=False)
-            for batch in {
-                *self._config.cuda_graph_batch_sizes,
-                1,
-                self._config.max_running_requests,
-            }:
-                self._run_decode_eagerly(batch)
+            most = self._config.max_running_requests
+            for batch in sorted({1, most, *HOPPER_ROWS, *self._config.cuda_graph_batch_sizes}):
+                if batch <= most:
+                    self._run_decode_eagerly(batch)
 
     def run_largest_steps(self) -> None:
         """Prefill as many tokens as a step may hold, and decode as many requests as may run.
