@@ -1,0 +1,366 @@
+"""The calibrated cost model: predicts steps with what a profile's fit says of one engine.
+
+There are two kinds of steps.
+
+Pure decode steps that run as a CUDA Graph: the table of that graph batch, linear in decode_context
+between its knots. Without a table of the batch, the tables of the next smaller and the next larger
+one are read at the same context per row of the graph, so that neither leaves the range in which it
+was measured, and mixed in proportion to the batch. Outside all tables the nearest one is read at
+the step's own context, and the step counts as extrapolated. A profile without tables (of a CPU)
+has no steps of this kind.
+
+All other steps: the sum of what `simulator.profile.MixedFit` names. The table of tokens is read at
+the tokens of the step, which a step with prefill pads to the next of the engine's graph_tokens.
+
+The terms of gpu_ns:
+
+    tokens             the table of tokens; of a decode table what its first knot says
+    attention_prefill  pairs, and context before the chunks
+    attention_decode   context of the decode items; of a decode table what is above its first knot
+    requests           chunks and decode items
+    logits             a constant where there are any, and their rows
+
+Rounding: each term is rounded by itself to whole ns, halves up, and gpu_ns is their sum; tokens is
+at least 1, and attention_decode of a decode table is the difference of two rounded values. Every
+float operation is one IEEE double +, -, * or max, in the same order in Python and in numpy, so
+that both give the same integers.
+"""
+
+from __future__ import annotations
+
+import operator
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.cost_model import Int64, StepCosts, StepFeatures, StepShape
+from simulator.profile import DecodeTable, HostFit, MixedFit, Profile, ProfileError
+
+TERMS: Final = ("tokens", "attention_prefill", "attention_decode", "requests", "logits")
+
+_EMPTY_STEP: Final = "a step has at least one token"
+_NO_LIMIT: Final = 1 << 62
+
+
+class CalibratedCostModel:
+    """Step costs as a profile has them; implements `CostModel`.
+
+    Args:
+        profile: what was measured and fitted.
+    """
+
+    def __init__(self, profile: Profile) -> None:
+        fit = profile.fit
+        self._name = profile.name
+        self._decode = DecodeCurves(fit.decode)
+        self._mixed = None
+        if fit.mixed is not None:
+            self._mixed = MixedCosts(fit.mixed, profile.engine.graph_tokens)
+        self._host = HostCosts(fit.host)
+        self._limits = tuple(fit.limits.get(name, _NO_LIMIT) for name in StepShape._fields)
+
+    @property
+    def name(self) -> str:
+        """The profile's name; stands in every result that this model made."""
+        return self._name
+
+    def step_costs(self, features: StepFeatures) -> StepCosts:
+        """Costs of many steps, with their terms."""
+        f = features
+        if len(f) and int((f.prefill_tokens + f.decode_tokens).min()) < 1:
+            raise ValueError(_EMPTY_STEP)
+        extrapolated = np.zeros(len(f), np.bool_)
+        for column, limit in zip(_columns(f), self._limits, strict=True):
+            extrapolated |= column > limit
+        if not self._decode:
+            terms = self._other_steps().terms(f)
+        else:
+            graphed = (f.prefill_tokens == 0) & (f.graph_batch > 0)
+            extrapolated |= graphed & self._decode.are_outside(f.graph_batch)
+            terms = self._terms_of_both(f, graphed)
+        return StepCosts(_total(terms), self._host.column(f), terms, extrapolated)
+
+    def _terms_of_both(self, f: StepFeatures, graphed: NDArray[np.bool_]) -> dict[str, Int64]:
+        """The terms of steps some of which are decode graphs."""
+        if len(f) and not graphed.any():
+            return self._other_steps().terms(f)
+        terms = {name: np.zeros(len(f), np.int64) for name in TERMS}
+        terms["tokens"][graphed], terms["attention_decode"][graphed] = self._decode.terms(
+            f.graph_batch[graphed], f.decode_context[graphed]
+        )
+        if not graphed.all():
+            others = StepFeatures(*(column[~graphed] for column in _columns(f)))
+            for name, ns in self._other_steps().terms(others).items():
+                terms[name][~graphed] = ns
+        return terms
+
+    def step_cost(self, shape: StepShape) -> tuple[int, int, bool]:
+        """(gpu_ns, host_ns, extrapolated) of one step."""
+        prefill, _, _, _, _, tokens, context, _, _, graph_batch, _ = shape
+        if prefill + tokens < 1:
+            raise ValueError(_EMPTY_STEP)
+        extrapolated = any(map(operator.gt, shape, self._limits))
+        if graph_batch > 0 and not prefill and self._decode:
+            gpu_ns = self._decode.curve(graph_batch).whole_ns(context)
+            extrapolated = extrapolated or self._decode.is_outside(graph_batch)
+        else:
+            gpu_ns = self._other_steps().gpu_ns(shape)
+        return gpu_ns, self._host.host_ns(shape), extrapolated
+
+    def decode_run(self, shape: StepShape, num_steps: int) -> tuple[list[int], int, bool]:
+        """gpu_ns of successive pure decode steps, the host_ns of each, whether extrapolated."""
+        prefill, _, _, _, _, tokens, context, longest, _, graph_batch, _ = shape
+        if prefill or tokens < 1:
+            raise ValueError("a decode run decodes and does not prefill")
+        contexts = range(context, context + num_steps * tokens, tokens)
+        last = shape._replace(
+            decode_context=context + (num_steps - 1) * tokens,
+            decode_max_context=longest + num_steps - 1,
+        )
+        extrapolated = num_steps > 0 and any(map(operator.gt, last, self._limits))
+        if graph_batch > 0 and self._decode:
+            gpu_ns = self._decode.curve(graph_batch).run(contexts)
+            extrapolated = extrapolated or (num_steps > 0 and self._decode.is_outside(graph_batch))
+        else:
+            gpu_ns = self._other_steps().run(shape, contexts)
+        return gpu_ns, self._host.host_ns(shape), extrapolated
+
+    def _other_steps(self) -> MixedCosts:
+        if self._mixed is None:
+            raise ProfileError(
+                f"the profile {self._name} has only decode steps that run as CUDA Graphs: calibrate"
+                " with prefill to predict other steps"
+            )
+        return self._mixed
+
+
+class Curve:
+    """A function linear between knots: flat before the first, beyond the last with its slope.
+
+    At whole places it never descends: what rounding adds to a segment is less than what the place
+    before its end falls short of the end, unless knots are 2**51 apart.
+
+    Args:
+        at: ascending whole places, two at least.
+        ns: values there, not descending.
+    """
+
+    def __init__(self, at: Sequence[float], ns: Sequence[float]) -> None:
+        self.at = np.array(at, np.float64)
+        self._ns = np.array(ns, np.float64)
+        self._slope = np.diff(self._ns) / np.diff(self.at)
+        segments = (self.at[:-1].tolist(), self._ns[:-1].tolist(), self._slope.tolist())
+        self._segments: list[tuple[float, float, float]] = list(zip(*segments, strict=True))
+        self._inner: list[float] = self.at[1:-1].tolist()
+        self.first_ns = max(1, int(self._ns[0] + 0.5))
+
+    def whole_ns(self, place: int) -> int:
+        """The value at a place in whole ns, at least 1."""
+        start, ns, slope = self._segments[bisect_right(self._inner, place)]
+        beyond = place - start
+        return int(ns + slope * (beyond if beyond > 0.0 else 0.0) + 0.5) or 1
+
+    def whole_column(self, places: Int64) -> Int64:
+        """`whole_ns` of many places."""
+        return np.maximum(_round(self.column(places)), 1)
+
+    def column(self, places: NDArray[np.integer | np.floating]) -> NDArray[np.float64]:
+        """Values at many places, not rounded."""
+        index = np.searchsorted(self.at[1:-1], places.astype(np.float64), side="right")
+        beyond = np.maximum(places - self.at[index], 0.0)
+        values: NDArray[np.float64] = self._ns[index] + self._slope[index] * beyond
+        return values
+
+    def run(self, places: range) -> list[int]:
+        """`whole_ns` of ascending places."""
+        whole: list[int] = []
+        while len(whole) < len(places):
+            rest = places[len(whole) :]
+            segment = bisect_right(self._inner, rest[0])
+            if segment < len(self._inner):
+                rest = rest[: bisect_left(rest, self._inner[segment])]
+            start, ns, slope = self._segments[segment]
+            if rest[0] < start:  # before the first knot
+                whole += map(self.whole_ns, rest)
+            else:
+                whole += [int(ns + slope * (place - start) + 0.5) or 1 for place in rest]
+        return whole
+
+
+class DecodeCurves:
+    """Pure decode steps by the batch of their graph; false if there are none.
+
+    Args:
+        tables: by ascending graph batch.
+    """
+
+    def __init__(self, tables: Sequence[DecodeTable]) -> None:
+        self._measured = [table.graph_batch for table in tables]
+        self._curves = {table.graph_batch: Curve(table.context, table.ns) for table in tables}
+
+    def __bool__(self) -> bool:
+        return bool(self._measured)
+
+    def curve(self, graph_batch: int) -> Curve:
+        """Time over decode_context of a graph batch, measured or not."""
+        known = self._curves.get(graph_batch)
+        if known is not None:
+            return known
+        if self.is_outside(graph_batch):
+            nearest = 0 if graph_batch < self._measured[0] else -1
+            return self._curves[self._measured[nearest]]
+        at = bisect_left(self._measured, graph_batch)
+        curve = self._between(self._measured[at - 1], self._measured[at], graph_batch)
+        self._curves[graph_batch] = curve  # there are no more of these than rows of a graph
+        return curve
+
+    def is_outside(self, graph_batch: int) -> bool:
+        """Whether a graph batch is smaller or larger than all that were measured."""
+        return graph_batch < self._measured[0] or graph_batch > self._measured[-1]
+
+    def are_outside(self, graph_batches: Int64) -> NDArray[np.bool_]:
+        """`is_outside` of many graph batches."""
+        return (graph_batches < self._measured[0]) | (graph_batches > self._measured[-1])
+
+    def terms(self, graph_batches: Int64, contexts: Int64) -> tuple[Int64, Int64]:
+        """(tokens, attention_decode) of many steps."""
+        tokens, attention = np.zeros_like(contexts), np.zeros_like(contexts)
+        for graph_batch in np.unique(graph_batches).tolist():
+            rows = np.flatnonzero(graph_batches == graph_batch)
+            curve = self.curve(graph_batch)
+            tokens[rows] = curve.first_ns
+            attention[rows] = curve.whole_column(contexts[rows]) - curve.first_ns
+        return tokens, attention
+
+    def _between(self, smaller: int, larger: int, graph_batch: int) -> Curve:
+        """Both neighbours at the same context per row, mixed: linear between the knots of both."""
+        low, high = self._curves[smaller], self._curves[larger]
+        per_row = np.union1d(low.at / smaller, high.at / larger)
+        at = np.unique(np.floor(per_row * graph_batch + 0.5))  # knots that are one in truth
+        low_ns = low.column(at * (smaller / graph_batch))
+        high_ns = high.column(at * (larger / graph_batch))
+        share = (graph_batch - smaller) / (larger - smaller)
+        ns = np.maximum.accumulate(low_ns + share * (high_ns - low_ns))
+        return Curve(at.tolist(), ns.tolist())
+
+
+class MixedCosts:
+    """Steps that are no graph of decode items.
+
+    Args:
+        fit: what their parts cost.
+        graph_tokens: ascending token counts to which steps with prefill are padded.
+    """
+
+    def __init__(self, fit: MixedFit, graph_tokens: Sequence[int]) -> None:
+        self._graph_tokens = tuple(graph_tokens)
+        self._tokens = Curve(fit.tokens, fit.ns)
+        self._prefill_ns = (fit.pair_ns, fit.context_ns)
+        self._decode_context_ns = fit.decode_context_ns
+        self._request_ns = (fit.prefill_request_ns, fit.decode_request_ns)
+        self._logits_ns = (fit.logits_ns, fit.logit_row_ns)
+
+    def terms(self, features: StepFeatures) -> dict[str, Int64]:
+        """The terms of many steps, by their names."""
+        f = features
+        pair_ns, context_ns = self._prefill_ns
+        prefill_request_ns, decode_request_ns = self._request_ns
+        step_ns, row_ns = self._logits_ns
+        return {
+            "tokens": self._tokens.whole_column(padded_tokens(f, self._graph_tokens)),
+            "attention_prefill": _round(pair_ns * f.prefill_pairs + context_ns * f.prefill_context),
+            "attention_decode": _round(self._decode_context_ns * f.decode_context),
+            "requests": _round(
+                prefill_request_ns * f.prefill_requests + decode_request_ns * f.decode_requests
+            ),
+            "logits": _round(
+                np.where(f.sampled_tokens > 0, step_ns + row_ns * f.sampled_tokens, 0.0)
+            ),
+        }
+
+    def gpu_ns(self, shape: StepShape) -> int:
+        """The time of one step."""
+        return self._without_decode_context(shape) + int(
+            self._decode_context_ns * shape.decode_context + 0.5
+        )
+
+    def run(self, shape: StepShape, decode_contexts: range) -> list[int]:
+        """The times of steps that differ in decode_context only."""
+        base_ns, slope = self._without_decode_context(shape), self._decode_context_ns
+        return [base_ns + int(slope * context + 0.5) for context in decode_contexts]
+
+    def _without_decode_context(self, shape: StepShape) -> int:
+        prefill, prefills, context, pairs, decodes, decode, _, _, sampled, _, _ = shape
+        tokens = prefill + decode
+        if prefill:
+            at = bisect_left(self._graph_tokens, tokens)
+            if at < len(self._graph_tokens):
+                tokens = self._graph_tokens[at]
+        pair_ns, context_ns = self._prefill_ns
+        prefill_request_ns, decode_request_ns = self._request_ns
+        ns = self._tokens.whole_ns(tokens)
+        ns += int(pair_ns * pairs + context_ns * context + 0.5)
+        ns += int(prefill_request_ns * prefills + decode_request_ns * decodes + 0.5)
+        if sampled > 0:
+            step_ns, row_ns = self._logits_ns
+            ns += int(step_ns + row_ns * sampled + 0.5)
+        return ns
+
+
+class HostCosts:
+    """CPU time of steps, as fitted."""
+
+    def __init__(self, fit: HostFit) -> None:
+        self._ns = (fit.step_ns, fit.request_ns, fit.prefill_token_ns)
+
+    def column(self, features: StepFeatures) -> Int64:
+        """host_ns of many steps."""
+        step_ns, request_ns, token_ns = self._ns
+        requests = features.prefill_requests + features.decode_requests
+        return _round(step_ns + request_ns * requests + token_ns * features.prefill_tokens)
+
+    def host_ns(self, shape: StepShape) -> int:
+        """host_ns of one step."""
+        step_ns, request_ns, token_ns = self._ns
+        requests = shape.prefill_requests + shape.decode_requests
+        return int(step_ns + request_ns * requests + token_ns * shape.prefill_tokens + 0.5)
+
+
+def padded_tokens(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:
+    """Tokens that steps compute: those of the next graph where they prefill and there is one.
+
+    Args:
+        features: n steps.
+        graph_tokens: ascending.
+
+    Returns:
+        int64[n].
+    """
+    tokens = features.prefill_tokens + features.decode_tokens
+    if not graph_tokens:
+        return tokens
+    sizes = np.array(graph_tokens, np.int64)
+    next_size = sizes[np.minimum(np.searchsorted(sizes, tokens), len(sizes) - 1)]
+    # Beyond the last size the step is larger than it, and stays what it is.
+    return np.where(features.prefill_tokens > 0, np.maximum(tokens, next_size), tokens)
+
+
+def _columns(features: StepFeatures) -> list[Int64]:
+    return [getattr(features, field.name) for field in fields(features)]
+
+
+def _round(ns: NDArray[np.floating]) -> Int64:
+    """Whole ns, halves up; ns >= 0."""
+    return (ns + 0.5).astype(np.int64)
+
+
+def _total(terms: dict[str, Int64]) -> Int64:
+    first, *others = terms.values()
+    total = first.copy()
+    for other in others:
+        total += other
+    return total
