@@ -1,0 +1,207 @@
+"""Profiles as files: what is written is read again, and what is broken is refused by name."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+from measured_steps import (
+    CPU_ENGINE,
+    cpu_shapes,
+    gpu_shapes,
+    profile_of,
+    samples_of,
+)
+
+from simulator.profile import SCHEMA, ProfileError, encode_profile, read_profile
+
+PROFILE = msgspec.structs.replace(
+    profile_of(samples_of(gpu_shapes())), conditions={"sm_clock_mhz": [1980, 1965]}
+)
+
+
+def broken(tmp_path, change) -> str:
+    """The complaint about a profile that `change` has altered as JSON."""
+    path = tmp_path / "broken.json"
+    profile = json.loads(encode_profile(PROFILE))
+    change(profile)
+    path.write_text(json.dumps(profile))
+    with pytest.raises(ProfileError) as caught:
+        read_profile(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    return message.removeprefix(str(path))
+
+
+@pytest.mark.parametrize(
+    "profile", [PROFILE, profile_of(samples_of(cpu_shapes(), CPU_ENGINE), CPU_ENGINE)],
+    ids=["gpu", "cpu"],
+)  # fmt: skip
+def test_a_profile_is_read_as_it_was_written(tmp_path, profile):
+    """Every field survives, floats to the last bit."""
+    path = tmp_path / "profile.json"
+    path.write_bytes(encode_profile(profile))
+    again = read_profile(path)
+    assert again == profile
+    assert encode_profile(again) == path.read_bytes()
+
+
+def test_a_profile_is_text_with_a_line_end(tmp_path):
+    """Versions of a profile can be compared line by line."""
+    text = encode_profile(PROFILE).decode()
+    assert text.startswith('{\n "schema": "profile/v1",\n "name": "h200-tiny-test",\n')
+    assert text.endswith("}\n")
+
+
+def test_samples_are_columns():
+    """The shapes of samples are given as features, in their order."""
+    features = PROFILE.samples.features()
+    assert len(features) == len(PROFILE.samples) == len(PROFILE.samples.gpu_ns)
+    assert features.graph_batch[7] == PROFILE.samples.shapes[7][9]
+
+
+def test_a_missing_file_is_named(tmp_path):
+    """A profile that is not there, or is a folder, is an error that names it."""
+    for path, fault in ((tmp_path / "no.json", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(ProfileError, match=fault) as caught:
+            read_profile(path)
+        assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"\x00\xff", b'{"schema": "\xff"}', b'{"name": "x"}'],
+    ids=repr,
+)
+def test_what_is_no_profile_is_refused(tmp_path, content):
+    """Any other content is no profile."""
+    path = tmp_path / "other.json"
+    path.write_bytes(content)
+    with pytest.raises(ProfileError, match="is not a profile") as caught:
+        read_profile(path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_an_older_schema_asks_to_calibrate_again(tmp_path):
+    """Whatever fields it has: the schema is what is complained of."""
+
+    def older(profile):
+        profile["schema"] = "profile/v0"
+        profile["points"] = profile.pop("samples")
+
+    assert broken(tmp_path, older) == (
+        f" is 'profile/v0', this version reads {SCHEMA!r}: calibrate again"
+    )
+
+
+FAULTS = {
+    "unknown field": (
+        lambda p: p.update(colour="red"),
+        " is not a profile: Object contains unknown field `colour`",
+    ),
+    "unknown inner field": (
+        lambda p: p["fit"]["mixed"].update(jitter_ns=1.0),
+        " is not a profile: Object contains unknown field `jitter_ns` - at `$.fit.mixed`",
+    ),
+    "missing": (
+        lambda p: p["identity"].pop("gpu"),
+        " is not a profile: Object missing required field `gpu` - at `$.identity`",
+    ),
+    "type": (
+        lambda p: p["engine"].update(num_pages="many"),
+        " is not a profile: Expected `int`, got `str` - at `$.engine.num_pages`",
+    ),
+    "negative cost": (
+        lambda p: p["fit"]["mixed"].update(pair_ns=-0.5),
+        " is not a profile: Expected `float` >= 0.0 - at `$.fit.mixed.pair_ns`",
+    ),
+    "no number": (
+        lambda p: p["fit"]["host"].update(step_ns=None),
+        " is not a profile: Expected `float`, got `null` - at `$.fit.host.step_ns`",
+    ),
+    "infinite": (
+        lambda p: p["fit"]["host"].update(step_ns=float("inf")),
+        " is not a profile: JSON is malformed",
+    ),
+    "no time": (
+        lambda p: p["samples"]["gpu_ns"].__setitem__(3, 0),
+        " is not a profile: Expected `int` >= 1 - at `$.samples.gpu_ns[3]`",
+    ),
+    "lengths": (
+        lambda p: p["samples"]["spread_ns"].pop(),
+        ": its samples are of different lengths",
+    ),
+    "host lengths": (
+        lambda p: p["host_samples"]["requests"].pop(),
+        ": its samples of the host are of different lengths",
+    ),
+    "shape": (
+        lambda p: p["samples"]["shapes"][5].pop(),
+        ": a sample has not the 11 features of a step",
+    ),
+    "nothing": (
+        lambda p: p["fit"].update(decode=[], mixed=None),
+        ": it predicts nothing",
+    ),
+    "places": (
+        lambda p: p["fit"]["decode"][1]["context"].pop(),
+        ": the table of graph batch 2 has 5 places and 6 times",
+    ),
+    "one place": (
+        lambda p: p["fit"]["mixed"].update(tokens=[64], ns=[1.0]),
+        ": the table of tokens has fewer than two places, hence no slope",
+    ),
+    "order": (
+        lambda p: p["fit"]["mixed"]["tokens"].reverse(),
+        ": the table of tokens does not ascend",
+    ),
+    "falling": (
+        lambda p: p["fit"]["decode"][0]["ns"].reverse(),
+        ": the table of graph batch 1 has times that descend",
+    ),
+    "order of tables": (
+        lambda p: p["fit"]["decode"].reverse(),
+        ": the graph batches of its decode tables do not ascend",
+    ),
+    "two tables": (
+        lambda p: p["fit"]["decode"].insert(0, p["fit"]["decode"][0]),
+        ": the graph batches of its decode tables do not ascend",
+    ),
+    "graph tokens": (
+        lambda p: p["engine"]["graph_tokens"].reverse(),
+        ": its graph tokens do not ascend",
+    ),
+    "graph batches": (
+        lambda p: p["engine"]["graph_batch_sizes"].append(4),
+        ": its graph batch sizes do not ascend",
+    ),
+    "limit": (
+        lambda p: p["fit"]["limits"].update(prefill_toknes=3),
+        ": it limits 'prefill_toknes', which is no feature of a step",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_profile_is_refused(tmp_path, fault):
+    """The error names the file and says what is wrong where."""
+    change, complaint = FAULTS[fault]
+    assert broken(tmp_path, change).startswith(complaint)
+
+
+def test_a_profile_that_could_not_be_read_is_not_written():
+    """A calibration that went wrong is known before its file is."""
+    for fit, fault in (
+        (msgspec.structs.replace(PROFILE.fit, decode=(), mixed=None), "it predicts nothing"),
+        (
+            msgspec.structs.replace(
+                PROFILE.fit, host=msgspec.structs.replace(PROFILE.fit.host, step_ns=float("nan"))
+            ),
+            "got `null` - at `$.fit.host.step_ns`",
+        ),
+    ):
+        with pytest.raises(ProfileError) as caught:
+            encode_profile(msgspec.structs.replace(PROFILE, fit=fit))
+        assert str(caught.value).startswith("h200-tiny-test")
+        assert str(caught.value).endswith(fault)

@@ -1,0 +1,370 @@
+"""Fits recover what a made-up engine costs, from noisy samples, and say when they cannot."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from measured_steps import (
+    CPU_ENGINE,
+    GPU_ENGINE,
+    GRAPH_BATCHES,
+    Truth,
+    columns_of,
+    cpu_shapes,
+    decode,
+    gpu_shapes,
+    host_samples,
+    mixed,
+    prefill,
+    profile_of,
+    samples_of,
+)
+
+from simulator import fitting
+from simulator.calibrated import CalibratedCostModel
+from simulator.cost_model import StepShape
+from simulator.fitting import ascending, fit_host, fit_profile, nonnegative_costs
+from simulator.profile import HostSamples, ProfileError, Samples
+
+SAMPLES = samples_of(gpu_shapes())
+PROFILE = profile_of(SAMPLES)
+HOST = host_samples()
+
+
+def unseen_shapes(count: int = 600) -> list[StepShape]:
+    """Steps of all kinds inside the range of `gpu_shapes`, hardly any of them measured."""
+    random = np.random.default_rng(7)
+
+    def upto(most: int, least: int = 1) -> int:
+        return int(random.integers(least, most + 1))
+
+    shapes: list[StepShape] = []
+    for index in range(count):
+        batch, tokens = GRAPH_BATCHES[upto(9, 0)], upto(8192 if index % 2 else 1024, 16)
+        requests = upto(4)
+        each = max(16, tokens // requests)
+        shapes += [
+            decode(batch, upto(16_000, 32), batch),
+            prefill(tokens, sampled=upto(1, 0)),
+            prefill(tokens, context=upto(65_536)),
+            prefill(each * requests, requests=requests, sampled=requests),
+            mixed(prefill(min(tokens, 7900)), decode(upto(200), upto(8192, 32))),
+        ]
+    return shapes
+
+
+def percent_off(shapes: list[StepShape], truth: Truth, samples: Samples) -> np.ndarray:
+    """Signed errors of a fit against the truth, in percent: float64[n]."""
+    features = columns_of(*shapes)
+    predicted = CalibratedCostModel(profile_of(samples)).step_costs(features).gpu_ns
+    return 100 * (predicted / truth.ns(features, GPU_ENGINE) - 1)
+
+
+def without_residuals(fit):
+    return msgspec.structs.replace(fit, residuals=())
+
+
+# What is fitted is what is true.
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_truth_is_recovered(seed):
+    """With 0.5 % noise, unseen steps are predicted within 1 % in the median and 3 % in the tail."""
+    samples = samples_of(gpu_shapes(), seed=seed)
+    errors = percent_off(unseen_shapes(), Truth(), samples)
+    assert np.percentile(np.abs(errors), 50) < 1
+    assert np.percentile(np.abs(errors), 99) < 3
+    assert abs(np.median(errors)) < 0.3
+
+
+def test_without_noise_the_slopes_are_exact():
+    """Costs that are linear in truth come out as they are, up to rounding to whole ns."""
+    mixed_fit = profile_of(samples_of(gpu_shapes(), noise=0)).fit.mixed
+    truth = Truth()
+    assert mixed_fit.pair_ns == pytest.approx(truth.pair_ns, rel=0.01)
+    assert mixed_fit.context_ns == pytest.approx(truth.context_ns, rel=0.02)
+    assert mixed_fit.decode_context_ns == pytest.approx(truth.decode_context_ns, rel=0.001)
+    assert mixed_fit.logits_ns == pytest.approx(truth.logits_ns, rel=0.1)
+
+
+def test_decode_tables_hold_the_medians_at_the_measured_contexts():
+    """Three samples at one context are one knot, at their median."""
+    shape = decode(8, 512, 8)
+    samples = samples_of([decode(8, 32, 8), shape, shape, shape, decode(8, 4096, 8)], noise=0)
+    samples = msgspec.structs.replace(samples, gpu_ns=(100, 300, 120, 110, 900))
+    (table,) = fit_profile(samples, HOST, GPU_ENGINE).decode
+    assert (table.graph_batch, table.context, table.ns) == (
+        8,
+        (256, 4096, 32_768),
+        (100.0, 120.0, 900.0),
+    )
+
+
+def test_the_last_slope_of_a_decode_table_is_not_noise():
+    """Contexts that are all but the last one are no knots; elsewhere neighbours are."""
+    shapes = [decode(1, context, 1) for context in (1000, 1004, 8999, 9000)]
+    samples = msgspec.structs.replace(samples_of(shapes), gpu_ns=(1000, 1030, 1900, 2000))
+    (table,) = fit_profile(samples, HOST, GPU_ENGINE).decode
+    assert table.context == (1000, 1004, 9000)
+    assert table.ns == (1000.0, 1030.0, 2000.0)
+    with pytest.raises(ProfileError, match="graph batch 1 was measured at one context.* by 5%"):
+        fit_profile(samples_of(shapes[2:]), HOST, GPU_ENGINE)
+
+
+def test_noise_at_neighbouring_contexts_is_levelled():
+    """Where a longer context took less time, both take the mean, weighted by the repetitions."""
+    shapes = [decode(1, context, 1) for context in (10, 100, 200, 4000)]
+    samples = msgspec.structs.replace(
+        samples_of(shapes), gpu_ns=(1000, 1400, 1200, 2000), repeats=(7, 7, 21, 7)
+    )
+    (table,) = fit_profile(samples, HOST, GPU_ENGINE).decode
+    assert table.ns == (1000.0, 1250.0, 1250.0, 2000.0)
+
+
+def test_noise_does_not_make_costs_negative():
+    """Costs that are zero in truth come out as zero or a little above, with any noise."""
+    truth = Truth(
+        context_ns=0, prefill_request_ns=0, decode_request_ns=0, logits_ns=0, logit_row_ns=0
+    )
+    fits = [
+        profile_of(samples_of(gpu_shapes(), truth=truth, noise=0.03, seed=seed)).fit.mixed
+        for seed in range(8)
+    ]
+    for name in ("context_ns", "prefill_request_ns", "decode_request_ns", "logits_ns"):
+        costs = [getattr(fit, name) for fit in fits]
+        assert min(costs) >= 0
+        assert 0.0 in costs, "noise would have made some of these negative"
+    for fit in fits:
+        assert np.all(np.diff(fit.ns) >= 0)
+        assert fit.ns[0] >= 0
+
+
+def test_the_same_samples_give_the_same_fit():
+    """A fit has no chance in it, nor does the order of samples enter into what it predicts."""
+    assert fit_profile(SAMPLES, HOST, GPU_ENGINE) == PROFILE.fit
+    order = np.random.default_rng(1).permutation(len(SAMPLES)).tolist()
+    columns = (SAMPLES.shapes, SAMPLES.gpu_ns, SAMPLES.spread_ns, SAMPLES.repeats)
+    names = SAMPLES.__struct_fields__
+    shuffled = Samples(
+        **{n: tuple(c[i] for i in order) for n, c in zip(names, columns, strict=True)}
+    )
+    fit = fit_profile(shuffled, HOST, GPU_ENGINE)
+    assert fit.decode == PROFILE.fit.decode
+    assert fit.mixed.ns == pytest.approx(PROFILE.fit.mixed.ns, rel=1e-9)
+
+
+def test_what_cannot_be_told_apart_belongs_to_the_table():
+    """If every step sampled the rows of three chunks, no cost is ascribed to chunks or rows."""
+    shapes = [prefill(size, requests=3, sampled=3) for size in range(66, 4096, 66)]
+    fit = fit_profile(samples_of(shapes), HOST, GPU_ENGINE)
+    for name in ("prefill_request_ns", "logits_ns", "logit_row_ns", "decode_context_ns"):
+        assert getattr(fit.mixed, name) == 0
+    assert fit.decode == ()
+
+
+def test_the_table_of_tokens_is_thinned_to_sixty_knots():
+    """Twice as many sizes as knots: it still spans all that was measured, and predicts well."""
+    shapes = [prefill(size, sampled=size % 2) for size in range(1100, 8000, 53)]
+    shapes += [prefill(size, context=9000) for size in range(1100, 8000, 700)]
+    mixed_fit = profile_of(samples_of(shapes)).fit.mixed
+    assert 50 < len(mixed_fit.tokens) <= 60
+    assert (mixed_fit.tokens[0], mixed_fit.tokens[-1]) == (1100, max(range(1100, 8000, 53)))
+    assert np.median(np.abs(percent_off(shapes, Truth(), samples_of(shapes)))) < 1
+
+
+def test_the_table_is_one_of_padded_tokens():
+    """Steps that are padded to one size are one place of the table."""
+    shapes = [prefill(size, sampled=size % 2) for size in (*range(900, 961, 3), 2000, 4000)]
+    assert profile_of(samples_of(shapes)).fit.mixed.tokens == (960, 2000, 4000)
+
+
+def test_the_last_slope_is_not_that_of_two_neighbours():
+    """Steps beyond what was measured go by a rise over an interval longer than noise."""
+    shapes = [
+        prefill(size, sampled=size % 2) for size in (*range(2000, 7701, 300), 8000, 8191, 8192)
+    ]
+    assert profile_of(samples_of(shapes)).fit.mixed.tokens[-2:] == (7700, 8192)
+
+
+def test_a_cpu_has_one_fit_for_all():
+    """Without graphs decode steps are fitted with the others, just as well."""
+    fit = profile_of(samples_of(cpu_shapes(), CPU_ENGINE), CPU_ENGINE).fit
+    assert fit.decode == ()
+    assert {residual.region for residual in fit.residuals} == set(fitting.REGIONS) - {"decode"}
+    assert max(residual.p99_percent for residual in fit.residuals) < 3
+
+
+def test_limits_are_the_largest_that_was_measured():
+    """Of every feature that enters a prediction."""
+    assert PROFILE.fit.limits == {
+        "prefill_tokens": 8192,
+        "prefill_requests": 4,
+        "prefill_context": 65_536,
+        "prefill_pairs": 8192 * 65_536 + 8192 * 8193 // 2,
+        "decode_requests": 512,
+        "decode_tokens": 512,
+        "decode_context": 256 * 16_384,
+        "decode_max_context": 16_384,
+        "sampled_tokens": 512,
+        "graph_batch": 256,
+    }
+
+
+# Tools.
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.tuples(st.floats(0, 1e9), st.integers(1, 50)), min_size=1, max_size=12),
+    st.randoms(use_true_random=False),
+)
+def test_ascending_values_are_the_nearest(pairs, random):
+    """They do not descend, keep the weighted mean, and no other ascending values are nearer."""
+    values, weights = np.array(pairs, np.float64).T
+    fitted = ascending(values, weights)
+    assert (np.diff(fitted) >= 0).all()
+    assert np.average(fitted, weights=weights) == pytest.approx(np.average(values, weights=weights))
+    distance = np.sum(weights * (fitted - values) ** 2)
+    for _ in range(5):
+        other = np.sort([random.choice([*values, *fitted]) for _ in values])
+        assert np.sum(weights * (other - values) ** 2) >= distance * (1 - 1e-9)
+
+
+def test_values_that_ascend_stay():
+    """Only what descends is moved, by weight."""
+    values, weights = np.array([1.0, 5.0, 3.0, 3.0, 9.0]), np.array([1.0, 1.0, 3.0, 1.0, 1.0])
+    assert ascending(values, weights).tolist() == [1.0, 3.4, 3.4, 3.4, 9.0]
+
+
+def test_nonnegative_costs_of_amounts_of_any_size():
+    """Columns that differ by ten orders of magnitude come out, one without amounts as zero."""
+    amounts = np.column_stack(
+        [np.ones(50), 1e10 * np.arange(50.0) ** 2, np.zeros(50), np.arange(50.0)]
+    )
+    ns = amounts @ np.array([1e6, 1e-7, 5.0, 0.0])
+    costs = nonnegative_costs(amounts, ns, 1 / ns)
+    assert costs == pytest.approx([1e6, 1e-7, 0, 0], rel=1e-6, abs=1e-3)
+
+
+# The host.
+
+
+@pytest.mark.parametrize("outliers", [0, 0.01, 0.1, 0.25])
+def test_outliers_of_the_host_do_not_matter(outliers):
+    """A quarter of steps may take twenty times as long."""
+    fit = fit_host(host_samples(outliers))
+    for requests, tokens in ((1, 0), (64, 0), (256, 0), (20, 2000)):
+        truth = 120_000 + 4000 * requests + 20 * tokens
+        predicted = fit.step_ns + fit.request_ns * requests + fit.prefill_token_ns * tokens
+        assert predicted == pytest.approx(truth, rel=0.03)
+
+
+def test_the_cost_of_the_host_is_not_negative():
+    """Time that falls with the requests is taken to be constant."""
+    requests = tuple(range(1, 101))
+    samples = HostSamples(
+        requests=requests,
+        prefill_tokens=(0,) * 100,
+        host_ns=tuple(200_000 - 100 * count for count in requests),
+    )
+    fit = fit_host(samples)
+    assert fit.request_ns == fit.prefill_token_ns == 0
+    assert fit.step_ns == pytest.approx(195_000, rel=0.01)
+
+
+def test_a_host_that_takes_no_time():
+    """Zeros are fitted by zeros."""
+    zeros = (0,) * 20
+    fit = fit_host(HostSamples(requests=zeros, prefill_tokens=zeros, host_ns=zeros))
+    assert msgspec.structs.astuple(fit) == (0.0, 0.0, 0.0)
+
+
+# What residuals say.
+
+
+def test_residuals_by_region():
+    """Every region that was measured has one, with as many samples as lie in it."""
+    residuals = {residual.region: residual for residual in PROFILE.fit.residuals}
+    prefixes = {"prefill after a prefix": 20, "mixed": 60, "eager decode": 9}
+    counts = {"decode": 4 * len(GRAPH_BATCHES), "prefill": 70} | prefixes
+    assert {region: residual.count for region, residual in residuals.items()} == counts
+    for residual in residuals.values():
+        assert residual.median_percent < 1
+        assert residual.median_percent <= residual.p90_percent <= residual.p99_percent < 5
+        assert abs(residual.bias_percent) <= residual.median_percent
+
+
+def test_residuals_are_of_steps_that_the_fit_has_not_seen():
+    """Steps that differ at random by 10 % are missed by that, though the fit could follow them."""
+    shapes = [prefill(size, sampled=size % 2) for size in range(1100, 8000, 120)]
+    (residual,) = fit_profile(samples_of(shapes, noise=0.1), HOST, GPU_ENGINE).residuals
+    assert residual.median_percent > 4
+
+
+def test_a_decode_residual_is_that_of_a_knot_by_its_neighbours():
+    """The middle of three knots is predicted by the line between the others."""
+    shapes = [decode(1, context, 1) for context in (100, 200, 300)]
+    samples = msgspec.structs.replace(samples_of(shapes), gpu_ns=(1000, 2000, 2000))
+    (residual,) = fit_profile(samples, HOST, GPU_ENGINE).residuals
+    assert (residual.region, residual.count) == ("decode", 1)
+    assert residual.bias_percent == pytest.approx(-25)
+    assert residual.median_percent == residual.p99_percent == pytest.approx(25)
+
+
+def test_tables_without_interior_have_no_residual():
+    """Two knots leave nothing to predict."""
+    fit = fit_profile(samples_of([decode(1, 9, 1), decode(1, 900, 1)]), HOST, GPU_ENGINE)
+    assert (fit.residuals, fit.mixed) == ((), None)
+
+
+def test_one_shape_is_never_on_both_sides():
+    """Samples of one shape are in one fold: repeating all of them does not make errors smaller."""
+    shapes = [prefill(size, sampled=size % 2) for size in range(1100, 8000, 120)]
+    once = samples_of(shapes, noise=0.1)
+    twice = Samples(**{name: getattr(once, name) * 2 for name in once.__struct_fields__})
+    one, two = (fit_profile(samples, HOST, GPU_ENGINE).residuals[0] for samples in (once, twice))
+    assert two.count == 2 * one.count
+    assert two.median_percent == pytest.approx(one.median_percent, rel=0.01)
+
+
+# What cannot carry a fit.
+
+
+@pytest.mark.parametrize(
+    ("shapes", "complaint"),
+    [
+        ([], "there are no samples to fit to"),
+        ([decode(8, 32, 8), decode(8, 32, 8)], "graph batch 8 was measured at one context"),
+        ([decode(8, 32, 8), decode(8, 99, 8), prefill(4)], "1 samples of steps with prefill .* 20"),
+        ([prefill(64)] * 25, "one number of tokens"),
+    ],
+)
+def test_samples_that_cannot_carry_a_fit(shapes, complaint):
+    """The error says what is missing."""
+    with pytest.raises(ProfileError, match=complaint):
+        fit_profile(samples_of(shapes), HOST, GPU_ENGINE)
+
+
+def test_too_few_samples_of_the_host():
+    """The host needs some, too."""
+    few = HostSamples(requests=(1,) * 9, prefill_tokens=(0,) * 9, host_ns=(7,) * 9)
+    with pytest.raises(ProfileError, match="9 samples of the host's time, a fit needs 10"):
+        fit_profile(SAMPLES, few, GPU_ENGINE)
+
+
+def test_samples_that_do_not_belong_together():
+    """Columns of different lengths, and steps that took no time, are no samples."""
+    for name in ("gpu_ns", "spread_ns", "repeats"):
+        shorter = msgspec.structs.replace(SAMPLES, **{name: getattr(SAMPLES, name)[1:]})
+        with pytest.raises(ProfileError, match="different lengths"):
+            fit_profile(shorter, HOST, GPU_ENGINE)
+    shorter_host = msgspec.structs.replace(HOST, requests=HOST.requests[1:])
+    with pytest.raises(ProfileError, match="of the host are of different lengths"):
+        fit_profile(SAMPLES, shorter_host, GPU_ENGINE)
+    with pytest.raises(ProfileError, match="a sample took no time"):
+        fit_profile(
+            msgspec.structs.replace(SAMPLES, gpu_ns=(0, *SAMPLES.gpu_ns[1:])), HOST, GPU_ENGINE
+        )
