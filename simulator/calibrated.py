@@ -17,7 +17,7 @@ The terms of gpu_ns:
     tokens             the table of tokens; of a decode table what its first knot says
     attention_prefill  pairs, and context before the chunks
     attention_decode   context of the decode items; of a decode table what is above its first knot
-    requests           chunks and decode items
+    requests           chunks and decode items, and that a step decodes without a graph
     logits             a constant where there are any, and their rows
 
 Rounding: each term is rounded by itself to whole ns, halves up, and gpu_ns is their sum; tokens is
@@ -262,6 +262,7 @@ class MixedCosts:
         self._prefill_ns = (fit.pair_ns, fit.context_ns)
         self._decode_context_ns = fit.decode_context_ns
         self._request_ns = (fit.prefill_request_ns, fit.decode_request_ns)
+        self._eager_decode_ns = fit.eager_decode_ns
         self._logits_ns = (fit.logits_ns, fit.logit_row_ns)
 
     def terms(self, features: StepFeatures) -> dict[str, Int64]:
@@ -275,7 +276,9 @@ class MixedCosts:
             "attention_prefill": _round(pair_ns * f.prefill_pairs + context_ns * f.prefill_context),
             "attention_decode": _round(self._decode_context_ns * f.decode_context),
             "requests": _round(
-                prefill_request_ns * f.prefill_requests + decode_request_ns * f.decode_requests
+                prefill_request_ns * f.prefill_requests
+                + decode_request_ns * f.decode_requests
+                + np.where(f.prefill_tokens > 0, 0.0, self._eager_decode_ns)
             ),
             "logits": _round(
                 np.where(f.sampled_tokens > 0, step_ns + row_ns * f.sampled_tokens, 0.0)
@@ -304,7 +307,8 @@ class MixedCosts:
         prefill_request_ns, decode_request_ns = self._request_ns
         ns = self._tokens.whole_ns(tokens)
         ns += int(pair_ns * pairs + context_ns * context + 0.5)
-        ns += int(prefill_request_ns * prefills + decode_request_ns * decodes + 0.5)
+        eager_ns = 0.0 if prefill else self._eager_decode_ns
+        ns += int(prefill_request_ns * prefills + decode_request_ns * decodes + eager_ns + 0.5)
         if sampled > 0:
             step_ns, row_ns = self._logits_ns
             ns += int(step_ns + row_ns * sampled + 0.5)

@@ -6,7 +6,8 @@ knots, so that no cost can be negative and none can fall. The host's time is fit
 absolute deviations, since a few of its steps take far longer than the rest.
 
 Residuals say how well steps are predicted that were not fitted to: a knot of a decode table by its
-neighbours, all other steps by a fit to four fifths of the shapes.
+neighbours, a decode step of another batch by the table, all other steps by a fit to four fifths of
+the shapes.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ FEWEST_MIXED: Final = 20  # twice as many as a fit with two knots has unknowns
 FEWEST_HOST: Final = 10
 _MOST_KNOTS: Final = 60  # of the table of tokens
 LAST_INTERVAL: Final = 1.05  # of a table: its end is at least this multiple of its start
+_FULL: Final = 0.9  # of the most requests of a graph: the step has as many
+_EVEN: Final = 1.5  # times the mean context: no request of an even batch has a longer one
 _FOLDS: Final = 5
 _ROUNDS: Final = 50  # of reweighting; the fit of the host settles in about 20
 
@@ -57,6 +60,7 @@ _RATES: Final = (
     "decode_context_ns",
     "prefill_request_ns",
     "decode_request_ns",
+    "eager_decode_ns",
     "logits_ns",
     "logit_row_ns",
 )
@@ -111,13 +115,14 @@ def fit_profile(samples: Samples, host_samples: HostSamples, engine: EngineFacts
         raise ProfileError("a sample took no time")
     graphed = (steps.features.prefill_tokens == 0) & (steps.features.graph_batch > 0)
     decode, others = steps.at(graphed), steps.at(~graphed)
+    graphs = list(_knots_by_graph(decode))
     mixed = _checked_mixed_fit(others, engine.graph_tokens) if len(others) else None
     return Fit(
-        decode=tuple(_decode_tables(decode)),
+        decode=tuple(_decode_tables(graphs)),
         mixed=mixed,
         host=fit_host(host_samples),
         limits=_limits(steps.features),
-        residuals=tuple(_residuals(decode, others, engine.graph_tokens)),
+        residuals=tuple(_residuals(graphs, others, engine.graph_tokens)),
     )
 
 
@@ -133,33 +138,74 @@ def _limits(features: StepFeatures) -> dict[str, int]:
 # Decode steps that run as a CUDA Graph.
 
 
-def _decode_tables(steps: _Steps) -> Iterator[DecodeTable]:
-    for graph_batch, at, ns, weights in _knots_by_graph(steps):
-        if len(at) < 2:
+@dataclass(frozen=True, slots=True)
+class _Knots:
+    """What a decode table is made of.
+
+    Attributes:
+        graph_batch: whose.
+        context: int64[n], ascending.
+        ns: float64[n], median time at each.
+        weights: float64[n], how often each was measured.
+        others: steps of the graph that are no knots.
+    """
+
+    graph_batch: int
+    context: Int64
+    ns: Float64
+    weights: Float64
+    others: _Steps
+
+    def curve(self, rows: NDArray[np.bool_] | slice = slice(None)) -> Curve:
+        """The table of some of them."""
+        return Curve(
+            self.context[rows].tolist(), ascending(self.ns[rows], self.weights[rows]).tolist()
+        )
+
+
+def _decode_tables(graphs: Sequence[_Knots]) -> Iterator[DecodeTable]:
+    for knots in graphs:
+        if len(knots.context) < 2:
             raise ProfileError(
-                f"graph batch {graph_batch} was measured at one context, its table needs two that"
-                f" differ by {LAST_INTERVAL - 1:.0%}"
+                f"graph batch {knots.graph_batch} was measured at one context, its table needs two"
+                f" that differ by {LAST_INTERVAL - 1:.0%}"
             )
         yield DecodeTable(
-            graph_batch=graph_batch,
-            context=tuple(at.tolist()),
-            ns=tuple(ascending(ns, weights).tolist()),
+            graph_batch=knots.graph_batch,
+            context=tuple(knots.context.tolist()),
+            ns=tuple(ascending(knots.ns, knots.weights).tolist()),
         )
 
 
-def _knots_by_graph(steps: _Steps) -> Iterator[tuple[int, Int64, Float64, Float64]]:
-    """(graph batch, contexts ascending, median ns at each, weights) for each graph batch."""
+def _knots_by_graph(steps: _Steps) -> Iterator[_Knots]:
+    """The knots of each graph batch, ascending."""
     for graph_batch in np.unique(steps.features.graph_batch).tolist():
         of_graph = steps.at(steps.features.graph_batch == graph_batch)
-        contexts, knot = np.unique(of_graph.features.decode_context, return_inverse=True)
+        typical = _are_typical(of_graph.features)
+        if len(np.unique(of_graph.features.decode_context[typical])) < 2:
+            typical[:] = True
+        chosen = of_graph.at(typical)
+        contexts, knot = np.unique(chosen.features.decode_context, return_inverse=True)
         kept = np.flatnonzero(_may_be_knots(contexts))
-        groups = [knot == index for index in kept]
-        yield (
+        yield _Knots(
             graph_batch,
             contexts[kept],
-            np.array([np.median(of_graph.ns[group]) for group in groups]),
-            np.array([of_graph.repeats[group].sum() for group in groups], np.float64),
+            np.array([np.median(chosen.ns[knot == index]) for index in kept]),
+            np.array([chosen.repeats[knot == index].sum() for index in kept], np.float64),
+            of_graph.at(~typical),
         )
+
+
+def _are_typical(f: StepFeatures) -> NDArray[np.bool_]:
+    """Which steps of one graph tell how it depends on context alone.
+
+    Those that fill it as far as any, with requests of about one length. The others take the same
+    time if the model is right; between knots they would bend the table if it is not.
+    """
+    full = f.decode_requests >= _FULL * f.decode_requests.max()
+    even = f.decode_max_context * f.decode_requests <= _EVEN * f.decode_context
+    typical: NDArray[np.bool_] = full & even
+    return typical
 
 
 def _may_be_knots(places: Int64) -> NDArray[np.bool_]:
@@ -240,6 +286,7 @@ def _rate_columns(f: StepFeatures) -> Float64:
         f.decode_context,
         f.prefill_requests,
         f.decode_requests,
+        f.prefill_tokens == 0,
         f.sampled_tokens > 0,
         f.sampled_tokens,
     )
@@ -247,7 +294,7 @@ def _rate_columns(f: StepFeatures) -> Float64:
 
 
 def _token_knots(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:
-    """Where the table of tokens may bend: int64, ascending, at least 2 and at most _MOST_KNOTS.
+    """Where the table of tokens may bend: int64, ascending, 2 and more, about _MOST_KNOTS at most.
 
     These are the sizes of steps of one chunk or of decode items alone, so that each knot has a
     sample that hardly anything else enters into. Neighbours stay knots however close they are:
@@ -260,8 +307,11 @@ def _token_knots(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:
     if len(sizes) < 2:
         sizes = np.unique(tokens)
     knots = sizes[_may_be_knots(sizes)]
-    if len(knots) > _MOST_KNOTS:
-        knots = knots[np.linspace(0, len(knots) - 1, _MOST_KNOTS).round().astype(np.int64)]
+    padded = np.isin(knots, graph_tokens)  # all that steps of few tokens are ever read at
+    others, most = knots[~padded], max(2, _MOST_KNOTS - int(padded.sum()))
+    if len(others) > most:
+        others = others[np.linspace(0, len(others) - 1, most).round().astype(np.int64)]
+    knots = np.union1d(knots[padded], others)
     return knots if len(knots) > 1 else np.array([sizes[0], max(sizes[-1], sizes[0] + 1)])
 
 
@@ -322,8 +372,10 @@ def fit_host(samples: HostSamples) -> HostFit:
 # How well it predicts.
 
 
-def _residuals(decode: _Steps, others: _Steps, graph_tokens: Sequence[int]) -> Iterator[Residual]:
-    errors = {DECODE: _decode_errors(decode)}
+def _residuals(
+    graphs: Sequence[_Knots], others: _Steps, graph_tokens: Sequence[int]
+) -> Iterator[Residual]:
+    errors = {DECODE: _decode_errors(graphs)}
     if len(others):
         of_others, regions = _mixed_errors(others, graph_tokens), _regions(others.features)
         errors |= {region: of_others[regions == region] for region in REGIONS[1:]}
@@ -340,16 +392,18 @@ def _residuals(decode: _Steps, others: _Steps, graph_tokens: Sequence[int]) -> I
             )
 
 
-def _decode_errors(steps: _Steps) -> Float64:
-    """Percent by which the knots of tables are missed by tables without them."""
-    errors: list[float] = []
-    for _, at, ns, weights in _knots_by_graph(steps):
-        for left_out in range(1, len(at) - 1):
-            rest = np.arange(len(at)) != left_out
-            curve = Curve(at[rest].tolist(), ascending(ns[rest], weights[rest]).tolist())
-            predicted = curve.whole_ns(int(at[left_out]))
-            errors.append(100 * (predicted / float(ns[left_out]) - 1))
-    return np.array(errors)
+def _decode_errors(graphs: Sequence[_Knots]) -> Float64:
+    """Percent by which tables miss steps that are no knots, and knots that were left out."""
+    errors = [np.zeros(0)]
+    for knots in graphs:
+        places = np.arange(len(knots.context))
+        for left_out in places[1:-1]:
+            predicted = knots.curve(places != left_out).column(knots.context[left_out, None])
+            errors.append(100 * (predicted / knots.ns[left_out] - 1))
+        others = knots.others
+        predicted = knots.curve().column(others.features.decode_context)
+        errors.append(100 * (predicted / others.ns - 1))
+    return np.concatenate(errors)
 
 
 def _mixed_errors(steps: _Steps, graph_tokens: Sequence[int]) -> Float64:

@@ -133,6 +133,8 @@ class MixedFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         context_ns: of a token cached before a chunk.
         decode_context_ns: of a token of KV that a decode item attends to.
         prefill_request_ns, decode_request_ns: of a chunk, of a decode item.
+        eager_decode_ns: of a step without prefill, whose kernels are launched one by one while
+            graphs run those of steps with as few tokens that prefill.
         logits_ns: of a step that samples at all; logit_row_ns: of each sampled row.
     """
 
@@ -143,6 +145,7 @@ class MixedFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     decode_context_ns: Cost
     prefill_request_ns: Cost
     decode_request_ns: Cost
+    eager_decode_ns: Cost
     logits_ns: Cost
     logit_row_ns: Cost
 

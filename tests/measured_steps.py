@@ -44,6 +44,7 @@ class Truth:
     decode_context_ns: float = 28.0
     prefill_request_ns: float = 9_000
     decode_request_ns: float = 600
+    eager_decode_ns: float = 5e6
     logits_ns: float = 250_000
     logit_row_ns: float = 900
 
@@ -67,6 +68,7 @@ class Truth:
             + self.decode_context_ns * f.decode_context
             + self.prefill_request_ns * f.prefill_requests
             + self.decode_request_ns * f.decode_requests
+            + np.where(f.prefill_tokens > 0, 0, self.eager_decode_ns)
             + np.where(f.sampled_tokens > 0, self.logits_ns, 0)
             + self.logit_row_ns * f.sampled_tokens
         )

@@ -47,6 +47,7 @@ MIXED = MixedFit(
     decode_context_ns=2.0,
     prefill_request_ns=30.0,
     decode_request_ns=7.0,
+    eager_decode_ns=250.0,
     logits_ns=500.0,
     logit_row_ns=11.0,
 )
@@ -164,7 +165,7 @@ GROWING = tuple(name for name in StepShape._fields if name not in ("graph_batch"
 @given(models, steps(), st.sampled_from(GROWING), st.integers(1, 5000))
 def test_more_of_anything_never_costs_less(model, shape, feature, more):
     """Both costs are monotone in every feature, as long as the step stays of its kind."""
-    if feature == "prefill_tokens" and not shape.prefill_tokens and shape.graph_batch:
+    if feature == "prefill_tokens" and not shape.prefill_tokens:
         return
     larger = shape._replace(**{feature: getattr(shape, feature) + more})
     assert gpu_ns(model, larger) >= gpu_ns(model, shape)
@@ -267,6 +268,12 @@ def test_a_step_without_logits_does_not_pay_for_them():
     """A chunk that does not end its prompt costs no logits."""
     shape = prefill(64, sampled=0)
     assert gpu_ns(model_of(), shape._replace(sampled_tokens=1)) - gpu_ns(model_of(), shape) == 511
+
+
+def test_a_decode_step_without_a_graph_pays_for_its_launches():
+    """What it costs to decode without a graph is not paid by steps that prefill as well."""
+    costs = model_of().step_costs(columns_of(decode(5, 10), mixed(prefill(64), decode(5, 10))))
+    assert costs.terms["requests"].tolist() == [5 * 7 + 250, 5 * 7 + 30]
 
 
 def test_steps_with_prefill_pay_for_their_padding():

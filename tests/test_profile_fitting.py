@@ -90,6 +90,17 @@ def test_without_noise_the_slopes_are_exact():
     assert mixed_fit.logits_ns == pytest.approx(truth.logits_ns, rel=0.1)
 
 
+def test_decode_without_graphs_does_not_make_prefill_dear():
+    """It waits for launches, as prefill of as many tokens does not: one table cannot hold both."""
+    for eager_ns in (0, 20e6):
+        truth = Truth(eager_decode_ns=eager_ns)
+        samples = samples_of(gpu_shapes(), truth=truth)
+        shapes = [prefill(size) for size in range(200, 700, 9)]
+        assert np.max(np.abs(percent_off(shapes, truth, samples))) < 2
+        shapes = [decode(batch, context) for batch in (300, 450) for context in (200, 3000)]
+        assert np.max(np.abs(percent_off(shapes, truth, samples))) < 2
+
+
 def test_decode_tables_hold_the_medians_at_the_measured_contexts():
     """Three samples at one context are one knot, at their median."""
     shape = decode(8, 512, 8)
@@ -173,6 +184,15 @@ def test_the_table_of_tokens_is_thinned_to_sixty_knots():
     assert 50 < len(mixed_fit.tokens) <= 60
     assert (mixed_fit.tokens[0], mixed_fit.tokens[-1]) == (1100, max(range(1100, 8000, 53)))
     assert np.median(np.abs(percent_off(shapes, Truth(), samples_of(shapes)))) < 1
+
+
+def test_thinning_spares_the_sizes_that_steps_are_padded_to():
+    """A step of few tokens is read exactly where it was measured."""
+    sizes = [*GPU_ENGINE.graph_tokens, *range(1100, 8000, 53)]
+    shapes = [prefill(size, sampled=index % 2) for index, size in enumerate(sizes)]
+    tokens = profile_of(samples_of(shapes)).fit.mixed.tokens
+    assert set(GPU_ENGINE.graph_tokens) < set(tokens)
+    assert (len(tokens), tokens[-1]) == (60, sizes[-1])
 
 
 def test_the_table_is_one_of_padded_tokens():
@@ -312,6 +332,21 @@ def test_a_decode_residual_is_that_of_a_knot_by_its_neighbours():
     assert (residual.region, residual.count) == ("decode", 1)
     assert residual.bias_percent == pytest.approx(-25)
     assert residual.median_percent == residual.p99_percent == pytest.approx(25)
+
+
+def test_batches_that_are_uneven_or_part_full_test_a_table_and_do_not_bend_it():
+    """They are no knots as long as others suffice, and count among the residuals."""
+    full = [decode(8, context, 8) for context in (100, 1000)]
+    part, uneven = decode(5, 880, 8), decode(8, 550, 8)._replace(decode_max_context=4000)
+    ns = (10_000, 19_000, 14_300, 15_000)
+    samples = msgspec.structs.replace(samples_of([*full, part, uneven]), gpu_ns=ns)
+    fit = fit_profile(samples, HOST, GPU_ENGINE)
+    assert fit.decode[0].context == (800, 8000)
+    (residual,) = fit.residuals
+    assert residual.count == 2  # 14,500 is said of both
+    assert residual.median_percent == pytest.approx((100 * 200 / 14_300 + 100 * 500 / 15_000) / 2)
+    alone = msgspec.structs.replace(samples_of([full[0], part, uneven]), gpu_ns=(1, *ns[2:]))
+    assert fit_profile(alone, HOST, GPU_ENGINE).decode[0].context == (800, 4400)
 
 
 def test_tables_without_interior_have_no_residual():
