@@ -74,7 +74,7 @@ def test_import_engine_never_loads_torch() -> None:
 
 ALLOWED = {
     "engine/core": {"engine", "numpy", "msgspec"},
-    "simulator": {"engine", "simulator", "numpy", "simpy"},
+    "simulator": {"engine", "simulator", "numpy", "simpy", "msgspec", "scipy"},
     "scenarios": set(),
 }
 NO_CLOCK_THREAD_OR_CHANCE = {
@@ -89,6 +89,13 @@ def test_room_imports_only_what_the_plan_allows(room: str) -> None:
     for path in (ROOT / room).rglob("*.py"):
         foreign = roots(imported_by(path)) - set(sys.stdlib_module_names) - ALLOWED[room]
         assert not foreign, f"{path} imports {foreign}"
+
+
+def test_only_fitting_needs_scipy() -> None:
+    """Who predicts with a profile does not need what it was fitted with."""
+    users = [path.name for path in (ROOT / "simulator").rglob("*.py")
+             if "scipy" in roots(imported_by(path))]  # fmt: skip
+    assert users == ["fitting.py"]
 
 
 def test_simulator_sees_only_the_core_of_the_engine() -> None:

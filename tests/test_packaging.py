@@ -33,7 +33,7 @@ def test_base_install_has_no_torch() -> None:
 def test_engine_extra_takes_a_range_of_torch() -> None:
     """`[engine]` admits torch 2.11 up to, not including, 2.14, and triton on Linux only."""
     engine = requirements("engine")
-    assert set(engine) == {"nvtx", "tokenizers", "torch", "triton"}
+    assert set(engine) == {"nvtx", "scipy", "tokenizers", "torch", "triton"}
     assert engine["torch"].specifier == SpecifierSet(">=2.11,<2.14")
     assert not engine["triton"].marker.evaluate({"sys_platform": "darwin"})
     assert engine["triton"].marker.evaluate({"sys_platform": "linux"})

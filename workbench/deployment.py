@@ -6,17 +6,21 @@ What physics forbids is an error of the scenario, with the arithmetic, like any 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from engine.core.config import SchedulerConfig
 from engine.core.hardware_spec import HardwareSpec, UnsupportedGpuDtypeError, load_hardware_spec
 from engine.core.hf_config import ModelConfigError
 from engine.core.memory_plan import MemoryPlan, MemoryPlanError, plan_kv_pages
 from engine.core.model_spec import ModelSpec, TensorParallelError, load_model_spec
+from simulator.calibrated import CalibratedCostModel
 from simulator.cost_model import CostModel
+from simulator.profile import Profile, ProfileError, read_profile
 from simulator.roofline import RooflineCostModel
 from simulator.router import RouterConfig
 from simulator.world import ReplicaConfig
 from workbench.capacity import Capacity
+from workbench.profile_match import OtherProfileError, holds_pages_of, refuse_other
 from workbench.run_header import ReplicaFacts
 from workbench.scenario import Pool, Scenario
 from workbench.scenario_errors import ScenarioError, ScenarioErrors
@@ -68,7 +72,7 @@ def resolve_deployment(loaded: LoadedScenario) -> Deployment:
 
     Raises:
         ScenarioErrors: a model that cannot be read, does not divide over its GPUs or does not fit
-            them, for every pool that has this fault.
+            them, for every pool that has this fault; a profile that is none, or of something else.
     """
     scenario = loaded.scenario
     try:
@@ -78,12 +82,13 @@ def resolve_deployment(loaded: LoadedScenario) -> Deployment:
         wrong = loaded.error(("model", "path"), "S203", message, supported)
         raise ScenarioErrors([wrong]) from None
     gpu = load_hardware_spec(scenario.hardware.gpu)
+    profile = _profile(loaded)
     replicas: list[Replica] = []
     errors: list[ScenarioError] = []
     for index, pool in enumerate(scenario.deployment.pools):
         path = ("deployment", "pools", index)
         try:
-            replicas += [_replica(scenario, model, gpu, pool)] * pool.replicas
+            replicas += [_replica(scenario, model, gpu, pool, profile)] * pool.replicas
         except _NoRoomError as error:
             errors.append(loaded.error((*path, "num_pages"), "S201", str(error), error.arithmetic))
         except MemoryPlanError as error:
@@ -93,6 +98,8 @@ def resolve_deployment(loaded: LoadedScenario) -> Deployment:
             errors.append(loaded.error((*path, "tensor_parallel_size"), "S202", str(error)))
         except UnsupportedGpuDtypeError as error:
             errors.append(loaded.error(("model", "weight_dtype"), "S204", str(error)))
+        except OtherProfileError as error:
+            errors.append(loaded.error(("hardware", "profile"), "S211", str(error), error.help))
     if errors:
         raise ScenarioErrors(errors)
     return Deployment(model, gpu, tuple(replicas), router_config(scenario))
@@ -112,16 +119,40 @@ class _NoRoomError(Exception):
         self.arithmetic = "\n".join(memory.lines())
 
 
-def _replica(scenario: Scenario, model: ModelSpec, gpu: HardwareSpec, pool: Pool) -> Replica:
+def _profile(loaded: LoadedScenario) -> Profile | None:
+    """The profile that a scenario names."""
+    written = loaded.scenario.hardware.profile
+    if written is None:
+        return None
+    try:
+        return read_profile(Path(written))
+    except ProfileError as error:
+        help_ = "`workbench calibrate` writes one"
+        wrong = loaded.error(("hardware", "profile"), "S211", str(error), help_)
+        raise ScenarioErrors([wrong]) from None
+
+
+def _dtypes(scenario: Scenario, model: ModelSpec) -> tuple[str, str]:
+    """Number formats of the weights and of the KV cache."""
+    wish = scenario.model
+    return wish.weight_dtype or model.weight_dtype, wish.kv_dtype or model.dtype
+
+
+def _replica(
+    scenario: Scenario, model: ModelSpec, gpu: HardwareSpec, pool: Pool, profile: Profile | None
+) -> Replica:
     memory = memory_of(scenario, model, gpu, pool)
     num_pages = pool.num_pages or memory.num_pages
     if num_pages > memory.num_pages:
         raise _NoRoomError(num_pages, memory)
+    costs = _costs(scenario, model, gpu, pool, profile)
+    if profile is not None and pool.num_pages is None and holds_pages_of(profile, pool):
+        num_pages = profile.engine.num_pages  # the engine has counted them, we only estimate
     facts = replica_facts(pool, num_pages, model.max_model_len)
     scheduler = scheduler_config(
         scenario, pool, num_pages=num_pages, max_model_len=model.max_model_len
     )
-    return Replica(ReplicaConfig(scheduler, _costs(scenario, model, gpu, pool)), facts, memory)
+    return Replica(ReplicaConfig(scheduler, costs), facts, memory)
 
 
 def replica_facts(pool: Pool, num_pages: int, max_model_len: int) -> ReplicaFacts:
@@ -176,7 +207,12 @@ def scheduler_config(
     )
 
 
-def _costs(scenario: Scenario, model: ModelSpec, gpu: HardwareSpec, pool: Pool) -> CostModel:
+def _costs(
+    scenario: Scenario, model: ModelSpec, gpu: HardwareSpec, pool: Pool, profile: Profile | None
+) -> CostModel:
+    if profile is not None:
+        refuse_other(profile, model, gpu, pool.tensor_parallel_size, _dtypes(scenario, model))
+        return CalibratedCostModel(profile)
     return RooflineCostModel(
         model,
         gpu,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +9,7 @@ from typing import Any, Final
 from engine.core.model_spec import ModelSpec, load_model_spec, model_card_names
 from engine.models.model_folder import find_model_folder
 from engine.runtime.runner_config import LoadFormat, RunnerConfig
+from workbench.profile_match import is_gpu
 from workbench.scenario import Model, Scenario
 from workbench.scenario_errors import ScenarioError, ScenarioErrors
 from workbench.scenario_source import LoadedScenario
@@ -78,7 +78,7 @@ def substitutions(scenario: Scenario, options: EngineOptions, facts: dict[str, A
     """Sentences about what ran instead of what the scenario names; `facts` are the runner's."""
     notes = []
     asked, device = scenario.hardware.gpu, str(facts["device"])
-    if not _is_gpu(asked, device):
+    if not is_gpu(asked, device):
         notes.append(f"the scenario names GPU {asked}; this ran on {device}")
     named = _named_model(scenario.model)
     if options.model is not None and options.model != named:
@@ -146,9 +146,3 @@ def _dtype_errors(loaded: LoadedScenario, options: EngineOptions) -> list[Scenar
         help_ = "--set model.kv_dtype=null"
         errors.append(loaded.error(("model", "kv_dtype"), "S210", message, help_))
     return errors
-
-
-def _is_gpu(name: str, device: str) -> bool:
-    """Whether a device calls itself what the scenario calls it, as "NVIDIA H200" is an h200."""
-    words = set(re.findall(r"[a-z0-9]+", device.casefold()))
-    return set(re.findall(r"[a-z0-9]+", name.casefold())) <= words

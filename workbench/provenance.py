@@ -26,7 +26,7 @@ def input_files(scenario: Scenario) -> dict[str, InputFacts]:
     Raises:
         OSError: one of them cannot be read.
     """
-    named = {"model.path": scenario.model.path}
+    named = {"model.path": scenario.model.path, "hardware.profile": scenario.hardware.profile}
     if isinstance(scenario.workload, TraceWorkload):
         named["workload.path"] = scenario.workload.path
     return {key: input_file(Path(path)) for key, path in named.items() if path is not None}

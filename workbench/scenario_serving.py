@@ -69,12 +69,6 @@ class Model(ScenarioModel):
         return self
 
 
-def _no_profile(profile: str | None) -> str | None:
-    if profile is not None:
-        raise unsupported("a calibrated profile", "without one, the analytic cost model answers")
-    return profile
-
-
 class Hardware(ScenarioModel):
     """The GPUs of the deployment, all of one kind."""
 
@@ -82,8 +76,9 @@ class Hardware(ScenarioModel):
     """Name of the GPU, in any case."""
     memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of the GPU's memory that weights, working memory and KV cache may use together."""
-    profile: Annotated[str | None, AfterValidator(_no_profile)] = None
-    """Not supported yet: a calibrated cost profile."""
+    profile: Annotated[str, Field(min_length=1)] | None = None
+    """What `workbench calibrate` wrote, of this model on this GPU: steps cost what it has measured.
+    A relative path starts as that of `model.path`. If absent, the analytic cost model answers."""
 
 
 class Router(ScenarioModel):

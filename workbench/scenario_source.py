@@ -189,17 +189,17 @@ def _with_usable_paths(scenario: Scenario, file: Path | None, sources: SourceMap
     """
     beside = Path(str(resources.files("scenarios"))) if file is None else file.parent
     errors: list[ScenarioError] = []
-    for part in ("model", "workload"):
+    for part, key in (("model", "path"), ("workload", "path"), ("hardware", "profile")):
         model = getattr(scenario, part)
-        written = getattr(model, "path", None)
+        written = getattr(model, key, None)
         if written is None:
             continue
-        span = sources.find((part, "path"))
+        span = sources.find((part, key))
         folder = Path() if span.source.is_override else beside
         usable = _join(folder, written)
         if not _is_file(usable):
             errors.append(_no_such_file(usable, span))
-        changed = model.model_copy(update={"path": str(usable)})
+        changed = model.model_copy(update={key: str(usable)})
         scenario = scenario.model_copy(update={part: changed})
     if errors:
         raise ScenarioErrors(errors)

@@ -54,6 +54,7 @@ class StepOutput:
         top_logprobs: the most likely tokens of each row, or None if no request asked.
         start_ns: when the device began, on the clock that the executor was given.
         gpu_ns: how long it worked.
+        in_launch: it worked inside `launch`, in the thread that called it: a CPU.
     """
 
     token_ids: NDArray[np.int32]
@@ -61,6 +62,7 @@ class StepOutput:
     top_logprobs: TopLogprobs | None
     start_ns: int
     gpu_ns: int
+    in_launch: bool = False
 
 
 class RunningStep(Protocol):

@@ -179,7 +179,8 @@ class ModelRunner:
     def _run_now(self, host: HostStep, asks: SamplingAsks) -> RunningStep:
         launched_ns = self._clock()
         sampled = self._runner.run(host, asks)
-        return DoneStep(step_output(sampled, launched_ns, self._clock() - launched_ns))
+        taken_ns = self._clock() - launched_ns
+        return DoneStep(step_output(sampled, launched_ns, taken_ns, in_launch=True))
 
     def _launch_on_gpu(self, plan: StepPlan, host: HostStep, asks: SamplingAsks) -> RunningStep:
         events = StepEvents(

@@ -67,14 +67,16 @@ def to_host(sampled: SampleResult, count: int) -> SampleResult:
     )
 
 
-def step_output(sampled: SampleResult, start_ns: int, gpu_ns: int) -> StepOutput:
+def step_output(
+    sampled: SampleResult, start_ns: int, gpu_ns: int, *, in_launch: bool = False
+) -> StepOutput:
     """What a step brought, of tensors on the host."""
     top = None
     if sampled.top_ids is not None and sampled.top_logprobs is not None:
         top = TopLogprobs(sampled.top_ids.numpy(), sampled.top_logprobs.numpy())
     logprobs = None if sampled.logprobs is None else sampled.logprobs.numpy()
     tokens = sampled.tokens.numpy().astype(np.int32, copy=False)
-    return StepOutput(tokens, logprobs, top, start_ns, gpu_ns)
+    return StepOutput(tokens, logprobs, top, start_ns, gpu_ns, in_launch)
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:

@@ -261,6 +261,8 @@ class ServingLoop:
         if self._write is None:
             return
         p, host_ns = launched.plan, launched.host_ns + self._clock() - end_ns
+        if output.in_launch:  # what the host did as the device is not its time beside it
+            host_ns = max(0, host_ns - output.gpu_ns)
         start_ns = min(max(output.start_ns, launched.plan_ns), end_ns)
         self._write((
             p.plan_id, self._replica, launched.plan_ns, start_ns, end_ns, output.gpu_ns, host_ns,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -27,10 +28,25 @@ def rebuild_cost_models(run: RunTables) -> dict[int, CostModel]:
     """
     found: dict[int, CostModel] = {}
     for replica, facts in enumerate(run.header.replicas):
-        model = _analytic(run.header, facts.tensor_parallel_size)
+        model = _calibrated(run.header) or _analytic(run.header, facts.tensor_parallel_size)
         if model is not None and _agrees(model, run.table("steps"), replica, run.header):
             found[replica] = model
     return found
+
+
+def _calibrated(header: RunHeader) -> CostModel | None:
+    """The cost model of the profile that the run was made with, if the file is still there."""
+    from simulator.calibrated import CalibratedCostModel
+    from simulator.profile import ProfileError, read_profile
+
+    file = header.inputs.get("hardware.profile")
+    if file is None:
+        return None
+    try:
+        model = CalibratedCostModel(read_profile(Path(file.path)))
+    except ProfileError:
+        return None
+    return model if model.name == header.cost_model else None
 
 
 def _analytic(header: RunHeader, tensor_parallel_size: int) -> CostModel | None:

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from workbench.cli import (
+    calibrate,
     compare,
     explain,
     init,
@@ -73,7 +74,9 @@ def workbench(
     """What will an LLM-serving setup do under a given load, and why?"""
 
 
-for _command in (simulate, run, explain, compare, report, scenarios, init, schema, native, version):
+for _command in (
+    simulate, run, calibrate, explain, compare, report, scenarios, init, schema, native, version,
+):  # fmt: skip
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name, epilog=_command.EPILOG)(_command.run)
 

@@ -1,0 +1,276 @@
+"""`workbench calibrate`: from an engine to a profile, and from a profile to predictions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import invoke
+
+from engine.core.model_spec import load_model_spec
+from engine.core.plan import StepPlan
+from engine.profiling.measuring import features_of
+from engine.runtime.executor import StepOutput
+from engine.runtime.runner_config import RunnerConfig
+from simulator.calibrated import CalibratedCostModel
+from simulator.cost_model import UNKNOWN, StepShape
+from simulator.profile import ProfileError, read_profile
+from workbench import calibrate as calibration
+from workbench.analysis.rebuilt_models import rebuild_cost_models
+from workbench.calibrate import Calibration, calibrate
+from workbench.run_record import RunReader
+
+GRAPHS = (1, 2, 4, 8, 16)
+CONFIG = RunnerConfig(
+    model="Llama-3.1-8B", load_format="dummy", max_num_batched_tokens=512,
+    max_running_requests=16, cuda_graph_batch_sizes=GRAPHS,
+)  # fmt: skip
+
+
+def true_ns(shape: StepShape) -> int:
+    """What a step of the made-up engine takes."""
+    s = shape
+    if s.graph_batch:
+        return 4_000_000 + 20_000 * s.graph_batch + 40 * s.decode_context
+    tokens = s.prefill_tokens + s.decode_tokens
+    work = 5_000_000 + 23_000 * tokens + 30 * s.prefill_context + 2 * s.prefill_pairs
+    return work + 45 * s.decode_context + 9_000 * s.prefill_requests + 900 * s.sampled_tokens
+
+
+class MadeUpStep:
+    """A step that is done."""
+
+    def __init__(self, plan: StepPlan, noise: float) -> None:
+        self._rows = len(plan.sampling_requests())
+        self._ns = round(true_ns(StepShape(*features_of(plan), UNKNOWN)) * noise)
+
+    def is_done(self) -> bool:
+        return True
+
+    def result(self) -> StepOutput:
+        return StepOutput(np.full(self._rows, 7, np.int32), None, None, 0, self._ns)
+
+
+class MadeUpEngine:
+    """An H200 whose steps take what `true_ns` says, give or take half a percent."""
+
+    max_model_len = 32_768
+    num_pages = 20_000
+
+    def __init__(self, config: RunnerConfig) -> None:
+        self.config, self.spec = config, load_model_spec(config.model)
+        self.noisy = self.closed = False
+        self._rng = np.random.default_rng(3)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "device": "NVIDIA H200", "dtype": "bfloat16", "page_size": 16,
+            "cuda_graph_batch_sizes": list(GRAPHS), "cuda_graph_tokens": [],
+            "kernels": {"linear": "triton"}, "torch": "2", "triton": None,
+        }  # fmt: skip
+
+    def launch(self, plan: StepPlan) -> MadeUpStep:
+        return MadeUpStep(plan, 1 + 0.005 * self._rng.standard_normal())
+
+    def register(self, request_id: int, params: Any) -> None:
+        """Nothing to note."""
+
+    def forget(self, request_id: int) -> None:
+        """Nothing to forget."""
+
+    def fill_cache_with_noise(self) -> None:
+        self.noisy = True
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def calibrated(
+    folder: Path, minutes: float = 5.0, config: RunnerConfig = CONFIG, **changes: Any
+) -> tuple[Calibration, MadeUpEngine]:
+    engine = MadeUpEngine(config)
+    for name, value in changes.items():
+        setattr(engine, name, value)
+    build: Any = lambda *_: engine  # noqa: E731
+    return calibrate(config, folder, minutes, build=build), engine
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
+    done, engine = calibrated(tmp_path_factory.mktemp("profiles"))
+    assert engine.noisy
+    assert engine.closed
+    return done
+
+
+def test_a_profile_predicts_what_was_measured(written: Calibration) -> None:
+    """Within a percent, also between the measured shapes, and it says so itself."""
+    assert written.complete
+    assert written.path.name == "nvidia-h200-llama-3.1-8b-bf16-tp1.json"
+    model = CalibratedCostModel(read_profile(written.path))
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        batch, prompt = int(rng.integers(1, 17)), int(rng.integers(1, 400))
+        context = batch * int(rng.integers(20, 8000))
+        graph = next(size for size in GRAPHS if size >= batch)
+        decode = StepShape(decode_requests=batch, decode_tokens=batch, decode_context=context,
+                           decode_max_context=context // batch, sampled_tokens=batch,
+                           graph_batch=graph)  # fmt: skip
+        prefix = int(rng.integers(0, 4000))
+        prefill = StepShape(prefill_tokens=prompt, prefill_requests=1, prefill_context=prefix,
+                            prefill_pairs=prompt * prefix + prompt * (prompt + 1) // 2,
+                            sampled_tokens=1)  # fmt: skip
+        for shape in (decode, prefill):
+            assert model.step_cost(shape)[0] == pytest.approx(true_ns(shape), rel=0.02)
+    for residual in written.profile.fit.residuals:
+        assert residual.median_percent < 1
+        assert residual.p99_percent < 5
+
+
+def test_a_profile_says_what_it_is_of(written: Calibration) -> None:
+    """Engine, model, versions, pages, and every sample with its spread."""
+    profile = written.profile
+    assert profile.identity.gpu == "NVIDIA H200"
+    assert (profile.identity.model, profile.identity.dtype) == ("Llama-3.1-8B", "bf16")
+    assert profile.identity.versions == {"torch": "2"}
+    assert profile.engine.num_pages == MadeUpEngine.num_pages
+    assert profile.engine.graph_batch_sizes == GRAPHS
+    assert len(profile.samples) == profile.conditions["designed_steps"]
+    assert min(profile.samples.repeats) >= 9
+    shares = np.array(profile.samples.spread_ns) / np.array(profile.samples.gpu_ns)
+    assert 0.001 < np.median(shares) < 0.01
+    assert len(profile.host_samples.host_ns) > 50
+
+
+def test_what_was_interrupted_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured steps are kept, a torn last line is not; nothing is left of it at the end."""
+    count, append = [0], calibration.Partial.append
+
+    def interrupted(self: Any, *rest: Any) -> None:
+        count[0] += 1
+        if count[0] > 30:
+            raise KeyboardInterrupt
+        append(self, *rest)
+
+    monkeypatch.setattr(calibration.Partial, "append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        calibrated(tmp_path)
+    (partial,) = tmp_path.iterdir()
+    with partial.open("a", encoding="utf-8") as file:
+        file.write("[[1,2,3")
+    assert len(partial.read_text(encoding="utf-8").splitlines()) == 32
+    monkeypatch.setattr(calibration.Partial, "append", append)
+    done, _ = calibrated(tmp_path)
+    assert done.complete
+    assert [path.name for path in tmp_path.iterdir()] == [done.path.name]
+
+
+def test_measurements_of_another_engine_are_not_taken_over(tmp_path: Path) -> None:
+    """The message says which file is in the way."""
+    engine = MadeUpEngine(CONFIG)
+    identity = calibration._identity(engine.facts(), engine.spec)
+    other = calibration.Partial(
+        tmp_path / "nvidia-h200-llama-3.1-8b-bf16-tp1.partial.jsonl",
+        calibration._identity({**engine.facts(), "page_size": 64}, engine.spec),
+    )
+    assert identity.page_size == 16
+    other.append((1,) * 10, [5])
+    with pytest.raises(ProfileError, match=r"partial\.jsonl holds measurements of another engine"):
+        calibrated(tmp_path)
+
+
+def test_too_little_time_is_said(tmp_path: Path) -> None:
+    """With nothing measured there is no profile, and what to do about it."""
+    with pytest.raises(ProfileError, match="the same command goes on"):
+        calibrated(tmp_path, minutes=0.0)
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_a_simulation_uses_the_profile(written: Calibration, tmp_path: Path) -> None:
+    """Its step times, its pages, its name in the summary and the record, which can be read back."""
+    small = ["--set", "deployment.pools.0.max_num_batched_tokens=512",
+             "--set", "deployment.pools.0.max_running_requests=16"]  # fmt: skip
+    run = tmp_path / "runs"
+    result = invoke(
+        "simulate", "quickstart", "--num-prompts", "150", "--runs-dir", str(run), "--name", "p",
+        "--set", f"hardware.profile={written.path}", *small,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert f"Step times: {written.profile.name}" in result.output
+    (folder,) = run.iterdir()
+    reader = RunReader(folder)
+    assert reader.header.cost_model == written.profile.name
+    assert reader.header.replicas[0].num_pages == MadeUpEngine.num_pages
+    assert "hardware.profile" in reader.header.inputs
+    (model,) = rebuild_cost_models(reader).values()
+    assert model.name == written.profile.name
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("model.name=Qwen3-0.6B", "is of model Llama-3.1-8B, not Qwen3-0.6B"),
+        ("hardware.gpu=h100", "is of NVIDIA H200, not h100"),
+        ("model.weight_dtype=fp8", "bf16 weights and bf16 KV, not fp8 and bf16"),
+        ("deployment.pools.0.tensor_parallel_size=2", "is of 1 GPUs, not 2"),
+    ],
+)
+def test_a_profile_of_something_else_is_refused(
+    written: Calibration, setting: str, text: str
+) -> None:
+    """At its place in the scenario, with everything that differs, before any number."""
+    result = invoke(
+        "simulate", "quickstart", "--no-record", "--set", f"hardware.profile={written.path}",
+        "--set", setting,
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert "error[S211]" in result.stderr
+    assert text in result.stderr
+    assert "calibrate this one" in result.stderr
+
+
+def test_what_is_no_profile_is_refused_in_a_scenario(tmp_path: Path) -> None:
+    """A file that is none, one that is not there."""
+    file = tmp_path / "p.json"
+    file.write_text("{}", encoding="utf-8")
+    for name, code in ((file, "S211"), (tmp_path / "q.json", "S114")):
+        result = invoke("simulate", "quickstart", "--set", f"hardware.profile={name}")
+        assert result.exit_code == 2
+        assert code in result.stderr
+        assert str(name) in result.stderr
+
+
+def test_calibrate_on_a_cpu(tmp_path: Path) -> None:
+    """The real engine, a tiny model: a profile with which a simulation runs."""
+    result = invoke("calibrate", "--cpu", "--minutes", "0.1", "--output-dir", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    path = tmp_path / "cpu-tiny-model-fp32-tp1.json"
+    assert str(path) in result.stdout
+    assert "error of the fit on steps that it had not seen" in result.stdout
+    profile = read_profile(path)
+    assert profile.fit.decode == ()
+    assert json.loads(path.read_bytes())["schema"] == "profile/v1"
+    result = invoke(
+        "simulate", "engine_on_cpu", "--no-record", "--set", f"hardware.profile={path}",
+        "--num-prompts", "20",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "Step times: cpu-tiny-model-fp32-tp1" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((), "which model? --model, or --cpu for a tiny one"),
+        (("--cpu", "--model", "Llama-3.1-8B"), "--cpu calibrates a tiny model"),
+        (("--model", "Llama-3.1-8B", "--tp", "2"), "the engine runs on one GPU, --tp is 2"),
+    ],
+)
+def test_wrong_use_is_refused(arguments: tuple[str, ...], text: str) -> None:
+    """Before anything is loaded, with exit code 2."""
+    result = invoke("calibrate", *arguments)
+    assert result.exit_code == 2
+    assert text in result.stderr

@@ -1,0 +1,267 @@
+"""From an engine to a hardware profile: design the experiment, run it, fit it, write it down.
+
+Every pass over a step is appended to a file beside the profile as soon as it is measured, so that a
+calibration that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from engine.core.config import SchedulerConfig
+from engine.core.model_spec import ModelSpec
+from engine.profiling.made_plans import PlanMaker
+from engine.profiling.measuring import (
+    Features,
+    HostTimes,
+    Measurements,
+    measure_host,
+    measure_steps,
+)
+from engine.profiling.step_shapes import EngineLimits, design_steps
+from engine.runtime.runner_config import RunnerConfig
+from simulator.cost_model import UNKNOWN
+from simulator.fitting import fit_profile
+from simulator.profile import (
+    SCHEMA,
+    EngineFacts,
+    HostSamples,
+    Identity,
+    Profile,
+    ProfileError,
+    Samples,
+    encode_profile,
+)
+from workbench.atomic_file import write_atomic
+from workbench.engine_driver import HostClock
+from workbench.engine_run import Build, Say, build_runner
+from workbench.profile_match import model_digest
+from workbench.provenance import source_commit, workbench_version
+
+_DTYPES: Final = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a calibration brought.
+
+    Attributes:
+        profile: as written.
+        path: where.
+        complete: whether all passes were made in time; if not, the same command adds to it.
+    """
+
+    profile: Profile
+    path: Path
+    complete: bool
+
+
+class Partial:
+    """The file of what has been measured so far.
+
+    Args:
+        path: beside the profile to be.
+        identity: of the engine; measurements of another one are not taken over.
+    """
+
+    def __init__(self, path: Path, identity: Identity) -> None:
+        self.path = path
+        self._head = {"schema": SCHEMA, "identity": msgspec.to_builtins(identity)}
+
+    def read(self) -> Measurements:
+        """What is there of this engine; a line that was cut short is left out.
+
+        Raises:
+            ProfileError: it is of another engine.
+        """
+        found = Measurements()
+        if not self.path.exists():
+            return found
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        if not lines or json.loads(lines[0]) != self._head:
+            raise ProfileError(
+                f"{self.path} holds measurements of another engine, model or version: delete it, "
+                "or name another --output-dir"
+            )
+        for line in lines[1:]:
+            try:
+                shape, times = json.loads(line)
+            except ValueError:
+                continue
+            found.add(tuple(shape), times)
+        return found
+
+    def append(self, shape: Features, times: list[int]) -> None:
+        """Keep one pass over a step."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = not self.path.exists()
+        with self.path.open("a", encoding="utf-8") as file:
+            if new:
+                file.write(json.dumps(self._head) + "\n")
+            file.write(json.dumps([shape, times]) + "\n")
+
+
+def calibrate(
+    config: RunnerConfig,
+    folder: Path,
+    minutes: float,
+    *,
+    build: Build = build_runner,
+    say: Say = lambda _: None,
+    now: Callable[[], float] = time.time,
+) -> Calibration:
+    """Measure an engine and write its profile.
+
+    Args:
+        config: of the engine.
+        folder: of the profile; made if it is not there.
+        minutes: that measuring may take, after the engine has started.
+        build: makes the runner.
+        say: told what is going on.
+        now: s since 1970, for the record.
+
+    Raises:
+        ProfileError: there was no time to measure enough, or what is in the folder is of another
+            engine.
+
+    More as `build`.
+    """
+    clock = HostClock()
+    runner = build(config, clock, lambda text: say(f"{config.model}: {text}"))
+    try:
+        facts, spec = runner.facts(), runner.spec
+        identity = _identity(facts, spec)
+        name = profile_name(identity)
+        partial = Partial(folder / f"{name}.partial.jsonl", identity)
+        limits = _limits(runner.config, runner.num_pages, runner.max_model_len, facts)
+        designs, begin = design_steps(limits), now()
+        done = partial.read()
+        runner.fill_cache_with_noise()
+        say(f"{name}: host time")
+        host = measure_host(runner, _scheduler(limits), clock, spec.vocab_size)
+
+        def measured(shape: Features, times: list[int], share: float) -> None:
+            partial.append(shape, times)
+            say(f"{name}: {share:.0%} of {len(designs):,} steps, three passes each")
+
+        complete = measure_steps(
+            runner,
+            PlanMaker(limits, spec.vocab_size),
+            designs,
+            done,
+            deadline_s=time.monotonic() + 60 * minutes,
+            measured=measured,
+        )
+    finally:
+        runner.close()
+    engine = _engine_facts(limits, facts)
+    samples, host_samples = _samples(done), _host_samples(host)
+    try:
+        fit = fit_profile(samples, host_samples, engine)
+    except ProfileError as error:
+        raise ProfileError(
+            f"{error}; the same command goes on where this one stopped ({partial.path})"
+        ) from None
+    profile = Profile(
+        schema=SCHEMA, name=name, identity=identity, engine=engine, samples=samples,
+        host_samples=host_samples, fit=fit,
+        conditions={"began_unix_s": round(begin), "seconds": round(now() - begin),
+                    "complete": complete, "designed_steps": len(designs),
+                    "kernels": facts["kernels"]},
+    )  # fmt: skip
+    path = folder / f"{name}.json"
+    write_atomic(path, encode_profile(profile))
+    if complete:
+        partial.path.unlink(missing_ok=True)
+    return Calibration(profile, path, complete)
+
+
+def profile_name(identity: Identity) -> str:
+    """`<gpu>-<model>-<config>`, of letters that every file system takes."""
+    config = f"{identity.dtype}-tp{identity.tensor_parallel_size}"
+    text = f"{identity.gpu}-{identity.model}-{config}".casefold()
+    return re.sub(r"[^a-z0-9.]+", "-", text).strip("-")
+
+
+def _identity(facts: dict[str, Any], spec: ModelSpec) -> Identity:
+    versions = {key: str(facts[key]) for key in ("torch", "triton", "cuda", "nvrtc")
+                if facts.get(key) is not None}  # fmt: skip
+    dtype = _DTYPES[facts["dtype"]]
+    return Identity(
+        gpu=facts["device"], model=_short_name(spec.name), model_digest=model_digest(spec),
+        dtype=dtype, kv_dtype=dtype, page_size=facts["page_size"],
+        engine_version=workbench_version(), commit=source_commit(), versions=versions,
+    )  # fmt: skip
+
+
+def _short_name(model: str) -> str:
+    """A card's name as it is; of a file or folder, its own without those above it."""
+    return Path(model).name.removesuffix(".json")
+
+
+def _limits(
+    config: RunnerConfig, num_pages: int, max_model_len: int, facts: dict[str, Any]
+) -> EngineLimits:
+    return EngineLimits(
+        num_pages=num_pages,
+        page_size=facts["page_size"],
+        max_model_len=max_model_len,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_running_requests=config.max_running_requests,
+        graph_batch_sizes=tuple(facts["cuda_graph_batch_sizes"]),
+    )
+
+
+def _scheduler(limits: EngineLimits) -> SchedulerConfig:
+    return SchedulerConfig(
+        num_pages=limits.num_pages,
+        max_model_len=limits.max_model_len,
+        page_size=limits.page_size,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        max_running_requests=limits.max_running_requests,
+        prefix_cache=False,
+        cuda_graph_batch_sizes=limits.graph_batch_sizes,
+    )
+
+
+def _engine_facts(limits: EngineLimits, facts: dict[str, Any]) -> EngineFacts:
+    return EngineFacts(
+        num_pages=limits.num_pages,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        max_running_requests=limits.max_running_requests,
+        graph_batch_sizes=limits.graph_batch_sizes,
+        graph_tokens=tuple(facts["cuda_graph_tokens"]),
+    )
+
+
+def _samples(done: Measurements) -> Samples:
+    """Medians and their spread; the shapes get the one feature that is not measured."""
+    shapes = sorted(done.times)
+    medians = [statistics.median(done.times[shape]) for shape in shapes]
+    spreads = [
+        statistics.median(abs(time - median) for time in done.times[shape])
+        for shape, median in zip(shapes, medians, strict=True)
+    ]
+    return Samples(
+        shapes=tuple((*shape, UNKNOWN) for shape in shapes),
+        gpu_ns=tuple(map(round, medians)),
+        spread_ns=tuple(map(round, spreads)),
+        repeats=tuple(len(done.times[shape]) for shape in shapes),
+    )
+
+
+def _host_samples(host: HostTimes) -> HostSamples:
+    return HostSamples(
+        requests=tuple(host.requests),
+        prefill_tokens=tuple(host.prefill_tokens),
+        host_ns=tuple(host.host_ns),
+    )

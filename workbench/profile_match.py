@@ -1,0 +1,83 @@
+"""Whether a profile speaks of what a scenario deploys."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict
+
+from engine.core.hardware_spec import HardwareSpec
+from engine.core.model_spec import ModelSpec
+from simulator.profile import Profile
+from workbench.scenario import Pool
+
+CPU = "cpu"
+
+
+class OtherProfileError(ValueError):
+    """A profile of something else; `help` says what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.help = (
+            "calibrate this one, or leave `hardware.profile` out for the analytic cost model"
+        )
+
+
+def refuse_other(
+    profile: Profile,
+    model: ModelSpec,
+    gpu: HardwareSpec,
+    tensor_parallel_size: int,
+    dtypes: tuple[str, str],
+) -> None:
+    """Refuse a profile of another model, GPU, number of GPUs or number format.
+
+    One of a CPU is taken for any GPU, because no scenario can name a CPU; so are all number formats
+    of its, which a CPU chooses by itself.
+
+    Args:
+        profile: what was measured.
+        model: what is to run.
+        gpu: on what.
+        tensor_parallel_size: on how many of them.
+        dtypes: of the weights, of the KV cache.
+
+    Raises:
+        OtherProfileError: with everything that differs.
+    """
+    own = profile.identity
+    wrong = []
+    if own.model_digest != model_digest(model):
+        wrong.append(f"model {own.model}, not {model.name}")
+    if own.gpu != CPU and not is_gpu(gpu.name, own.gpu):
+        wrong.append(f"{own.gpu}, not {gpu.name}")
+    if own.tensor_parallel_size != tensor_parallel_size:
+        wrong.append(f"{own.tensor_parallel_size} GPUs, not {tensor_parallel_size}")
+    if own.gpu != CPU and (own.dtype, own.kv_dtype) != dtypes:
+        wrong.append(f"{own.dtype} weights and {own.kv_dtype} KV, not {' and '.join(dtypes)}")
+    if wrong:
+        raise OtherProfileError(f"profile {profile.name} is of {'; of '.join(wrong)}")
+
+
+def holds_pages_of(profile: Profile, pool: Pool) -> bool:
+    """Whether the engine that was measured has the pages that this pool would have."""
+    own = profile.engine
+    return (
+        profile.identity.page_size == pool.page_size
+        and own.max_num_batched_tokens == pool.max_num_batched_tokens
+        and own.max_running_requests == pool.max_running_requests
+    )
+
+
+def model_digest(spec: ModelSpec) -> str:
+    """A hash of everything that decides what a step of a model computes; its name does not."""
+    facts = {key: value for key, value in asdict(spec).items() if key != "name"}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def is_gpu(name: str, device: str) -> bool:
+    """Whether a device calls itself what a scenario calls it, as "NVIDIA H200" is an h200."""
+    words = set(re.findall(r"[a-z0-9]+", device.casefold()))
+    return set(re.findall(r"[a-z0-9]+", name.casefold())) <= words
