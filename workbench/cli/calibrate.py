@@ -73,7 +73,8 @@ def run(
         raise UsageError("--cpu calibrates a tiny model: give it, or --model and --device")
     if not cpu and model is None:
         raise UsageError("which model? --model, or --cpu for a tiny one")
-    config = _cpu_config() if cpu else _gpu_config(model or "", load_format, device, dtype)
+    # Without a GPU a large model would be measured on the CPU for hours: that must be asked for.
+    config = _cpu_config() if cpu else _config(model or "", load_format, device or "cuda", dtype)
     calibrate = _calibrate()
     limit = minutes or (_CPU_MINUTES if cpu else _GPU_MINUTES)
     with ProgressLine(enabled=not quiet) as line:
@@ -118,8 +119,8 @@ def _cpu_config() -> RunnerConfig:
     )
 
 
-def _gpu_config(
-    model: str, load_format: Literal["auto", "dummy"], device: str | None, dtype: str | None
+def _config(
+    model: str, load_format: Literal["auto", "dummy"], device: str, dtype: str | None
 ) -> RunnerConfig:
     from engine.runtime.engine_options import default_graph_batch_sizes
     from engine.runtime.runner_config import RunnerConfig
