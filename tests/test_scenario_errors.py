@@ -77,7 +77,7 @@ MISTAKES = [
     ("name: base", "name: !x y", "S108", 2, 7, "!x y", "YAML tag `!x`", ""),
     ("name: base", "name: b\n? [1]\n: 2", "S108", 3, 3, "[1]", "a key must be plain text", ""),
     ("scenario/v1", "scenario/v9", "S109", 1, 9, "workbench/scenario/v9", "format", "scenario/v1"),
-    ("h200}", "h200, profile: p}", "S110", 4, 32, "p", "profile is not supported yet", "analytic"),
+    ("h200}", "h200, profile: p}", "S114", 4, 32, "p", "p` does not exist", ""),
     ("name: base", "name: b\nfaults: [{}]", "S110", 3, 1, "faults", "not supported yet", "out"),
     ("name: base", "name: b\nspeculative: {}", "S110", 3, 1, "speculative", "supported yet", ""),
     ("8B}", "8B, path: c.json}", "S111", 3, 35, "c.json", "both `name` and `path`", "one of"),

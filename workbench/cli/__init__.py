@@ -18,6 +18,7 @@ from workbench.cli import (
     explain,
     init,
     native,
+    parity,
     report,
     run,
     scenarios,
@@ -75,7 +76,8 @@ def workbench(
 
 
 for _command in (
-    simulate, run, calibrate, explain, compare, report, scenarios, init, schema, native, version,
+    simulate, run, calibrate, explain, compare, parity, report, scenarios, init, schema, native,
+    version,
 ):  # fmt: skip
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name, epilog=_command.EPILOG)(_command.run)
