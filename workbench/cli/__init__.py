@@ -16,6 +16,7 @@ from workbench.cli import (
     calibrate,
     compare,
     explain,
+    fidelity,
     init,
     native,
     parity,
@@ -76,8 +77,8 @@ def workbench(
 
 
 for _command in (
-    simulate, run, calibrate, explain, compare, parity, report, scenarios, init, schema, native,
-    version,
+    simulate, run, calibrate, fidelity, parity, explain, compare, report, scenarios, init, schema,
+    native, version,
 ):  # fmt: skip
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name, epilog=_command.EPILOG)(_command.run)
