@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from engine.core.config import SchedulerConfig
+from engine.core.config import SchedulerConfig, default_graph_batch_sizes
 from engine.core.hardware_spec import load_hardware_spec
 from engine.core.memory_plan import plan_kv_pages
 from engine.core.model_spec import load_model_spec
@@ -23,7 +23,6 @@ from workbench.arrivals import poisson_arrivals
 from workbench.lengths import Distribution, Fixed, Lognormal
 from workbench.prompts import Requests, shared_prefix_requests, synthetic_requests
 from workbench.random_streams import Stream, generator
-from workbench.scenario_serving import default_cuda_graph_batch_sizes
 
 SEED: Final = 1
 MODEL: Final = "Llama-3.1-8B"
@@ -75,7 +74,7 @@ def replica(gpu_name: str = "h200", step_tokens: int = 8192, requests: int = 256
         page_size=PAGE_SIZE,
         max_num_batched_tokens=step_tokens,
         max_running_requests=requests,
-        cuda_graph_batch_sizes=default_cuda_graph_batch_sizes(requests),
+        cuda_graph_batch_sizes=default_graph_batch_sizes(requests),
     )
     return ReplicaConfig(scheduler, RooflineCostModel(model, gpu))
 

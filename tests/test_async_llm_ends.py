@@ -54,6 +54,28 @@ def test_closing_a_generator_aborts_its_request() -> None:
     play(story)
 
 
+def test_an_abort_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asked does not wait for ever, and the streams end with the same error."""
+
+    async def story() -> None:
+        local = engine(FakeRunner(step_s=0.001))
+        async with AsyncLLM(local) as llm:
+            reader = asyncio.create_task(collect(llm, [9], asks(max_tokens=190), request_id="mine"))
+            await eventually(lambda: local.live == 1)
+
+            def broken(_: object) -> bool:
+                monkeypatch.undo()  # it fails once: what cleans up afterwards can abort
+                raise RuntimeError("cannot abort")
+
+            monkeypatch.setattr(local, "abort", broken)
+            with pytest.raises(RuntimeError, match="cannot abort"):
+                await llm.abort("mine")
+            with pytest.raises(EngineError, match="cannot abort"):
+                await reader
+
+    play(story)
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_abort_ends_a_stream_with_what_there_is(n: int) -> None:
     """Its last output says so and has a beginning of the text; a second abort finds nobody."""

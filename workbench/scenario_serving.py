@@ -91,15 +91,10 @@ class Router(ScenarioModel):
     """cache_aware: the requests by which a replica may be ahead of the least loaded one."""
 
 
-def default_cuda_graph_batch_sizes(max_running_requests: int) -> tuple[int, ...]:
-    """1, 2, 4, then every 8 up to 256, then every 16, up to and including the limit."""
-    sizes = [1, 2, 4, *range(8, 257, 8), *range(272, 1025, 16)]
-    limit = min(max_running_requests, 1024)
-    return (*(size for size in sizes if size < limit), limit)
-
-
 def _default_graphs(data: dict[str, Any]) -> tuple[int, ...]:
-    return default_cuda_graph_batch_sizes(data["max_running_requests"])
+    from engine.core.config import default_graph_batch_sizes
+
+    return default_graph_batch_sizes(data["max_running_requests"])
 
 
 def _check_graphs(sizes: tuple[int, ...]) -> tuple[int, ...]:

@@ -123,8 +123,14 @@ class AsyncLLM:
         done: Future[bool] = Future()
 
         def message() -> None:
-            aborted = self._engine.abort(stream.generation)
-            if done.set_running_or_notify_cancel():  # the caller may have given up waiting
+            waits = done.set_running_or_notify_cancel()  # the caller may have given up waiting
+            try:
+                aborted = self._engine.abort(stream.generation)
+            except BaseException as error:
+                if waits:
+                    done.set_exception(error)
+                raise
+            if waits:
                 done.set_result(aborted)
 
         self._send(message)

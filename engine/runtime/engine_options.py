@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from os import PathLike
 from typing import Any, Final, Self
 
-from engine.core.config import SchedulerConfig
+from engine.core.config import SchedulerConfig, default_graph_batch_sizes
 from engine.core.dtypes import did_you_mean
 from engine.runtime.runner_config import RunnerConfig
 
@@ -42,7 +42,7 @@ class EngineOptions:
     Besides:
 
         enforce_eager: captures nothing, which starts faster and runs slower.
-        cuda_graph_batch_sizes: left out or None: `default_graph_batch_sizes`.
+        cuda_graph_batch_sizes: left out or None: `engine.core.config.default_graph_batch_sizes`.
         dtype: may also be "auto" (None) or a long name, "bfloat16", "float16" or "float32".
 
     Attributes:
@@ -86,13 +86,6 @@ class EngineOptions:
             max_model_len=max_model_len,
             cuda_graph_batch_sizes=graph_batch_sizes,
         )
-
-
-def default_graph_batch_sizes(max_running_requests: int) -> tuple[int, ...]:
-    """1, 2, 4, then every 8 up to 256, then every 16 up to 1,024, as far as requests may run."""
-    limit = min(max_running_requests, 1024)
-    sizes = [1, 2, 4, *range(8, 257, 8), *range(272, 1025, 16)]
-    return (*(size for size in sizes if size < limit), limit)
 
 
 def _runner(model: str, options: Mapping[str, Any]) -> RunnerConfig:
