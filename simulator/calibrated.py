@@ -37,7 +37,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.cost_model import Int64, StepCosts, StepFeatures, StepShape
+from simulator.cost_model import Int64, StepCosts, StepFeatures, StepShape, sum_of_terms, whole_ns
 from simulator.profile import DecodeTable, HostFit, MixedFit, Profile, ProfileError
 
 TERMS: Final = ("tokens", "attention_prefill", "attention_decode", "requests", "logits")
@@ -82,7 +82,7 @@ class CalibratedCostModel:
             graphed = (f.prefill_tokens == 0) & (f.graph_batch > 0)
             extrapolated |= graphed & self._decode.are_outside(f.graph_batch)
             terms = self._terms_of_both(f, graphed)
-        return StepCosts(_total(terms), self._host.column(f), terms, extrapolated)
+        return StepCosts(sum_of_terms(terms), self._host.column(f), terms, extrapolated)
 
     def _terms_of_both(self, f: StepFeatures, graphed: NDArray[np.bool_]) -> dict[str, Int64]:
         """The terms of steps some of which are decode graphs."""
@@ -166,7 +166,7 @@ class Curve:
 
     def whole_column(self, places: Int64) -> Int64:
         """`whole_ns` of many places."""
-        return np.maximum(_round(self.column(places)), 1)
+        return np.maximum(whole_ns(self.column(places)), 1)
 
     def column(self, places: NDArray[np.integer | np.floating]) -> NDArray[np.float64]:
         """Values at many places, not rounded."""
@@ -273,14 +273,16 @@ class MixedCosts:
         step_ns, row_ns = self._logits_ns
         return {
             "tokens": self._tokens.whole_column(padded_tokens(f, self._graph_tokens)),
-            "attention_prefill": _round(pair_ns * f.prefill_pairs + context_ns * f.prefill_context),
-            "attention_decode": _round(self._decode_context_ns * f.decode_context),
-            "requests": _round(
+            "attention_prefill": whole_ns(
+                pair_ns * f.prefill_pairs + context_ns * f.prefill_context
+            ),
+            "attention_decode": whole_ns(self._decode_context_ns * f.decode_context),
+            "requests": whole_ns(
                 prefill_request_ns * f.prefill_requests
                 + decode_request_ns * f.decode_requests
                 + np.where(f.prefill_tokens > 0, 0.0, self._eager_decode_ns)
             ),
-            "logits": _round(
+            "logits": whole_ns(
                 np.where(f.sampled_tokens > 0, step_ns + row_ns * f.sampled_tokens, 0.0)
             ),
         }
@@ -325,7 +327,7 @@ class HostCosts:
         """host_ns of many steps."""
         step_ns, request_ns, token_ns = self._ns
         requests = features.prefill_requests + features.decode_requests
-        return _round(step_ns + request_ns * requests + token_ns * features.prefill_tokens)
+        return whole_ns(step_ns + request_ns * requests + token_ns * features.prefill_tokens)
 
     def host_ns(self, shape: StepShape) -> int:
         """host_ns of one step."""
@@ -355,16 +357,3 @@ def padded_tokens(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:
 
 def _columns(features: StepFeatures) -> list[Int64]:
     return [getattr(features, field.name) for field in fields(features)]
-
-
-def _round(ns: NDArray[np.floating]) -> Int64:
-    """Whole ns, halves up; ns >= 0."""
-    return (ns + 0.5).astype(np.int64)
-
-
-def _total(terms: dict[str, Int64]) -> Int64:
-    first, *others = terms.values()
-    total = first.copy()
-    for other in others:
-        total += other
-    return total

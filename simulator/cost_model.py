@@ -95,6 +95,20 @@ class StepCosts:
     extrapolated: NDArray[np.bool_]
 
 
+def whole_ns(ns: NDArray[np.floating]) -> Int64:
+    """Whole ns, halves up; ns >= 0."""
+    return (ns + 0.5).astype(np.int64)
+
+
+def sum_of_terms(terms: dict[str, Int64]) -> Int64:
+    """gpu_ns of terms, of which there is at least one."""
+    first, *others = terms.values()
+    total = first.copy()
+    for other in others:
+        total += other
+    return total
+
+
 class CostModel(Protocol):
     """Predicts step durations. `step_cost` and `decode_run` equal `step_costs` bit for bit.
 

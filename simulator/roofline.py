@@ -28,11 +28,18 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.core.hardware_spec import HardwareSpec
 from engine.core.model_spec import ModelSpec
-from simulator.cost_model import UNKNOWN, Int64, StepCosts, StepFeatures, StepShape
+from simulator.cost_model import (
+    UNKNOWN,
+    Int64,
+    StepCosts,
+    StepFeatures,
+    StepShape,
+    sum_of_terms,
+    whole_ns,
+)
 from simulator.roofline_coefficients import expected_experts, roofline_coefficients
 
 NAME: Final = "analytic, uncalibrated"
@@ -133,15 +140,15 @@ class RooflineCostModel:
             "elementwise": self._elementwise(rows),
             "all_reduce": self._all_reduce(rows),
         }
-        terms["launch"] = self._launch(f, _total(terms))
+        terms["launch"] = self._launch(f, sum_of_terms(terms))
         host_ns = self.host.step_ns + self.host.request_ns * (
             f.prefill_requests + f.decode_requests
         )
-        return StepCosts(_total(terms), host_ns, terms, np.zeros(len(f), np.bool_))
+        return StepCosts(sum_of_terms(terms), host_ns, terms, np.zeros(len(f), np.bool_))
 
     def _linear(self, rows: Int64) -> Int64:
         linear, plain = self.coefficients.linear, self.coefficients.plain
-        return _round(
+        return whole_ns(
             np.maximum(linear.weights_ns, linear.row_ns * rows)
             + np.maximum(plain.weights_ns, plain.row_ns * rows)
         )
@@ -150,32 +157,32 @@ class RooflineCostModel:
         expected = self._visited[np.minimum(rows, len(self._visited) - 1)]
         visited = np.where(active >= 0, active, expected)
         c = self.coefficients
-        return _round(np.maximum(c.expert_ns * visited, c.experts_row_ns * rows))
+        return whole_ns(np.maximum(c.expert_ns * visited, c.experts_row_ns * rows))
 
     def _attention_prefill(self, f: StepFeatures) -> Int64:
         c = self.coefficients
         flops_ns = c.prefill_pair_ns * f.prefill_pairs + c.prefill_expand_ns * f.prefill_context
         bytes_ns = c.kv_token_ns * (f.prefill_context + f.prefill_tokens)
-        return _round(np.where(f.prefill_tokens > 0, np.maximum(flops_ns, bytes_ns), 0.0))
+        return whole_ns(np.where(f.prefill_tokens > 0, np.maximum(flops_ns, bytes_ns), 0.0))
 
     def _attention_decode(self, f: StepFeatures) -> Int64:
         c = self.coefficients
         queries = f.decode_tokens / np.maximum(f.decode_requests, 1)
         per_token_ns = np.maximum(c.kv_token_ns, c.decode_pair_ns * queries)
-        return _round(np.where(f.decode_tokens > 0, per_token_ns * f.decode_context, 0.0))
+        return whole_ns(np.where(f.decode_tokens > 0, per_token_ns * f.decode_context, 0.0))
 
     def _lm_head(self, logits: Int64) -> Int64:
         c = self.coefficients
         gemm_ns = np.maximum(c.lm_head.weights_ns, c.lm_head.row_ns * logits)
         rest_ns = c.gather_ns + (c.gather_row_ns + c.sampling_row_ns) * logits
-        return _round(np.where(logits > 0, gemm_ns + rest_ns, 0.0))
+        return whole_ns(np.where(logits > 0, gemm_ns + rest_ns, 0.0))
 
     def _elementwise(self, rows: Int64) -> Int64:
-        return _round(self.coefficients.elementwise_row_ns * rows)
+        return whole_ns(self.coefficients.elementwise_row_ns * rows)
 
     def _all_reduce(self, rows: Int64) -> Int64:
         c = self.coefficients
-        return _round(c.all_reduce_ns + c.all_reduce_row_ns * rows)
+        return whole_ns(c.all_reduce_ns + c.all_reduce_row_ns * rows)
 
     def _launch(self, f: StepFeatures, work_ns: Int64) -> Int64:
         always, with_prefill, with_decode, with_logits = self._kernels
@@ -283,16 +290,3 @@ class RooflineCostModel:
             self._logits_cache.clear()
         self._logits_cache[logits] = known
         return known
-
-
-def _round(ns: NDArray[np.floating]) -> Int64:
-    """Whole ns, halves up; ns >= 0."""
-    return (ns + 0.5).astype(np.int64)
-
-
-def _total(terms: dict[str, Int64]) -> Int64:
-    first, *others = terms.values()
-    total = first.copy()
-    for other in others:
-        total += other
-    return total

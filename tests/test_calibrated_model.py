@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 import pytest
+from cost_model_laws import check_decode_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from measured_steps import (
@@ -123,18 +124,7 @@ def test_a_step_is_a_few_plain_ints(model):
 def test_a_decode_run_costs_what_its_steps_cost(model, requests, context, graph_batch, num_steps):
     """decode_run equals step_costs of the steps written out, bit for bit, across knots."""
     shape = decode(requests, context, graph_batch)
-    run = [
-        shape._replace(
-            decode_context=shape.decode_context + i * shape.decode_tokens,
-            decode_max_context=shape.decode_max_context + i,
-        )
-        for i in range(num_steps)
-    ]
-    costs = model.step_costs(columns_of(*run))
-    gpu, host, extrapolated = model.decode_run(shape, num_steps)
-    assert gpu == costs.gpu_ns.tolist()
-    assert set(costs.host_ns.tolist()) <= {host}
-    assert extrapolated == bool(costs.extrapolated.any())
+    check_decode_run(model, shape, num_steps)
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)

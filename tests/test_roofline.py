@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cost_model_laws import check_decode_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -105,18 +106,7 @@ def test_one_step_costs_what_its_row_costs(model, shapes):
 @given(models, decode_steps(), st.integers(0, 60))
 def test_a_decode_run_costs_what_its_steps_cost(model, shape, num_steps):
     """decode_run equals step_costs of the steps written out, bit for bit."""
-    run = [
-        shape._replace(
-            decode_context=shape.decode_context + i * shape.decode_tokens,
-            decode_max_context=shape.decode_max_context + i,
-        )
-        for i in range(num_steps)
-    ]
-    costs = model.step_costs(columns(*run))
-    gpu, host, extrapolated = model.decode_run(shape, num_steps)
-    assert gpu == costs.gpu_ns.tolist()
-    assert set(costs.host_ns.tolist()) <= {host}
-    assert extrapolated == bool(costs.extrapolated.any())
+    check_decode_run(model, shape, num_steps)
 
 
 @given(models, st.lists(steps, min_size=1, max_size=8))

@@ -1,0 +1,21 @@
+"""Laws that hold of every cost model."""
+
+from __future__ import annotations
+
+from simulator.cost_model import CostModel, StepFeatures, StepShape
+
+
+def check_decode_run(model: CostModel, shape: StepShape, num_steps: int) -> None:
+    """decode_run equals step_costs of the steps written out, bit for bit."""
+    run = [
+        shape._replace(
+            decode_context=shape.decode_context + i * shape.decode_tokens,
+            decode_max_context=shape.decode_max_context + i,
+        )
+        for i in range(num_steps)
+    ]
+    costs = model.step_costs(StepFeatures.from_shapes(run))
+    gpu, host, extrapolated = model.decode_run(shape, num_steps)
+    assert gpu == costs.gpu_ns.tolist()
+    assert set(costs.host_ns.tolist()) <= {host}
+    assert extrapolated == bool(costs.extrapolated.any())
