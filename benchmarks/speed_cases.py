@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from engine.core.config import SchedulerConfig, default_graph_batch_sizes
+from engine.core.config import SchedulerConfig
+from engine.core.graph_sizes import default_graph_batch_sizes
 from engine.core.hardware_spec import load_hardware_spec
 from engine.core.memory_plan import plan_kv_pages
 from engine.core.model_spec import load_model_spec

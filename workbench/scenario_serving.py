@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from engine.core.graph_sizes import default_graph_batch_sizes
 from workbench.scenario_base import (
     WHOLE,
     Count,
@@ -92,8 +93,6 @@ class Router(ScenarioModel):
 
 
 def _default_graphs(data: dict[str, Any]) -> tuple[int, ...]:
-    from engine.core.config import default_graph_batch_sizes
-
     return default_graph_batch_sizes(data["max_running_requests"])
 
 

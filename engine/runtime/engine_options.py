@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields, replace
 from os import PathLike
 from typing import Any, Final, Self
 
-from engine.core.config import SchedulerConfig, default_graph_batch_sizes
+from engine.core.config import SchedulerConfig
 from engine.core.dtypes import did_you_mean
+from engine.core.graph_sizes import default_graph_batch_sizes
 from engine.runtime.runner_config import RunnerConfig
 
 # As torch and vLLM call them.
@@ -42,7 +43,7 @@ class EngineOptions:
     Besides:
 
         enforce_eager: captures nothing, which starts faster and runs slower.
-        cuda_graph_batch_sizes: left out or None: `engine.core.config.default_graph_batch_sizes`.
+        cuda_graph_batch_sizes: left out or None: those of `engine.core.graph_sizes`.
         dtype: may also be "auto" (None) or a long name, "bfloat16", "float16" or "float32".
 
     Attributes:

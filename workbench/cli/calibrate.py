@@ -122,7 +122,7 @@ def _cpu_config() -> RunnerConfig:
 def _config(
     model: str, load_format: Literal["auto", "dummy"], device: str, dtype: str | None
 ) -> RunnerConfig:
-    from engine.core.config import default_graph_batch_sizes
+    from engine.core.graph_sizes import default_graph_batch_sizes
     from engine.runtime.runner_config import RunnerConfig
 
     config = RunnerConfig(model=model, load_format=load_format, device=device, dtype=dtype)
