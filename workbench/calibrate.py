@@ -43,7 +43,7 @@ from simulator.profile import (
 )
 from workbench.atomic_file import write_atomic
 from workbench.engine_driver import HostClock
-from workbench.engine_run import Build, Say, build_runner
+from workbench.engine_run import Build, Runner, Say, build_runner
 from workbench.profile_match import model_digest
 from workbench.provenance import source_commit, workbench_version
 
@@ -78,7 +78,7 @@ class Partial:
         self._head = {"schema": SCHEMA, "identity": msgspec.to_builtins(identity)}
 
     def read(self) -> Measurements:
-        """What is there of this engine; a line that was cut short is left out.
+        """What is there of this engine; a last line that was cut short is taken away.
 
         Raises:
             ProfileError: it is of another engine.
@@ -86,17 +86,17 @@ class Partial:
         found = Measurements()
         if not self.path.exists():
             return found
-        lines = self.path.read_text(encoding="utf-8").splitlines()
+        whole, _, torn = self.path.read_bytes().rpartition(b"\n")
+        if torn:
+            write_atomic(self.path, whole + b"\n")
+        lines = whole.decode().splitlines()
         if not lines or json.loads(lines[0]) != self._head:
             raise ProfileError(
                 f"{self.path} holds measurements of another engine, model or version: delete it, "
                 "or name another --output-dir"
             )
         for line in lines[1:]:
-            try:
-                shape, times = json.loads(line)
-            except ValueError:
-                continue
+            shape, times = json.loads(line)
             found.add(tuple(shape), times)
         return found
 
@@ -137,52 +137,86 @@ def calibrate(
     """
     clock = HostClock()
     runner = build(config, clock, lambda text: say(f"{config.model}: {text}"))
+    begin = now()
     try:
-        facts, spec = runner.facts(), runner.spec
-        identity = _identity(facts, spec)
-        name = profile_name(identity)
-        partial = Partial(folder / f"{name}.partial.jsonl", identity)
-        limits = _limits(runner.config, runner.num_pages, runner.max_model_len, facts)
-        designs, begin = design_steps(limits), now()
-        done = partial.read()
-        runner.fill_cache_with_noise()
-        say(f"{name}: host time")
-        host = measure_host(runner, _scheduler(limits), clock, spec.vocab_size)
-
-        def measured(shape: Features, times: list[int], share: float) -> None:
-            partial.append(shape, times)
-            say(f"{name}: {share:.0%} of {len(designs):,} steps, three passes each")
-
-        complete = measure_steps(
-            runner,
-            PlanMaker(limits, spec.vocab_size),
-            designs,
-            done,
-            deadline_s=time.monotonic() + 60 * minutes,
-            measured=measured,
-        )
+        measured = _measure(runner, clock, folder, 60 * minutes, say)
     finally:
         runner.close()
+    conditions = {"began_unix_s": round(begin), "seconds": round(now() - begin)}
+    profile = _profile(measured, conditions)
+    path = folder / f"{profile.name}.json"
+    write_atomic(path, encode_profile(profile))
+    if measured.complete:
+        measured.partial.path.unlink(missing_ok=True)
+    return Calibration(profile, path, measured.complete)
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What an engine said of itself, and what was measured of it."""
+
+    identity: Identity
+    engine: EngineFacts
+    kernels: dict[str, str]
+    partial: Partial
+    steps: Measurements
+    host: HostTimes
+    designed: int
+    complete: bool
+
+
+def _measure(runner: Runner, clock: HostClock, folder: Path, seconds: float, say: Say) -> _Measured:
+    facts, spec = runner.facts(), runner.spec
+    identity = _identity(facts, spec)
+    name = profile_name(identity)
+    partial = Partial(folder / f"{name}.partial.jsonl", identity)
+    steps = partial.read()
+    limits = _limits(runner.config, runner.num_pages, runner.max_model_len, facts)
+    designs = design_steps(limits)
+    runner.fill_cache_with_noise()
+    say(f"{name}: host time")
+    host = measure_host(runner, _scheduler(limits), clock, spec.vocab_size)
+
+    def measured(shape: Features, times: list[int], share: float) -> None:
+        partial.append(shape, times)
+        say(f"{name}: {share:.0%} of {len(designs):,} steps, three passes each")
+
+    complete = measure_steps(
+        runner,
+        PlanMaker(limits, spec.vocab_size),
+        designs,
+        steps,
+        deadline_s=time.monotonic() + seconds,
+        measured=measured,
+    )
     engine = _engine_facts(limits, facts)
-    samples, host_samples = _samples(done), _host_samples(host)
+    return _Measured(
+        identity, engine, facts["kernels"], partial, steps, host, len(designs), complete
+    )
+
+
+def _profile(measured: _Measured, conditions: dict[str, Any]) -> Profile:
+    """Measurements, fitted."""
+    samples, host = _samples(measured.steps), _host_samples(measured.host)
     try:
-        fit = fit_profile(samples, host_samples, engine)
+        fit = fit_profile(samples, host, measured.engine)
     except ProfileError as error:
         raise ProfileError(
-            f"{error}; the same command goes on where this one stopped ({partial.path})"
+            f"{error}; the same command goes on where this one stopped ({measured.partial.path})"
         ) from None
-    profile = Profile(
-        schema=SCHEMA, name=name, identity=identity, engine=engine, samples=samples,
-        host_samples=host_samples, fit=fit,
-        conditions={"began_unix_s": round(begin), "seconds": round(now() - begin),
-                    "complete": complete, "designed_steps": len(designs),
-                    "kernels": facts["kernels"]},
+    return Profile(
+        schema=SCHEMA,
+        name=profile_name(measured.identity),
+        identity=measured.identity,
+        engine=measured.engine,
+        samples=samples,
+        host_samples=host,
+        fit=fit,
+        conditions={
+            **conditions, "complete": measured.complete, "designed_steps": measured.designed,
+            "kernels": measured.kernels,
+        },
     )  # fmt: skip
-    path = folder / f"{name}.json"
-    write_atomic(path, encode_profile(profile))
-    if complete:
-        partial.path.unlink(missing_ok=True)
-    return Calibration(profile, path, complete)
 
 
 def profile_name(identity: Identity) -> str:
