@@ -62,6 +62,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         num_pages: KV pages that requests may hold.
         max_num_batched_tokens: token budget of a step.
         max_running_requests: requests in the batch at most.
+        memory_fraction: share of the GPU that it was allowed.
         graph_batch_sizes: decode batches that run as one CUDA Graph.
         graph_tokens: token counts to which a step with prefill is padded, ascending; a larger one
             is not padded.
@@ -70,6 +71,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     num_pages: Count
     max_num_batched_tokens: Positive
     max_running_requests: Positive
+    memory_fraction: float = 0.9
     graph_batch_sizes: tuple[Positive, ...] = ()
     graph_tokens: tuple[Positive, ...] = ()
 

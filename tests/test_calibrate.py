@@ -21,6 +21,7 @@ from simulator.profile import ProfileError, read_profile
 from workbench import calibrate as calibration
 from workbench.analysis.rebuilt_models import rebuild_cost_models
 from workbench.calibrate import Calibration, calibrate
+from workbench.profile_match import identity_of
 from workbench.run_record import RunReader
 
 GRAPHS = (1, 2, 4, 8, 16)
@@ -171,10 +172,10 @@ def test_what_was_interrupted_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_measurements_of_another_engine_are_not_taken_over(tmp_path: Path) -> None:
     """The message says which file is in the way."""
     engine = MadeUpEngine(CONFIG)
-    identity = calibration._identity(engine.facts(), engine.spec)
+    identity = identity_of(engine.facts(), engine.spec)
     other = calibration.Partial(
         tmp_path / "nvidia-h200-llama-3.1-8b-bf16-tp1.partial.jsonl",
-        calibration._identity({**engine.facts(), "page_size": 64}, engine.spec),
+        identity_of({**engine.facts(), "page_size": 64}, engine.spec),
     )
     assert identity.page_size == 16
     other.append((1,) * 10, [5])
@@ -207,6 +208,13 @@ def test_a_simulation_uses_the_profile(written: Calibration, tmp_path: Path) -> 
     assert "hardware.profile" in reader.header.inputs
     (model,) = rebuild_cost_models(reader).values()
     assert model.name == written.profile.name
+    # With another share of the memory the engine would have other pages: then ours are estimated.
+    invoke(
+        "simulate", "quickstart", "--num-prompts", "150", "--runs-dir", str(run), "--name", "q",
+        "--set", f"hardware.profile={written.path}", *small,
+        "--set", "hardware.memory_fraction=0.5",
+    )  # fmt: skip
+    assert RunReader(run / "q-1").header.replicas[0].num_pages != MadeUpEngine.num_pages
 
 
 @pytest.mark.parametrize(

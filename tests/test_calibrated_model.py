@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 import pytest
-from cost_model_laws import check_decode_run
+from cost_model_laws import check_decode_run, check_growing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from measured_steps import (
@@ -157,9 +157,7 @@ def test_more_of_anything_never_costs_less(model, shape, feature, more):
     """Both costs are monotone in every feature, as long as the step stays of its kind."""
     if feature == "prefill_tokens" and not shape.prefill_tokens:
         return
-    larger = shape._replace(**{feature: getattr(shape, feature) + more})
-    assert gpu_ns(model, larger) >= gpu_ns(model, shape)
-    assert model.step_cost(larger)[1] >= model.step_cost(shape)[1]
+    check_growing(model, shape, feature, more)
 
 
 @settings(max_examples=300)

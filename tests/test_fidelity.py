@@ -97,4 +97,10 @@ def test_the_suite_on_a_cpu(tmp_path: Path) -> None:
     again = invoke(*command)
     assert again.stdout == first.stdout
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == stamps
+    other = json.loads(profile.read_bytes())
+    other["identity"]["page_size"] = 64
+    profile.write_text(json.dumps(other), encoding="utf-8")
+    result = invoke(*command)  # what is there is of another profile, and this one of no engine here
+    assert result.exit_code == 1
+    assert "is of page_size 64, not 16" in result.stderr
     assert table_lines(found)[0].startswith("error, %")

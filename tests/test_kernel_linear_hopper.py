@@ -231,7 +231,7 @@ def test_compiled_ahead_it_is_loaded_and_nothing_runs() -> None:
     with compile_only(DEVICE):
         hopper_linear(x, weight, tiling)
     kernel: CudaKernel = hopper_kernel(tiling, 4, gated=False, parts=True)
-    assert kernel.loaded
+    assert kernel._loaded
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = hopper_linear(x, weight, tiling)

@@ -13,12 +13,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from engine.core.config import SchedulerConfig
-from engine.core.model_spec import ModelSpec
 from engine.profiling.made_plans import PlanMaker
 from engine.profiling.measuring import (
     Features,
@@ -44,10 +43,7 @@ from simulator.profile import (
 from workbench.atomic_file import write_atomic
 from workbench.engine_driver import HostClock
 from workbench.engine_run import Build, Runner, Say, build_runner
-from workbench.profile_match import model_digest
-from workbench.provenance import source_commit, workbench_version
-
-_DTYPES: Final = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+from workbench.profile_match import identity_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +163,7 @@ class _Measured:
 
 def _measure(runner: Runner, clock: HostClock, folder: Path, seconds: float, say: Say) -> _Measured:
     facts, spec = runner.facts(), runner.spec
-    identity = _identity(facts, spec)
+    identity = identity_of(facts, spec)
     name = profile_name(identity)
     partial = Partial(folder / f"{name}.partial.jsonl", identity)
     steps = partial.read()
@@ -189,7 +185,7 @@ def _measure(runner: Runner, clock: HostClock, folder: Path, seconds: float, say
         deadline_s=time.monotonic() + seconds,
         measured=measured,
     )
-    engine = _engine_facts(limits, facts)
+    engine = _engine_facts(limits, runner.config, facts)
     return _Measured(
         identity, engine, facts["kernels"], partial, steps, host, len(designs), complete
     )
@@ -226,22 +222,6 @@ def profile_name(identity: Identity) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text).strip("-")
 
 
-def _identity(facts: dict[str, Any], spec: ModelSpec) -> Identity:
-    versions = {key: str(facts[key]) for key in ("torch", "triton", "cuda", "nvrtc")
-                if facts.get(key) is not None}  # fmt: skip
-    dtype = _DTYPES[facts["dtype"]]
-    return Identity(
-        gpu=facts["device"], model=_short_name(spec.name), model_digest=model_digest(spec),
-        dtype=dtype, kv_dtype=dtype, page_size=facts["page_size"],
-        engine_version=workbench_version(), commit=source_commit(), versions=versions,
-    )  # fmt: skip
-
-
-def _short_name(model: str) -> str:
-    """A card's name as it is; of a file or folder, its own without those above it."""
-    return Path(model).name.removesuffix(".json")
-
-
 def _limits(
     config: RunnerConfig, num_pages: int, max_model_len: int, facts: dict[str, Any]
 ) -> EngineLimits:
@@ -267,11 +247,12 @@ def _scheduler(limits: EngineLimits) -> SchedulerConfig:
     )
 
 
-def _engine_facts(limits: EngineLimits, facts: dict[str, Any]) -> EngineFacts:
+def _engine_facts(limits: EngineLimits, config: RunnerConfig, facts: dict[str, Any]) -> EngineFacts:
     return EngineFacts(
         num_pages=limits.num_pages,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         max_running_requests=limits.max_running_requests,
+        memory_fraction=config.memory_fraction,
         graph_batch_sizes=limits.graph_batch_sizes,
         graph_tokens=tuple(facts["cuda_graph_tokens"]),
     )

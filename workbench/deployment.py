@@ -146,7 +146,8 @@ def _replica(
     if num_pages > memory.num_pages:
         raise _NoRoomError(num_pages, memory)
     costs = _costs(scenario, model, gpu, pool, profile)
-    if profile is not None and pool.num_pages is None and holds_pages_of(profile, pool):
+    share = scenario.hardware.memory_fraction
+    if profile is not None and pool.num_pages is None and holds_pages_of(profile, pool, share):
         num_pages = profile.engine.num_pages  # the engine has counted them, we only estimate
     facts = replica_facts(pool, num_pages, model.max_model_len)
     scheduler = scheduler_config(

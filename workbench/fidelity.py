@@ -27,7 +27,8 @@ from workbench.engine_run import Build, Runner, Say, build_runner
 from workbench.engine_run import prepare as prepare_engine
 from workbench.engine_setup import EngineOptions
 from workbench.parity import ParityError, follow
-from workbench.provenance import source_commit
+from workbench.profile_match import identity_of, refuse_other_engine
+from workbench.provenance import input_file, source_commit
 from workbench.scenario_source import LoadedScenario, load_scenario
 from workbench.simulate import prepare as prepare_simulation
 
@@ -150,8 +151,11 @@ def run_suite(
 ) -> list[dict[str, Any]]:
     """Run every load that has no file in `folder` yet; returns all results in order.
 
+    A file of another profile, engine version or number of runs is replaced.
+
     Raises:
         ScenarioErrors: the profile is not of this scenario, or the engine cannot run it.
+        OtherProfileError: the engine is not the one that was calibrated.
 
     More as `build`.
     """
@@ -162,11 +166,12 @@ def run_suite(
     try:
         for load in suite.loads:
             path = folder / f"{load.name.replace(' ', '_').replace('%', 'percent')}.json"
-            found = _read(path, suite)
+            loaded = _loaded(suite, load, capacity, profile=False)
+            found = _read(path, suite, loaded)
             if found is None:
                 if kept is None:
                     kept = _start(suite, clock, build, say)
-                found = _measure(suite, load, capacity, kept, clock, say)
+                found = _measure(suite, load, loaded, capacity, kept, clock, say)
                 write_atomic(path, json.dumps(found, indent=1).encode() + b"\n")
             results.append(found)
     finally:
@@ -175,13 +180,26 @@ def run_suite(
     return results
 
 
-def _read(path: Path, suite: Suite) -> dict[str, Any] | None:
-    """A result that is there already, if it is of this profile."""
+def _read(path: Path, suite: Suite, loaded: LoadedScenario) -> dict[str, Any] | None:
+    """A result that is there already, if it is of this very profile, of this load and complete."""
     if not path.exists():
         return None
     found: dict[str, Any] = json.loads(path.read_bytes())
-    same = found.get("schema") == SCHEMA and found.get("profile") == suite.profile.name
-    return found if same else None
+    wanted = _facts(suite, loaded)
+    return found if {name: found.get(name) for name in wanted} == wanted else None
+
+
+def _facts(suite: Suite, loaded: LoadedScenario) -> dict[str, Any]:
+    """What makes two results of a load comparable."""
+    return {
+        "schema": SCHEMA,
+        "profile": suite.profile.name,
+        "profile_sha256": input_file(suite.profile_path).sha256,
+        "scenario": suite.scenario,
+        "settings": list(loaded.overrides),
+        "repeats": suite.repeats,
+        "commit": source_commit(),
+    }
 
 
 def _loaded(suite: Suite, load: Load, capacity: float, *, profile: bool) -> LoadedScenario:
@@ -216,13 +234,25 @@ def _start(suite: Suite, clock: HostClock, build: Build, say: Say) -> _Kept:
 
     loaded = _loaded(suite, suite.loads[0], 0.0, profile=False)
     prepare_engine(loaded, "none", suite.options, build=built, clock=clock, say=say)
-    return _Kept(runners[0])
+    kept = _Kept(runners[0])
+    try:
+        engine = identity_of(kept.facts(), kept.spec)
+        refuse_other_engine(suite.profile, engine)
+    except BaseException:
+        kept.end()
+        raise
+    return kept
 
 
 def _measure(
-    suite: Suite, load: Load, capacity: float, kept: _Kept, clock: HostClock, say: Say
+    suite: Suite,
+    load: Load,
+    loaded: LoadedScenario,
+    capacity: float,
+    kept: _Kept,
+    clock: HostClock,
+    say: Say,
 ) -> dict[str, Any]:
-    loaded = _loaded(suite, load, capacity, profile=False)
     (pool,) = loaded.scenario.deployment.pools
     runs, steps, parity = [], [], ""
     for number in range(suite.repeats):
@@ -248,9 +278,8 @@ def _measure(
         for with_ in (True, False)
     )
     return {
-        "schema": SCHEMA, "load": load.name, "profile": suite.profile.name,
-        "commit": source_commit(), "settings": list(loaded.overrides), "engine": runs,
-        "simulated": simulated, "analytic": analytic, "parity": parity,
+        **_facts(suite, loaded), "load": load.name, "engine": runs, "simulated": simulated,
+        "analytic": analytic, "parity": parity,
         "steps": step_errors(CalibratedCostModel(suite.profile), steps),
     }  # fmt: skip
 

@@ -6,13 +6,17 @@ import hashlib
 import json
 import re
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
 
 from engine.core.hardware_spec import HardwareSpec
 from engine.core.model_spec import ModelSpec
-from simulator.profile import Profile
+from simulator.profile import Identity, Profile
+from workbench.provenance import source_commit, workbench_version
 from workbench.scenario import Pool
 
-CPU = "cpu"
+CPU: Final = "cpu"
+_DTYPES: Final = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
 class OtherProfileError(ValueError):
@@ -61,14 +65,55 @@ def refuse_other(
         raise OtherProfileError(f"profile {profile.name} is of {'; of '.join(wrong)}")
 
 
-def holds_pages_of(profile: Profile, pool: Pool) -> bool:
-    """Whether the engine that was measured has the pages that this pool would have."""
+def holds_pages_of(profile: Profile, pool: Pool, memory_fraction: float) -> bool:
+    """Whether the engine that was measured has the pages that this pool would have.
+
+    Args:
+        profile: what was measured.
+        pool: of a deployment.
+        memory_fraction: share of each GPU that the deployment may use.
+    """
     own = profile.engine
     return (
         profile.identity.page_size == pool.page_size
         and own.max_num_batched_tokens == pool.max_num_batched_tokens
         and own.max_running_requests == pool.max_running_requests
+        and own.memory_fraction == memory_fraction
     )
+
+
+def refuse_other_engine(profile: Profile, engine: Identity) -> None:
+    """Refuse to compare a profile with an engine that it was not measured of.
+
+    Raises:
+        OtherProfileError: with everything that differs; versions may.
+    """
+    own = profile.identity
+    wrong = [
+        f"{name} {getattr(own, name)}, not {getattr(engine, name)}"
+        for name in ("gpu", "model_digest", "dtype", "kv_dtype", "page_size",
+                     "tensor_parallel_size")
+        if getattr(own, name) != getattr(engine, name)
+    ]  # fmt: skip
+    if wrong:
+        raise OtherProfileError(f"profile {profile.name} is of {'; of '.join(wrong)}")
+
+
+def identity_of(facts: dict[str, Any], spec: ModelSpec) -> Identity:
+    """Of an engine: `facts` as its runner tells them, `spec` of its model."""
+    versions = {key: str(facts[key]) for key in ("torch", "triton", "cuda", "nvrtc")
+                if facts.get(key) is not None}  # fmt: skip
+    dtype = _DTYPES[facts["dtype"]]
+    return Identity(
+        gpu=facts["device"], model=_short_name(spec.name), model_digest=model_digest(spec),
+        dtype=dtype, kv_dtype=dtype, page_size=facts["page_size"],
+        engine_version=workbench_version(), commit=source_commit(), versions=versions,
+    )  # fmt: skip
+
+
+def _short_name(model: str) -> str:
+    """A card's name as it is; of a file or folder, its own without those above it."""
+    return Path(model).name.removesuffix(".json")
 
 
 def model_digest(spec: ModelSpec) -> str:

@@ -170,11 +170,6 @@ class CudaKernel:
         self._file, self._function = path.name, function
         self._loaded: dict[int, ctypes.c_void_p] = {}  # by device
 
-    @property
-    def loaded(self) -> bool:
-        """Whether a device has it."""
-        return bool(self._loaded)
-
     def launch(self, shape: Launch, arguments: Sequence[Any], device: torch.device) -> None:
         """Queue the kernel on the current stream, as one that may start early (see `pdl`).
 

@@ -132,8 +132,6 @@ def _config(
 
 def _tell(done: Calibration) -> None:
     """Where the profile is, and how good."""
-    from workbench.cli.failures import flush_stdout
-
     fit, samples = done.profile.fit, done.profile.samples
     typer.echo(f"{len(samples):,} steps, {sum(samples.repeats):,} times, written to {done.path}")
     if not done.complete:
@@ -145,4 +143,3 @@ def _tell(done: Calibration) -> None:
         numbers = (r.median_percent, r.p90_percent, r.p99_percent)
         columns = "".join(f"{number:>8.2f}" for number in numbers)
         typer.echo(f"  {r.region:22}{r.count:>7,}{columns}{r.bias_percent:>+8.2f}")
-    flush_stdout()
