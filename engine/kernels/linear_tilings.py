@@ -3,7 +3,7 @@
 The rules for one row and for a few reproduce, within 3 %, the best of some 3,000 measured
 candidates for the layers of Llama-3.1-8B, Qwen3-30B-A3B and Qwen3-0.6B, each by itself and in the
 chain of a whole layer (`benchmarks/linear_chain.py`; the story is in `benchmarks/NOTES.md`). The
-rule for Hopper's kernel is a score that picks one of the best of some 2,000 more.
+rule for Hopper's kernel is a score that picks one of the best candidates that were measured there.
 What they say: one wave of programs, about one on each multiprocessor, with many tiles in flight
 beats several smaller ones; where the weight has too few rows for that, K is split; activations are
 read again by every program, so tiles must not be too narrow.
