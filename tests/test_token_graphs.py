@@ -19,15 +19,17 @@ def test_graphs_reach_as_far_as_launches_are_the_limit() -> None:
     assert 256 <= middle[-1] < 1024
     assert large[-1] < middle[-1]
     spec = load_model_spec("Llama-3.1-8B")
-    flops = sum(spec.flops_per_token_by_group().values())
-    assert middle[-1] * flops / FLOPS < 1.2 * spec.num_layers * LAUNCH_SECONDS
+    flops = spec.flops_per_token_by_group()
+    flops.pop("lm_head")
+    most = spec.num_layers * LAUNCH_SECONDS * FLOPS / sum(flops.values())
+    assert middle[-2] < most <= middle[-1]  # the last is what the longest of them is padded to
 
 
 def test_padding_stays_small() -> None:
-    """From 64 tokens on a step is padded by less than what it is, from 256 on by a quarter."""
+    """From 16 tokens on a step is padded by less than what it is, from 192 on by a third."""
     for smaller, larger in pairwise(SIZES):
         assert larger <= 2 * smaller
-        assert smaller < 256 or larger <= 1.25 * smaller
+        assert smaller < 192 or 3 * larger <= 4 * smaller
 
 
 def test_none_is_larger_than_a_step() -> None:

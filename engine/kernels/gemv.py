@@ -50,8 +50,9 @@ def _gemv_kernel(
     has_row = rows < n
     known = tl.where(has_row, rows, n - 1)
     inner = tl.arange(0, BK)
-    w_at = weight + known[:, None].to(tl.int64) * k
-    up_at = w_at + n.to(tl.int64) * k
+    row = known[:, None].to(tl.int64)
+    w_at = weight + row * k
+    up_at = weight + (row + n) * k
     w = tl.load(w_at + inner[None, :], mask=(inner < k)[None, :], other=0.0)
     if GATED:
         w_up = tl.load(up_at + inner[None, :], mask=(inner < k)[None, :], other=0.0)

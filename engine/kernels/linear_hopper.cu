@@ -1,7 +1,8 @@
 // out[M, N] = x[M, K] @ weight[N, K].T for some dozens to some hundreds of rows, on Hopper (sm_90a).
 //
-// A block computes 64 * ROW_GROUPS rows by BN weight rows (of gate and of up BN / 2 each, if GATED)
-// over its share of K. One thread keeps STAGES tiles of 64 columns in flight with the tensor memory
+// A block computes at most 64 * ROW_GROUPS rows by BN weight rows (of gate and of up BN / 2 each, if
+// GATED) over its share of K. It loads only the rows that there are: what the instruction multiplies
+// beyond them is left over in shared memory, and nobody stores it. One thread keeps STAGES tiles of 64 columns in flight with the tensor memory
 // accelerator, and a warp group for each 64 rows multiplies them (wgmma), all at their own pace.
 // The CLUSTER blocks that compute different rows by the same weight rows form a cluster, in which
 // each loads a part of every tile of weights for all, so that weights cross the L2 cache once.
@@ -26,9 +27,10 @@ struct __align__(64) TensorMap {
   unsigned char bytes[128];
 };
 
-// What a block does: its tile of weight rows and of activation rows, and its columns.
+// What a block does: its tile of weight rows and of activation rows, how many those are, and its
+// columns.
 struct Work {
-  int tile_n, tile_m, first_step, steps;
+  int tile_n, tile_m, rows, first_step, steps;
 };
 
 // Addresses in shared memory: of the tiles, and of the barriers of full and of empty stages.
@@ -124,13 +126,13 @@ __device__ __forceinline__ void produce(const TensorMap* x_map, const TensorMap*
   auto load_x = [&](int step) {
     const u32 stage = step % STAGES;
     load_box(x_map, at.tiles + stage * STAGE_BYTES, at.full + 8 * stage,
-             (work.first_step + step) * BK, work.tile_m * BM, EVICT_NORMAL);
+             (work.first_step + step) * BK, work.tile_m * work.rows, EVICT_NORMAL);
   };
   auto load_w = [&](int step) {
     const u32 stage = step % STAGES, full = at.full + 8 * stage;
     const u32 to = at.tiles + stage * STAGE_BYTES + X_BYTES;
     const int column = (work.first_step + step) * BK;
-    barrier_expect(full, STAGE_BYTES);
+    barrier_expect(full, work.rows * BK * 2 + W_BYTES);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row =
@@ -182,7 +184,8 @@ __device__ __forceinline__ void store(const float (&sums)[BN / 2], void* out, Wo
                                       int n, int first_row, int lane) {
 #pragma unroll
   for (int below = 0; below < 2; ++below) {
-    const int row = work.tile_m * BM + first_row + lane / 4 + 8 * below;
+    const int row_of_tile = first_row + lane / 4 + 8 * below;
+    const int row = work.tile_m * work.rows + row_of_tile;
     const u64 begin = ((u64)(PARTS ? blockIdx.y : 0) * m + row) * n;
 #pragma unroll
     for (int j = 0; j < (GATED ? BN / 16 : BN / 8); ++j) {
@@ -192,7 +195,7 @@ __device__ __forceinline__ void store(const float (&sums)[BN / 2], void* out, Wo
         low = gated(low, sums[BN / 4 + 4 * j + 2 * below]);
         high = gated(high, sums[BN / 4 + 4 * j + 2 * below + 1]);
       }
-      const bool inside = row < m && column < n;
+      const bool inside = row_of_tile < work.rows && row < m && column < n;
       if (PARTS) {
         float2* to = reinterpret_cast<float2*>(static_cast<float*>(out) + begin + column);
         if (inside) *to = make_float2(low, high);
@@ -207,7 +210,7 @@ __device__ __forceinline__ void store(const float (&sums)[BN / 2], void* out, Wo
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     linear_hopper(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map,
-                  void* out, int m, int n, int steps, int steps_per_split) {
+                  void* out, int m, int n, int rows, int steps, int steps_per_split) {
   extern __shared__ unsigned char memory[];
   Stages at;
   at.tiles = (static_cast<u32>(__cvta_generic_to_shared(memory)) + 1023) / 1024 * 1024;
@@ -217,6 +220,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   Work work;
   work.tile_n = blockIdx.x / CLUSTER;
   work.tile_m = blockIdx.x % CLUSTER;  // the rank in the cluster, too
+  work.rows = rows;
   work.first_step = blockIdx.y * steps_per_split;
   work.steps = min(steps_per_split, steps - work.first_step);
 

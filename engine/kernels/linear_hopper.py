@@ -120,6 +120,7 @@ def hopper_linear(
     else:
         out = torch.empty(split, m, n, dtype=torch.float32, device=x.device)
     stages = tiling.stages(max(2, min(8, each)))
+    rows = -(-m // (8 * tiling.cluster)) * 8  # of a block; eight lie together in shared memory
     tiles = -(-n // (tiling.features // 2 if gated else tiling.features))
     shape = Launch(
         grid=(tiles * tiling.cluster, split),
@@ -128,10 +129,10 @@ def hopper_linear(
         shared_bytes=stages * tiling.stage_bytes + 1024,  # room to align them
     )
     arguments = (
-        tensor_map(x, 64 * tiling.row_groups, COLUMNS),
+        tensor_map(x, rows, COLUMNS),
         tensor_map(weight, tiling.features // 2, COLUMNS),
         ctypes.c_void_p(out.data_ptr()),
-        *map(ctypes.c_int, (m, n, steps, each)),
+        *map(ctypes.c_int, (m, n, rows, steps, each)),
     )
     hopper_kernel(tiling, stages, gated=gated, parts=split > 1).launch(shape, arguments, x.device)
     return out

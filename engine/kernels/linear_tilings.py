@@ -18,8 +18,9 @@ from engine.kernels.linear_hopper import COLUMNS, HopperTiling
 from engine.kernels.skinny_linear import Tiling
 
 MOST_ROWS = 64  # beyond that the products are no longer bound by the weights' bandwidth
-MOST_HOPPER_ROWS = 256  # beyond that nothing is left to gain over cuBLAS
-HOPPER_ROWS = (17, 33, 65, 129, 193)  # the first rows of each class that is cut up alike
+MOST_HOPPER_ROWS = 128  # beyond that cuBLAS, whose weights are an instruction's rows, pads less
+MOST_GATED_ROWS = 256  # saving the activation's own kernel pays for longer
+HOPPER_ROWS = (17, 33, 65, 129, 193, 233)  # the first rows of each class that is cut up alike
 SMS = 132  # multiprocessors of an H100 or H200; elsewhere the tilings are right, if less good
 _MOST_SPLITS = 8
 _VOCABULARY = 32_768  # rows from which on a weight fills the GPU several times over
@@ -89,7 +90,10 @@ def hopper_tiling(
     twice; with few weight rows that takes narrow tiles or splits, both of which cost something.
     """
     few = 16 if inner < 4096 else 32  # up to here the skinny products are as good
-    if not few < rows <= MOST_HOPPER_ROWS or (whole and out_features >= _VOCABULARY):
+    most = MOST_GATED_ROWS if gated else MOST_HOPPER_ROWS
+    if not few < rows <= most or (whole and out_features >= _VOCABULARY):
+        return None
+    if inner >= 4096 and MOST_HOPPER_ROWS < rows <= 232:  # cuBLAS is fast enough for two kernels
         return None
     groups, cluster = -(-rows // 64), 1
     if groups % 2 == 0 and not gated:

@@ -100,10 +100,14 @@ def _softmax(logits, top, total, qk_scale):
 @gluon.jit
 def _consume(
     q, out, blocks, end, context, begin, length, start, head, qk_scale, q_stride,
-    q_low, q_high, k_low, k_high, v_low, v_high, k_arrived, v_arrived, k_free, v_free,
+    q_low, q_high, k_low, k_high, v_low, v_high, v_mine, k_arrived, v_arrived, k_free, v_free,
+    cleared,
     HEADS: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """A warp group attends from BLOCK_M queries from `begin` on."""
+    """A warp group attends from BLOCK_M queries from `begin` on.
+
+    It clears the rest of the last block in `v_mine`, and another one that in the other half.
+    """
     DIM: gl.constexpr = 2 * HALF
     wide: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     logits_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
@@ -174,11 +178,11 @@ def _consume(
     stage = last % STAGES
     mbarrier.wait(v_arrived.index(stage), last // STAGES % 2)
     if end % BLOCK_N != 0:
-        # Both warp groups do it; they write the same.
-        _without_rest(v_low.index(stage), end - last * BLOCK_N, BLOCK_N, wide)
-        _without_rest(v_high.index(stage), end - last * BLOCK_N, BLOCK_N, wide)
+        _without_rest(v_mine.index(stage), end - last * BLOCK_N, BLOCK_N, wide)
         fence_async_shared()
         barrier()
+        mbarrier.arrive(cleared.index(0), count=1)
+        mbarrier.wait(cleared.index(0), 0)
     acc_low = warpgroup_mma(weights, v_low.index(stage), acc_low, is_async=True)
     acc_high = warpgroup_mma(weights, v_high.index(stage), acc_high, is_async=True)
     acc_low, acc_high = warpgroup_mma_wait(0, [acc_low, acc_high])
@@ -235,6 +239,8 @@ def _prefill_attention_hopper_kernel(
     v_arrived = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    cleared = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
+    mbarrier.init(cleared.index(0), count=2)
     for i in gl.static_range(STAGES):
         mbarrier.init(k_arrived.index(i), count=1)
         mbarrier.init(v_arrived.index(i), count=1)
@@ -245,13 +251,13 @@ def _prefill_attention_hopper_kernel(
         [
             (_consume, (
                 q, out, blocks, end, context, begin, length, start, head, qk_scale, q_stride,
-                q_low.index(0), q_high.index(0), k_low, k_high, v_low, v_high, k_arrived,
-                v_arrived, k_free, v_free, HEADS, HALF_M, BLOCK_N, STAGES,
+                q_low.index(0), q_high.index(0), k_low, k_high, v_low, v_high, v_low, k_arrived,
+                v_arrived, k_free, v_free, cleared, HEADS, HALF_M, BLOCK_N, STAGES,
             )),
             (_consume, (
                 q, out, blocks, end, context, begin + HALF_M, length, start, head, qk_scale,
-                q_stride, q_low.index(1), q_high.index(1), k_low, k_high, v_low, v_high, k_arrived,
-                v_arrived, k_free, v_free, HEADS, HALF_M, BLOCK_N, STAGES,
+                q_stride, q_low.index(1), q_high.index(1), k_low, k_high, v_low, v_high, v_high,
+                k_arrived, v_arrived, k_free, v_free, cleared, HEADS, HALF_M, BLOCK_N, STAGES,
             )),
             (_produce, (
                 k_pages, v_pages, table, blocks, (end - 1) // PAGE_SIZE, head // GROUP * 2 * HALF,

@@ -20,20 +20,20 @@ from engine.models.step_inputs import StepInputs
 from engine.models.transformer import Hidden, Transformer
 from engine.runtime.graph_capture import GraphSpace
 
-SIZES = (16, 32, *range(64, 1025, 64), *range(1280, 4097, 256))
+SIZES = (16, 32, *range(64, 321, 64), *range(384, 1025, 128), *range(1280, 4097, 256))
 LAUNCH_SECONDS = 330e-6  # of a layer's kernels, one by one, as measured
 FLOPS = 6e14  # of a second of prefill, as measured
 
 
 def default_graph_tokens(spec: ModelSpec) -> tuple[int, ...]:
-    """Numbers of tokens for which the GPU would wait for launches.
+    """Numbers of tokens for which the GPU would wait for launches, and the next larger one.
 
     Larger steps gain nothing from graphs and would be padded for nothing.
     """
     flops = spec.flops_per_token_by_group()
     flops.pop("lm_head", None)  # of sampled tokens only
     most = spec.num_layers * LAUNCH_SECONDS * FLOPS / sum(flops.values())
-    return tuple(size for size in SIZES if size <= most)
+    return SIZES[: bisect.bisect_left(SIZES, most) + 1]
 
 
 @dataclass(frozen=True, slots=True)
