@@ -34,13 +34,16 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cost_model import Int64, StepCosts, StepFeatures, StepShape, sum_of_terms, whole_ns
 from simulator.profile import DecodeTable, HostFit, MixedFit, Profile, ProfileError
 
-TERMS: Final = ("tokens", "attention_prefill", "attention_decode", "requests", "logits")
+TERMS: Final = (
+    "tokens", "attention_prefill", "attention_decode", "requests", "logits", "launches"
+)  # fmt: skip
 
 _EMPTY_STEP: Final = "a step has at least one token"
 _NO_LIMIT: Final = 1 << 62
@@ -100,12 +103,12 @@ class CalibratedCostModel:
 
     def step_cost(self, shape: StepShape) -> tuple[int, int, bool]:
         """(gpu_ns, host_ns, extrapolated) of one step."""
-        prefill, _, _, _, _, tokens, context, _, _, graph_batch, _ = shape
+        prefill, tokens, graph_batch = shape.prefill_tokens, shape.decode_tokens, shape.graph_batch
         if prefill + tokens < 1:
             raise ValueError(_EMPTY_STEP)
         extrapolated = any(map(operator.gt, shape, self._limits))
         if graph_batch > 0 and not prefill and self._decode:
-            gpu_ns = self._decode.curve(graph_batch).whole_ns(context)
+            gpu_ns = self._decode.curve(graph_batch).whole_ns(shape.decode_context)
             extrapolated = extrapolated or self._decode.is_outside(graph_batch)
         else:
             gpu_ns = self._other_steps().gpu_ns(shape)
@@ -113,7 +116,7 @@ class CalibratedCostModel:
 
     def decode_run(self, shape: StepShape, num_steps: int) -> tuple[list[int], int, bool]:
         """gpu_ns of successive pure decode steps, the host_ns of each, whether extrapolated."""
-        prefill, _, _, _, _, tokens, context, longest, _, graph_batch, _ = shape
+        prefill, _, _, _, _, _, tokens, context, longest, _, graph_batch, _ = shape
         if prefill or tokens < 1:
             raise ValueError("a decode run decodes and does not prefill")
         contexts = range(context, context + num_steps * tokens, tokens)
@@ -259,81 +262,95 @@ class MixedCosts:
     def __init__(self, fit: MixedFit, graph_tokens: Sequence[int]) -> None:
         self._graph_tokens = tuple(graph_tokens)
         self._tokens = Curve(fit.tokens, fit.ns)
-        self._prefill_ns = (fit.pair_ns, fit.context_ns)
+        self._prefill_ns = (fit.pair_ns, fit.context_ns, fit.max_context_ns)
         self._decode_context_ns = fit.decode_context_ns
         self._request_ns = (fit.prefill_request_ns, fit.decode_request_ns)
-        self._eager_decode_ns = fit.eager_decode_ns
         self._logits_ns = (fit.logits_ns, fit.logit_row_ns)
+        least = msgspec.structs.astuple(fit.launches)
+        self._launch_ns = np.array([int(ns + 0.5) for ns in least], np.int64)  # by `launch_kinds`
+        self._graph_launch_ns: list[int] = self._launch_ns[:2].tolist()
+        self._eager_launch_ns: list[int] = self._launch_ns[2:].tolist()
 
     def terms(self, features: StepFeatures) -> dict[str, Int64]:
         """The terms of many steps, by their names."""
         f = features
-        pair_ns, context_ns = self._prefill_ns
+        pair_ns, context_ns, max_context_ns = self._prefill_ns
         prefill_request_ns, decode_request_ns = self._request_ns
         step_ns, row_ns = self._logits_ns
-        return {
+        terms = {
             "tokens": self._tokens.whole_column(padded_tokens(f, self._graph_tokens)),
             "attention_prefill": whole_ns(
-                pair_ns * f.prefill_pairs + context_ns * f.prefill_context
+                np.maximum(
+                    pair_ns * f.prefill_pairs + context_ns * f.prefill_context,
+                    max_context_ns * f.prefill_max_context,
+                )
             ),
             "attention_decode": whole_ns(self._decode_context_ns * f.decode_context),
             "requests": whole_ns(
-                prefill_request_ns * f.prefill_requests
-                + decode_request_ns * f.decode_requests
-                + np.where(f.prefill_tokens > 0, 0.0, self._eager_decode_ns)
+                prefill_request_ns * f.prefill_requests + decode_request_ns * f.decode_requests
             ),
             "logits": whole_ns(
                 np.where(f.sampled_tokens > 0, step_ns + row_ns * f.sampled_tokens, 0.0)
             ),
         }
+        least = self._launch_ns[launch_kinds(f, self._graph_tokens)]
+        terms["launches"] = np.maximum(least - sum_of_terms(terms), 0)
+        return terms
 
     def gpu_ns(self, shape: StepShape) -> int:
         """The time of one step."""
-        return self._without_decode_context(shape) + int(
-            self._decode_context_ns * shape.decode_context + 0.5
-        )
+        ns, least = self._without_decode_context(shape)
+        ns += int(self._decode_context_ns * shape.decode_context + 0.5)
+        return ns if ns > least else least
 
     def run(self, shape: StepShape, decode_contexts: range) -> list[int]:
         """The times of steps that differ in decode_context only."""
-        base_ns, slope = self._without_decode_context(shape), self._decode_context_ns
-        return [base_ns + int(slope * context + 0.5) for context in decode_contexts]
+        slope = self._decode_context_ns
+        base_ns, least = self._without_decode_context(shape)
+        return [max(base_ns + int(slope * context + 0.5), least) for context in decode_contexts]
 
-    def _without_decode_context(self, shape: StepShape) -> int:
-        prefill, prefills, context, pairs, decodes, decode, _, _, sampled, _, _ = shape
+    def _without_decode_context(self, shape: StepShape) -> tuple[int, int]:
+        """(time without attention of decode items, time of launches)."""
+        prefill, prefills, context, pairs, longest, decodes, decode, _, _, sampled, _, _ = shape
         tokens = prefill + decode
+        least = self._eager_launch_ns[1 if decode else 0] if prefill else self._eager_launch_ns[2]
         if prefill:
             at = bisect_left(self._graph_tokens, tokens)
             if at < len(self._graph_tokens):
                 tokens = self._graph_tokens[at]
-        pair_ns, context_ns = self._prefill_ns
+                least = self._graph_launch_ns[1 if decode else 0]
+        pair_ns, context_ns, max_context_ns = self._prefill_ns
         prefill_request_ns, decode_request_ns = self._request_ns
         ns = self._tokens.whole_ns(tokens)
-        ns += int(pair_ns * pairs + context_ns * context + 0.5)
-        eager_ns = 0.0 if prefill else self._eager_decode_ns
-        ns += int(prefill_request_ns * prefills + decode_request_ns * decodes + eager_ns + 0.5)
+        all_ns, longest_ns = pair_ns * pairs + context_ns * context, max_context_ns * longest
+        ns += int((all_ns if all_ns > longest_ns else longest_ns) + 0.5)
+        ns += int(prefill_request_ns * prefills + decode_request_ns * decodes + 0.5)
         if sampled > 0:
             step_ns, row_ns = self._logits_ns
             ns += int(step_ns + row_ns * sampled + 0.5)
-        return ns
+        return ns, least
 
 
 class HostCosts:
     """CPU time of steps, as fitted."""
 
     def __init__(self, fit: HostFit) -> None:
-        self._ns = (fit.step_ns, fit.request_ns, fit.prefill_token_ns)
+        self._ns = (fit.step_ns, fit.request_ns, fit.prefill_request_ns, fit.prefill_token_ns)
 
     def column(self, features: StepFeatures) -> Int64:
         """host_ns of many steps."""
-        step_ns, request_ns, token_ns = self._ns
-        requests = features.prefill_requests + features.decode_requests
-        return whole_ns(step_ns + request_ns * requests + token_ns * features.prefill_tokens)
+        step_ns, request_ns, prompt_ns, token_ns = self._ns
+        f = features
+        requests = f.prefill_requests + f.decode_requests
+        prompts_ns = prompt_ns * f.prefill_requests + token_ns * f.prefill_tokens
+        return whole_ns(step_ns + request_ns * requests + prompts_ns)
 
     def host_ns(self, shape: StepShape) -> int:
         """host_ns of one step."""
-        step_ns, request_ns, token_ns = self._ns
+        step_ns, request_ns, prompt_ns, token_ns = self._ns
         requests = shape.prefill_requests + shape.decode_requests
-        return int(step_ns + request_ns * requests + token_ns * shape.prefill_tokens + 0.5)
+        prompts_ns = prompt_ns * shape.prefill_requests + token_ns * shape.prefill_tokens
+        return int(step_ns + request_ns * requests + prompts_ns + 0.5)
 
 
 def padded_tokens(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:
@@ -353,6 +370,22 @@ def padded_tokens(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:
     next_size = sizes[np.minimum(np.searchsorted(sizes, tokens), len(sizes) - 1)]
     # Beyond the last size the step is larger than it, and stays what it is.
     return np.where(features.prefill_tokens > 0, np.maximum(tokens, next_size), tokens)
+
+
+def launch_kinds(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:
+    """Which field of `LaunchFit` speaks of each step, by its place.
+
+    Args:
+        features: n steps.
+        graph_tokens: ascending.
+
+    Returns:
+        int64[n].
+    """
+    tokens = features.prefill_tokens + features.decode_tokens
+    eager = tokens > (graph_tokens[-1] if graph_tokens else 0)
+    kinds = np.where(eager, 2, 0) + (features.decode_tokens > 0)
+    return np.where(features.prefill_tokens > 0, kinds, 4)
 
 
 def _columns(features: StepFeatures) -> list[Int64]:

@@ -29,6 +29,7 @@ class StepShape(NamedTuple):
         prefill_requests: requests they belong to.
         prefill_context: sum over them of tokens already in the KV cache.
         prefill_pairs: sum over them of (query, key) pairs under the causal mask.
+        prefill_max_context: the longest of them, new tokens included.
         decode_requests: decode and verify items.
         decode_tokens: their tokens; = decode_requests without speculation.
         decode_context: sum of their context lengths, new tokens included.
@@ -43,6 +44,7 @@ class StepShape(NamedTuple):
     prefill_requests: int = 0
     prefill_context: int = 0
     prefill_pairs: int = 0
+    prefill_max_context: int = 0
     decode_requests: int = 0
     decode_tokens: int = 0
     decode_context: int = 0
@@ -60,6 +62,7 @@ class StepFeatures:
     prefill_requests: Int64
     prefill_context: Int64
     prefill_pairs: Int64
+    prefill_max_context: Int64
     decode_requests: Int64
     decode_tokens: Int64
     decode_context: Int64

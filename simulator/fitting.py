@@ -2,8 +2,9 @@
 
 Decode steps of a CUDA Graph get a table each, straight from what was measured. All others share one
 nonnegative least squares fit of relative errors; its table of tokens is made of rises between
-knots, so that no cost can be negative and none can fall. The host's time is fitted by least
-absolute deviations, since a few of its steps take far longer than the rest.
+knots, so that no cost can be negative and none can fall. Where the larger of two times counts, the
+fit goes back and forth between which that is for each step, and what it costs. The time of the host
+is fitted by least absolute deviations, since a few of its steps take far longer than the rest.
 
 Residuals say how well steps are predicted that were not fitted to: a knot of a decode table by its
 neighbours, a decode step of another batch by the table, all other steps by a fit to four fifths of
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from simulator.calibrated import Curve, MixedCosts, padded_tokens
+from simulator.calibrated import Curve, MixedCosts, launch_kinds, padded_tokens
 from simulator.cost_model import Int64, StepFeatures, StepShape
 from simulator.profile import (
     DecodeTable,
@@ -28,6 +29,7 @@ from simulator.profile import (
     Fit,
     HostFit,
     HostSamples,
+    LaunchFit,
     MixedFit,
     ProfileError,
     Residual,
@@ -52,18 +54,23 @@ _FULL: Final = 0.9  # of the most requests of a graph: the step has as many
 _EVEN: Final = 1.5  # times the mean context: no request of an even batch has a longer one
 _FOLDS: Final = 5
 _ROUNDS: Final = 50  # of reweighting; the fit of the host settles in about 20
+_GUESSES: Final = 25  # of what bounds each step; they settle in about 10
+_LAUNCH_BOUND: Final = 1.03  # times the launches: a step that takes less tells only of them
+_FEWEST_OF_KIND: Final = 3  # steps that tell what launches take
+_FEW_TOKENS: Final = 256  # of a prompt: its attention leaves multiprocessors idle, at first guess
 
 # The columns that follow the table's in a fit of mixed steps: fields of `MixedFit`.
 _RATES: Final = (
     "pair_ns",
     "context_ns",
+    "max_context_ns",
     "decode_context_ns",
     "prefill_request_ns",
     "decode_request_ns",
-    "eager_decode_ns",
     "logits_ns",
     "logit_row_ns",
 )
+_ATTENTION: Final = 3  # of these, only the first two or the third count for a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,17 +272,64 @@ def _checked_mixed_fit(steps: _Steps, graph_tokens: Sequence[int]) -> MixedFit:
 
 
 def _mixed_fit(steps: _Steps, graph_tokens: Sequence[int]) -> MixedFit:
-    knots = _token_knots(steps.features, graph_tokens)
-    rises = _rises(padded_tokens(steps.features, graph_tokens), knots)
-    rates = _rate_columns(steps.features)
-    # What all steps have in the same amount belongs to the table: it cannot be told apart.
-    rates[:, np.ptp(rates, axis=0) == 0] = 0.0
-    costs = nonnegative_costs(np.hstack([rises, rates]), steps.ns, 1 / steps.ns)
+    """The best of a series of fits, each with what the one before says of what bounds each step."""
+    f = steps.features
+    knots = _token_knots(f, graph_tokens)
+    rises, rates = _rises(padded_tokens(f, graph_tokens), knots), _rate_columns(f)
+    kinds = launch_kinds(f, graph_tokens)
+    least = _first_launches(kinds, steps.ns)
+    serial = (f.prefill_requests == 1) & (f.prefill_context > 0) & (f.prefill_tokens <= _FEW_TOKENS)
+    bound = steps.ns <= _LAUNCH_BOUND * least[kinds]
+    best, best_error = None, np.inf
+    for _ in range(_GUESSES):
+        costs = _costs(rises, rates, steps.ns, serial, bound)
+        own = costs[len(knots) :]
+        all_ns, longest_ns = rates[:, :2] @ own[:2], rates[:, 2] * own[2]
+        work_ns = rises @ costs[: len(knots)] + rates[:, _ATTENTION:] @ own[_ATTENTION:]
+        work_ns += np.maximum(all_ns, longest_ns)
+        least = _best_launches(kinds, work_ns, steps.ns)
+        error = float(np.sum((np.maximum(work_ns, least[kinds]) / steps.ns - 1) ** 2))
+        if error < best_error:
+            best, best_error = (costs, least), error
+        before = serial, bound
+        serial = longest_ns > all_ns
+        bound = np.maximum(steps.ns, work_ns) <= _LAUNCH_BOUND * least[kinds]
+        if all(map(np.array_equal, before, (serial, bound))):
+            break
+    if best is None:
+        raise AssertionError("an error of a fit is finite")
+    costs, least = best
     return MixedFit(
         tokens=tuple(knots.tolist()),
         ns=tuple(np.cumsum(costs[: len(knots)]).tolist()),
         **dict(zip(_RATES, costs[len(knots) :].tolist(), strict=True)),
+        launches=LaunchFit(**dict(zip(LaunchFit.__struct_fields__, least.tolist(), strict=True))),
     )
+
+
+def _costs(
+    rises: Float64,
+    rates: Float64,
+    ns: Float64,
+    serial: NDArray[np.bool_],
+    bound: NDArray[np.bool_],
+) -> Float64:
+    """Costs of `rises` and `rates`.
+
+    Args:
+        rises: float64[n, knots].
+        rates: float64[n, len(_RATES)].
+        ns: float64[n], times of the steps.
+        serial: bool[n], which attend to prompts for as long as the longest takes.
+        bound: bool[n], which tell only what launches take.
+    """
+    rows = ~bound if np.count_nonzero(~bound) >= FEWEST_MIXED // 2 else np.ones_like(bound)
+    rates = rates.copy()
+    rates[serial, :2] = 0.0
+    rates[~serial, 2] = 0.0
+    # What all steps have in the same amount belongs to the table: it cannot be told apart.
+    rates[:, np.ptp(rates[rows], axis=0) == 0] = 0.0
+    return nonnegative_costs(np.hstack([rises, rates])[rows], ns[rows], 1 / ns[rows])
 
 
 def _rate_columns(f: StepFeatures) -> Float64:
@@ -283,14 +337,42 @@ def _rate_columns(f: StepFeatures) -> Float64:
     columns = (
         f.prefill_pairs,
         f.prefill_context,
+        np.maximum(f.prefill_max_context, 0),
         f.decode_context,
         f.prefill_requests,
         f.decode_requests,
-        f.prefill_tokens == 0,
         f.sampled_tokens > 0,
         f.sampled_tokens,
     )
     return np.column_stack(columns).astype(np.float64)
+
+
+def _first_launches(kinds: Int64, ns: Float64) -> Float64:
+    """What launches of each kind take at most, by the shortest steps: float64[kinds]."""
+    least = np.zeros(len(LaunchFit.__struct_fields__))
+    for kind in range(len(least)):
+        of_kind = ns[kinds == kind]
+        if len(of_kind) >= _FEWEST_OF_KIND:
+            least[kind] = np.quantile(of_kind, 0.1)
+    return least
+
+
+def _best_launches(kinds: Int64, work_ns: Float64, ns: Float64) -> Float64:
+    """What launches of each kind take if the work takes `work_ns`: float64[kinds].
+
+    Nothing, where hardly a step has clearly less work than that.
+    """
+    least = np.zeros(len(LaunchFit.__struct_fields__))
+    for kind in range(len(least)):
+        rows = kinds == kind
+        if np.count_nonzero(rows) < _FEWEST_OF_KIND:
+            continue
+        tried = np.quantile(ns[rows], np.linspace(0, 0.9, 40))
+        waiting = _LAUNCH_BOUND * work_ns[rows] < tried[:, None]
+        tried = np.append(0.0, tried[np.count_nonzero(waiting, axis=1) >= _FEWEST_OF_KIND])
+        errors = np.maximum(tried[:, None], work_ns[rows]) / ns[rows] - 1
+        least[kind] = tried[np.argmin(np.sum(errors**2, axis=1))]
+    return least
 
 
 def _token_knots(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:
@@ -357,16 +439,15 @@ def fit_host(samples: HostSamples) -> HostFit:
     if len(samples) < FEWEST_HOST:
         raise ProfileError(f"{len(samples)} samples of the host's time, a fit needs {FEWEST_HOST}")
     host_ns = np.array(samples.host_ns, np.float64)
-    columns = np.column_stack([np.ones(len(samples)), samples.requests, samples.prefill_tokens])
-    columns = columns.astype(np.float64)
+    amounts = (samples.requests, samples.prefill_requests, samples.prefill_tokens)
+    columns = np.column_stack([np.ones(len(samples)), *amounts]).astype(np.float64)
     # An error below this is as good as none; without it a step that fits exactly would decide all.
     least_error = 1.0 + 1e-3 * float(np.median(host_ns))
     weights = np.ones(len(samples))
     for _ in range(_ROUNDS):
         costs = nonnegative_costs(columns, host_ns, weights)
         weights = 1 / np.sqrt(np.maximum(np.abs(columns @ costs - host_ns), least_error))
-    step_ns, request_ns, prefill_token_ns = costs.tolist()
-    return HostFit(step_ns=step_ns, request_ns=request_ns, prefill_token_ns=prefill_token_ns)
+    return HostFit(**dict(zip(HostFit.__struct_fields__, costs.tolist(), strict=True)))
 
 
 # How well it predicts.

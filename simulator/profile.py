@@ -15,7 +15,7 @@ import numpy as np
 
 from simulator.cost_model import StepFeatures, StepShape
 
-SCHEMA: Final = "profile/v1"
+SCHEMA: Final = "profile/v2"
 
 # Checked when a profile is read or written: whole numbers that a float64 holds, finite costs.
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
@@ -100,9 +100,16 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class HostSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Time of the host for steps, as measured while it served: one entry a step."""
+    """Time of the host for steps, as measured while it served: one entry a step.
+
+    Attributes:
+        requests: of a step, those that prefill among them.
+        prefill_requests, prefill_tokens: those, and their tokens.
+        host_ns: CPU time.
+    """
 
     requests: tuple[Count, ...]
+    prefill_requests: tuple[Count, ...]
     prefill_tokens: tuple[Count, ...]
     host_ns: tuple[Count, ...]
 
@@ -125,38 +132,60 @@ class DecodeTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ns: tuple[Cost, ...]
 
 
+class LaunchFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the host takes to launch the kernels of a step, which no step is shorter than.
+
+    Attributes:
+        graph_prefill_ns, graph_mixed_ns: of a step whose prompts run as graphs piece by piece,
+            alone and beside decode items.
+        eager_prefill_ns, eager_mixed_ns: of one whose kernels are launched one by one.
+        eager_decode_ns: of such a step without prompts.
+    """
+
+    graph_prefill_ns: Cost = 0.0
+    graph_mixed_ns: Cost = 0.0
+    eager_prefill_ns: Cost = 0.0
+    eager_mixed_ns: Cost = 0.0
+    eager_decode_ns: Cost = 0.0
+
+
 class MixedFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All other steps: a table over their tokens, and what the rest of their shape adds.
+
+    Attention of prompts takes `pair_ns` and `context_ns` of all of them, or `max_context_ns` of the
+    longest if that is more: its keys follow each other, however many multiprocessors are idle.
 
     Attributes:
         tokens: ascending counts of tokens of a step, padding included.
         ns: what they cost, not descending; read as a decode table is.
         pair_ns: of a (query, key) pair of a prompt.
         context_ns: of a token cached before a chunk.
+        max_context_ns: of a token of the longest prompt as far as it goes.
         decode_context_ns: of a token of KV that a decode item attends to.
         prefill_request_ns, decode_request_ns: of a chunk, of a decode item.
-        eager_decode_ns: of a step without prefill, whose kernels are launched one by one while
-            graphs run those of steps with as few tokens that prefill.
         logits_ns: of a step that samples at all; logit_row_ns: of each sampled row.
+        launches: the least that a step takes.
     """
 
     tokens: tuple[Count, ...]
     ns: tuple[Cost, ...]
     pair_ns: Cost
     context_ns: Cost
+    max_context_ns: Cost
     decode_context_ns: Cost
     prefill_request_ns: Cost
     decode_request_ns: Cost
-    eager_decode_ns: Cost
     logits_ns: Cost
     logit_row_ns: Cost
+    launches: LaunchFit = LaunchFit()
 
 
 class HostFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Host time of a step: `step_ns + request_ns * requests + prefill_token_ns * tokens`."""
+    """Host time of a step: `step_ns`, and so much for each request, each prompt and each token."""
 
     step_ns: Cost
     request_ns: Cost
+    prefill_request_ns: Cost
     prefill_token_ns: Cost
 
 

@@ -248,6 +248,7 @@ class Replica:
             write((
                 p.plan_id, self.index, plan_ns, start_ns, end_ns, gpu_ns, host_ns,
                 p.prefill_tokens, len(p.prefills), p.prefill_context, p.prefill_pairs,
+                p.prefill_max_context,
                 p.decode_requests, p.decode_tokens, p.decode_context, p.decode_max_context,
                 p.sampled_tokens, p.hit_tokens, p.graph_batch, p.running, p.waiting, p.block_reason,
                 p.free_pages, p.cached_pages, p.retracted, p.evicted_pages, p.decode_iteration,
@@ -283,9 +284,9 @@ class Replica:
         for at in range(count):
             planned, start, _ = timeline[at]
             write((
-                step + at, index, planned, start, ends_ns[at], gpu[at], host_ns, 0, 0, 0, 0, size,
-                size, context + size * at, longest + at, size, 0, graph, running, waiting, block,
-                free[at], cached, 0, 0, iteration + at, extrapolated,
+                step + at, index, planned, start, ends_ns[at], gpu[at], host_ns, 0, 0, 0, 0, 0,
+                size, size, context + size * at, longest + at, size, 0, graph, running, waiting,
+                block, free[at], cached, 0, 0, iteration + at, extrapolated,
             ))  # fmt: skip
 
 
@@ -295,6 +296,7 @@ def _shape(plan: StepPlan) -> StepShape:
         len(plan.prefills),
         plan.prefill_context,
         plan.prefill_pairs,
+        plan.prefill_max_context,
         plan.decode_requests,
         plan.decode_tokens,
         plan.decode_context,

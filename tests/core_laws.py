@@ -53,6 +53,7 @@ def described_truly(run: Run, plan: StepPlan) -> None:
     assert plan.prefill_tokens == sum(n for n, _ in prefills)
     assert plan.prefill_context == sum(context for _, context in prefills)
     assert plan.prefill_pairs == sum(c + i + 1 for n, c in prefills for i in range(n))
+    assert plan.prefill_max_context == max((n + c for n, c in prefills), default=0)
     assert (plan.decode_requests, plan.decode_tokens) == (len(decodes), sum(n for n, _ in decodes))
     assert plan.decode_context == sum(n + context for n, context in decodes)
     assert plan.decode_max_context == max((n + context for n, context in decodes), default=0)

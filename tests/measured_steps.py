@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+import msgspec
 import numpy as np
 
-from simulator.calibrated import padded_tokens
+from simulator.calibrated import launch_kinds, padded_tokens
 from simulator.cost_model import StepFeatures, StepShape
 from simulator.fitting import fit_profile
 from simulator.profile import (
@@ -14,6 +15,7 @@ from simulator.profile import (
     EngineFacts,
     HostSamples,
     Identity,
+    LaunchFit,
     Profile,
     Samples,
 )
@@ -34,19 +36,21 @@ class Truth:
     """What steps cost in truth, in ns; the fits do not know its form.
 
     Tokens are bound by weights, then by arithmetic, with a bend between; a decode graph reads its
-    context at a rate that bends as well.
+    context at a rate that bends as well. A long prompt of few new tokens is slower than its work,
+    and steps of little work wait for their launches.
     """
 
     weights_ns: float = 4e6
     token_ns: float = 17_000.0
     pair_ns: float = 0.9
     context_ns: float = 30.0
+    max_context_ns: float = 300.0
     decode_context_ns: float = 28.0
     prefill_request_ns: float = 9_000
     decode_request_ns: float = 600
-    eager_decode_ns: float = 5e6
     logits_ns: float = 250_000
     logit_row_ns: float = 900
+    launches: LaunchFit = LaunchFit(graph_mixed_ns=7e6, eager_decode_ns=14e6)
 
     def table(self, tokens):
         """Cost of tokens: smooth, flat first and a line in the end."""
@@ -63,15 +67,18 @@ class Truth:
         graphed = (f.prefill_tokens == 0) & (f.graph_batch > 0)
         other = (
             self.table(padded_tokens(f, engine.graph_tokens))
-            + self.pair_ns * f.prefill_pairs
-            + self.context_ns * f.prefill_context
+            + np.maximum(
+                self.pair_ns * f.prefill_pairs + self.context_ns * f.prefill_context,
+                self.max_context_ns * f.prefill_max_context,
+            )
             + self.decode_context_ns * f.decode_context
             + self.prefill_request_ns * f.prefill_requests
             + self.decode_request_ns * f.decode_requests
-            + np.where(f.prefill_tokens > 0, 0, self.eager_decode_ns)
             + np.where(f.sampled_tokens > 0, self.logits_ns, 0)
             + self.logit_row_ns * f.sampled_tokens
         )
+        launches = np.array(msgspec.structs.astuple(self.launches))
+        other = np.maximum(other, launches[launch_kinds(f, engine.graph_tokens)])
         return np.where(
             graphed, self.graph_ns(np.maximum(f.graph_batch, 1), f.decode_context), other
         )
@@ -97,6 +104,7 @@ def prefill(tokens: int, *, requests: int = 1, context: int = 0, sampled: int = 
         prefill_requests=requests,
         prefill_context=context,
         prefill_pairs=requests * (each * before + each * (each + 1) // 2),
+        prefill_max_context=each + before,
         sampled_tokens=sampled,
     )
 
@@ -130,7 +138,11 @@ def gpu_shapes() -> list[StepShape]:
         for batch in (1, 16, 128, 200)
         for context in (256, 2048, 8192)
     ]
-    shapes += [decode(batch, context) for batch in (288, 384, 512) for context in (128, 1024, 4096)]
+    shapes += [
+        decode(batch, context)
+        for batch in (288, 320, 384, 448, 512)
+        for context in (64, 128, 1024, 4096)
+    ]
     return shapes
 
 
@@ -161,14 +173,22 @@ def samples_of(
 
 
 def host_samples(outliers: float = 0.0, seed: int = 0) -> HostSamples:
-    """Steps of 120 us, 4 us a request and 20 ns a token; a share of them takes 20 times as long."""
+    """Steps of 120 us, 4 us a request, 50 us a prompt and 20 ns a token; some are 20 times as long.
+
+    Args:
+        outliers: share of those.
+        seed: of chance.
+    """
     random = np.random.default_rng(seed)
     requests = random.integers(1, 257, 2000)
-    tokens = np.where(random.random(2000) < 0.3, random.integers(1, 2048, 2000), 0)
-    ns = (120_000 + 4_000 * requests + 20 * tokens) * random.normal(1, 0.02, 2000)
+    prompts = np.where(random.random(2000) < 0.3, np.minimum(requests, 8), 0)
+    tokens = prompts * random.integers(1, 2048, 2000)
+    ns = 120_000 + 4_000 * requests + 50_000 * prompts + 20 * tokens
+    ns = ns * random.normal(1, 0.02, 2000)
     ns[random.random(2000) < outliers] *= 20
     return HostSamples(
         requests=tuple(requests.tolist()),
+        prefill_requests=tuple(prompts.tolist()),
         prefill_tokens=tuple(tokens.tolist()),
         host_ns=tuple(ns.astype(int).tolist()),
     )
@@ -211,6 +231,7 @@ def random_features(count: int, seed: int = 0) -> StepFeatures:
         "prefill_requests": (30, prefills),
         "prefill_context": (100_000, prefills),
         "prefill_pairs": (90_000_000, prefills),
+        "prefill_max_context": (70_000, prefills),
         "decode_requests": (600, decodes),
         "decode_tokens": (600, decodes),
         "decode_context": (5_000_000, decodes),

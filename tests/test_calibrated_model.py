@@ -29,6 +29,7 @@ from simulator.profile import (
     DecodeTable,
     Fit,
     HostFit,
+    LaunchFit,
     MixedFit,
     ProfileError,
 )
@@ -45,13 +46,17 @@ MIXED = MixedFit(
     ns=(1000.0, 1640.0, 10_600.0),
     pair_ns=0.25,
     context_ns=0.5,
+    max_context_ns=3.0,
     decode_context_ns=2.0,
     prefill_request_ns=30.0,
     decode_request_ns=7.0,
-    eager_decode_ns=250.0,
     logits_ns=500.0,
     logit_row_ns=11.0,
-)
+    launches=LaunchFit(
+        graph_prefill_ns=1500.4, graph_mixed_ns=2000.0, eager_mixed_ns=1900.0,
+        eager_decode_ns=1700.0,
+    ),
+)  # fmt: skip
 TABLES = (
     DecodeTable(graph_batch=4, context=(100, 400, 1000), ns=(5000.0, 5300.0, 7100.0)),
     DecodeTable(graph_batch=8, context=(200, 800, 2000), ns=(6000.0, 6600.0, 10_200.0)),
@@ -68,7 +73,9 @@ def model_of(
     fit = Fit(
         decode=decode,
         mixed=mixed,
-        host=HostFit(step_ns=1000.4, request_ns=10.0, prefill_token_ns=0.5),
+        host=HostFit(
+            step_ns=1000.4, request_ns=10.0, prefill_request_ns=100.0, prefill_token_ns=0.5
+        ),
         limits=LIMITS,
         residuals=(),
     )
@@ -235,6 +242,7 @@ def test_a_mixed_step_is_the_sum_of_its_parts():
         prefill_requests=2,
         prefill_context=31,
         prefill_pairs=1001,
+        prefill_max_context=70,
         decode_requests=3,
         decode_tokens=6,
         decode_context=400,
@@ -248,8 +256,9 @@ def test_a_mixed_step_is_the_sum_of_its_parts():
         "attention_decode": 800,
         "requests": 60 + 21,
         "logits": 500 + 55,
+        "launches": 0,
     }
-    assert costs.host_ns.tolist() == [1000 + 50 + 45]
+    assert costs.host_ns.tolist() == [1000 + 50 + 200 + 45]
 
 
 def test_a_step_without_logits_does_not_pay_for_them():
@@ -258,16 +267,35 @@ def test_a_step_without_logits_does_not_pay_for_them():
     assert gpu_ns(model_of(), shape._replace(sampled_tokens=1)) - gpu_ns(model_of(), shape) == 511
 
 
-def test_a_decode_step_without_a_graph_pays_for_its_launches():
-    """What it costs to decode without a graph is not paid by steps that prefill as well."""
-    costs = model_of().step_costs(columns_of(decode(5, 10), mixed(prefill(64), decode(5, 10))))
-    assert costs.terms["requests"].tolist() == [5 * 7 + 250, 5 * 7 + 30]
+def test_attention_to_prompts_lasts_as_long_as_the_longest():
+    """All of its work, or the keys of the longest prompt one after the other, whichever is more."""
+    short = prefill(64, context=400)._replace(prefill_max_context=100)
+    for longest, ns in ((100, 7120), (2373, 7120), (2374, 7122), (9000, 27_000)):
+        shape = short._replace(prefill_max_context=longest)
+        terms = model_of().step_costs(columns_of(shape)).terms
+        assert terms["attention_prefill"].tolist() == [ns]
+        assert gpu_ns(model_of(), shape) == 1000 + ns + 30 + 511
+
+
+def test_no_step_is_shorter_than_its_launches():
+    """By what it runs: prompts as graphs or not, alone or beside decode items, or only those."""
+    model = model_of(graph_tokens=(16,))
+    one = StepShape(prefill_tokens=1, prefill_requests=1)
+    many = StepShape(prefill_tokens=20, prefill_requests=1)
+    beside = StepShape(decode_requests=1, decode_tokens=1)
+    shapes = [one, mixed(one, beside), many, mixed(many, beside), beside]
+    assert [gpu_ns(model, shape) for shape in shapes] == [1500, 2000, 1030, 1900, 1700]
+    costs = model.step_costs(columns_of(*shapes))
+    assert costs.terms["launches"].tolist() == [1500 - 1030, 2000 - 1037, 0, 1900 - 1037, 693]
+    run, _, _ = model.decode_run(beside._replace(decode_context=340), 9)
+    assert run == [1700] * 7 + [1701, 1703]
 
 
 def test_steps_with_prefill_pay_for_their_padding():
     """They cost what the next captured token count costs, beyond the last what they are."""
-    model = model_of(graph_tokens=(64, 128))
-    plain = model_of()
+    free = msgspec.structs.replace(MIXED, launches=LaunchFit())
+    model = model_of(mixed=free, graph_tokens=(64, 128))
+    plain = model_of(mixed=free)
     for shape, paid in ((90, 128), (128, 128), (129, 129), (3, 64)):
         step = StepShape(prefill_tokens=shape, prefill_requests=1)
         assert gpu_ns(model, step) == gpu_ns(plain, step._replace(prefill_tokens=paid))
@@ -369,7 +397,8 @@ def test_every_result_names_its_profile():
 def test_a_fit_of_zeros_still_takes_time():
     """gpu_ns is at least 1 in all forms."""
     none = MixedFit(
-        **dict.fromkeys(MIXED.__struct_fields__, 0.0) | {"tokens": (1, 2), "ns": (0.0, 0.0)}
+        **dict.fromkeys(MIXED.__struct_fields__, 0.0)
+        | {"tokens": (1, 2), "ns": (0.0, 0.0), "launches": LaunchFit()}
     )
     model = model_of((DecodeTable(graph_batch=4, context=(1, 2), ns=(0.0, 0.0)),), none)
     for shape in (decode(4, 9, 4), decode(4, 9), prefill(9)):

@@ -27,7 +27,7 @@ from simulator import fitting
 from simulator.calibrated import CalibratedCostModel
 from simulator.cost_model import StepShape
 from simulator.fitting import ascending, fit_host, fit_profile, nonnegative_costs
-from simulator.profile import HostSamples, ProfileError, Samples
+from simulator.profile import HostSamples, LaunchFit, ProfileError, Samples
 
 SAMPLES = samples_of(gpu_shapes())
 PROFILE = profile_of(SAMPLES)
@@ -88,12 +88,15 @@ def test_without_noise_the_slopes_are_exact():
     assert mixed_fit.context_ns == pytest.approx(truth.context_ns, rel=0.02)
     assert mixed_fit.decode_context_ns == pytest.approx(truth.decode_context_ns, rel=0.001)
     assert mixed_fit.logits_ns == pytest.approx(truth.logits_ns, rel=0.1)
+    assert mixed_fit.max_context_ns == pytest.approx(truth.max_context_ns, rel=0.02)
+    assert mixed_fit.launches.graph_mixed_ns == pytest.approx(7e6, rel=0.001)
+    assert mixed_fit.launches.eager_decode_ns == pytest.approx(14e6, rel=0.001)
 
 
 def test_decode_without_graphs_does_not_make_prefill_dear():
     """It waits for launches, as prefill of as many tokens does not: one table cannot hold both."""
     for eager_ns in (0, 20e6):
-        truth = Truth(eager_decode_ns=eager_ns)
+        truth = Truth(launches=LaunchFit(eager_decode_ns=eager_ns))
         samples = samples_of(gpu_shapes(), truth=truth)
         shapes = [prefill(size) for size in range(200, 700, 9)]
         assert np.max(np.abs(percent_off(shapes, truth, samples))) < 2
@@ -138,8 +141,9 @@ def test_noise_at_neighbouring_contexts_is_levelled():
 def test_noise_does_not_make_costs_negative():
     """Costs that are zero in truth come out as zero or a little above, with any noise."""
     truth = Truth(
-        context_ns=0, prefill_request_ns=0, decode_request_ns=0, logits_ns=0, logit_row_ns=0
-    )
+        context_ns=0, max_context_ns=0, prefill_request_ns=0, decode_request_ns=0, logits_ns=0,
+        logit_row_ns=0, launches=LaunchFit(),
+    )  # fmt: skip
     fits = [
         profile_of(samples_of(gpu_shapes(), truth=truth, noise=0.03, seed=seed)).fit.mixed
         for seed in range(8)
@@ -224,6 +228,7 @@ def test_limits_are_the_largest_that_was_measured():
         "prefill_requests": 4,
         "prefill_context": 65_536,
         "prefill_pairs": 8192 * 65_536 + 8192 * 8193 // 2,
+        "prefill_max_context": 8192 + 65_536,
         "decode_requests": 512,
         "decode_tokens": 512,
         "decode_context": 256 * 16_384,
@@ -276,9 +281,10 @@ def test_nonnegative_costs_of_amounts_of_any_size():
 def test_outliers_of_the_host_do_not_matter(outliers):
     """A quarter of steps may take twenty times as long."""
     fit = fit_host(host_samples(outliers))
-    for requests, tokens in ((1, 0), (64, 0), (256, 0), (20, 2000)):
-        truth = 120_000 + 4000 * requests + 20 * tokens
-        predicted = fit.step_ns + fit.request_ns * requests + fit.prefill_token_ns * tokens
+    for requests, prompts, tokens in ((1, 0, 0), (64, 0, 0), (256, 0, 0), (20, 8, 2000)):
+        truth = 120_000 + 4000 * requests + 50_000 * prompts + 20 * tokens
+        predicted = fit.step_ns + fit.request_ns * requests
+        predicted += fit.prefill_request_ns * prompts + fit.prefill_token_ns * tokens
         assert predicted == pytest.approx(truth, rel=0.03)
 
 
@@ -287,6 +293,7 @@ def test_the_cost_of_the_host_is_not_negative():
     requests = tuple(range(1, 101))
     samples = HostSamples(
         requests=requests,
+        prefill_requests=(0,) * 100,
         prefill_tokens=(0,) * 100,
         host_ns=tuple(200_000 - 100 * count for count in requests),
     )
@@ -298,8 +305,8 @@ def test_the_cost_of_the_host_is_not_negative():
 def test_a_host_that_takes_no_time():
     """Zeros are fitted by zeros."""
     zeros = (0,) * 20
-    fit = fit_host(HostSamples(requests=zeros, prefill_tokens=zeros, host_ns=zeros))
-    assert msgspec.structs.astuple(fit) == (0.0, 0.0, 0.0)
+    fit = fit_host(HostSamples(**dict.fromkeys(HostSamples.__struct_fields__, zeros)))
+    assert msgspec.structs.astuple(fit) == (0.0, 0.0, 0.0, 0.0)
 
 
 # What residuals say.
@@ -308,7 +315,7 @@ def test_a_host_that_takes_no_time():
 def test_residuals_by_region():
     """Every region that was measured has one, with as many samples as lie in it."""
     residuals = {residual.region: residual for residual in PROFILE.fit.residuals}
-    prefixes = {"prefill after a prefix": 20, "mixed": 60, "eager decode": 9}
+    prefixes = {"prefill after a prefix": 20, "mixed": 60, "eager decode": 20}
     counts = {"decode": 4 * len(GRAPH_BATCHES), "prefill": 70} | prefixes
     assert {region: residual.count for region, residual in residuals.items()} == counts
     for residual in residuals.values():
@@ -385,7 +392,9 @@ def test_samples_that_cannot_carry_a_fit(shapes, complaint):
 
 def test_too_few_samples_of_the_host():
     """The host needs some, too."""
-    few = HostSamples(requests=(1,) * 9, prefill_tokens=(0,) * 9, host_ns=(7,) * 9)
+    few = HostSamples(
+        requests=(1,) * 9, prefill_requests=(0,) * 9, prefill_tokens=(0,) * 9, host_ns=(7,) * 9
+    )
     with pytest.raises(ProfileError, match="9 samples of the host's time, a fit needs 10"):
         fit_profile(SAMPLES, few, GPU_ENGINE)
 

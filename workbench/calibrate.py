@@ -277,6 +277,7 @@ def _samples(done: Measurements) -> Samples:
 def _host_samples(host: HostTimes) -> HostSamples:
     return HostSamples(
         requests=tuple(host.requests),
+        prefill_requests=tuple(host.prefill_requests),
         prefill_tokens=tuple(host.prefill_tokens),
         host_ns=tuple(host.host_ns),
     )

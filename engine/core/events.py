@@ -73,6 +73,7 @@ TABLES: Final[dict[str, dict[str, str]]] = {
         "prefill_requests": "int32",
         "prefill_context": "int64",  # sum over prefill items of tokens already in the KV cache
         "prefill_pairs": "int64",  # sum over prefill items of causal (query, key) pairs
+        "prefill_max_context": "int32",  # the longest prefill item, new tokens included
         "decode_requests": "int32",  # decode and verify items
         "decode_tokens": "int32",  # = decode_requests without speculation
         "decode_context": "int64",  # sum of their context lengths, new tokens included

@@ -77,6 +77,7 @@ class StepPlan:
         decode_tokens: tokens computed for them.
         prefill_tokens, prefill_context, prefill_pairs: sums over `prefills` of new tokens, of
             tokens cached before, and of attended (query, key) pairs.
+        prefill_max_context: the longest of them, new tokens included.
         sampled_tokens: rows of logits.
         graph_batch: CUDA Graph bucket that the step fits, 0 for an eager step.
         hit_tokens: prefix-cache hits of requests admitted by this plan.
@@ -96,6 +97,7 @@ class StepPlan:
     prefill_tokens = 0
     prefill_context = 0
     prefill_pairs = 0
+    prefill_max_context = 0
     sampled_tokens = 0
     graph_batch = 0
     hit_tokens = 0

@@ -223,6 +223,8 @@ class Planner:
         plan.prefill_tokens += count
         plan.prefill_context += context
         plan.prefill_pairs += count * context + count * (count + 1) // 2
+        if context + count > plan.prefill_max_context:
+            plan.prefill_max_context = context + count
         request.last_plan_id = plan.plan_id
         if samples:
             self._prompt_planned(plan, request)

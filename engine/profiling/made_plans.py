@@ -102,6 +102,7 @@ class PlanMaker:
         plan.prefill_context = sum(chunk.context for chunk in chunks)
         plan.prefill_pairs = sum(c.tokens * c.context + c.tokens * (c.tokens + 1) // 2
                                  for c in chunks)  # fmt: skip
+        plan.prefill_max_context = max((c.tokens + c.context for c in chunks), default=0)
         plan.decode_requests = plan.decode_tokens = len(decodes)
         plan.decode_context = sum(decodes)
         plan.decode_max_context = max(decodes, default=0)

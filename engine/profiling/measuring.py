@@ -7,9 +7,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import product
 
 from engine.core.config import SchedulerConfig
-from engine.core.events import EventLog
+from engine.core.events import Columns, EventLog
 from engine.core.plan import StepPlan
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
@@ -21,16 +22,18 @@ from engine.runtime.serving_loop import ServingLoop, Turn
 
 PASSES = 3  # over all steps, in another order each, so that a drift of the clocks hits none alone
 _IN_FLIGHT = 2
-_MOST_REPEATS, _LEAST_REPEATS = 12, 3
-_PASS_SECONDS = 0.15  # of one step's repetitions
+_MOST_REPEATS, _LEAST_REPEATS = 10, 3
+_PASS_SECONDS = 0.08  # of one step's repetitions
 HOST_BATCHES = (1, 4, 16, 64, 128, 256)
+_HOST_PROMPTS = ((8, 64), (200, 1000))  # tokens: what a prompt costs, and what each token of it
 _HOST_STEPS = 24
 
 Features = tuple[int, ...]
 """A step's shape as integers, in the order of `FEATURES`."""
 FEATURES = (
-    "prefill_tokens", "prefill_requests", "prefill_context", "prefill_pairs", "decode_requests",
-    "decode_tokens", "decode_context", "decode_max_context", "sampled_tokens", "graph_batch",
+    "prefill_tokens", "prefill_requests", "prefill_context", "prefill_pairs",
+    "prefill_max_context", "decode_requests", "decode_tokens", "decode_context",
+    "decode_max_context", "sampled_tokens", "graph_batch",
 )  # fmt: skip
 
 
@@ -38,8 +41,8 @@ def features_of(plan: StepPlan) -> Features:
     """The shape of a plan."""
     return (
         plan.prefill_tokens, len(plan.prefills), plan.prefill_context, plan.prefill_pairs,
-        plan.decode_requests, plan.decode_tokens, plan.decode_context, plan.decode_max_context,
-        plan.sampled_tokens, plan.graph_batch,
+        plan.prefill_max_context, plan.decode_requests, plan.decode_tokens, plan.decode_context,
+        plan.decode_max_context, plan.sampled_tokens, plan.graph_batch,
     )  # fmt: skip
 
 
@@ -127,11 +130,19 @@ def repeat(executor: Executor, plan: StepPlan) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class HostTimes:
-    """Time of the host, one entry a step: its requests, its prompt tokens, ns."""
+    """Time of the host, one entry a step: its requests, its prompts, their tokens, ns."""
 
-    requests: list[int]
-    prefill_tokens: list[int]
-    host_ns: list[int]
+    requests: list[int] = field(default_factory=list)
+    prefill_requests: list[int] = field(default_factory=list)
+    prefill_tokens: list[int] = field(default_factory=list)
+    host_ns: list[int] = field(default_factory=list)
+
+    def add(self, steps: Columns) -> None:
+        """Steps of the event table."""
+        self.requests.extend((steps["prefill_requests"] + steps["decode_requests"]).tolist())
+        self.prefill_requests.extend(steps["prefill_requests"].tolist())
+        self.prefill_tokens.extend(steps["prefill_tokens"].tolist())
+        self.host_ns.extend(steps["host_ns"].tolist())
 
 
 class _NoEnds:
@@ -148,7 +159,7 @@ class _NoEnds:
 def measure_host(
     executor: Executor, config: SchedulerConfig, clock: Callable[[], int], vocab_size: int
 ) -> HostTimes:
-    """Serve small batches of short prompts for real, with scheduler, uploads and results.
+    """Serve small batches of prompts for real, with scheduler, uploads and results.
 
     Args:
         executor: of the engine.
@@ -156,22 +167,19 @@ def measure_host(
         clock: the executor's.
         vocab_size: prompts are of random tokens below it.
     """
-    found = HostTimes([], [], [])
+    found = HostTimes()
     draw = random.Random(_HOST_STEPS)  # noqa: S311 - prompts, no secret
-    for batch in HOST_BATCHES:
-        if batch > config.max_running_requests:
+    for lengths, batch in product(_HOST_PROMPTS, HOST_BATCHES):
+        if batch > config.max_running_requests or lengths[1] + _HOST_STEPS > config.max_model_len:
             continue
         log = EventLog()
         loop = ServingLoop(Scheduler(config, log), executor, clock, _NoEnds(), log)
         for number in range(batch):
-            prompt = [draw.randrange(vocab_size) for _ in range(draw.randint(8, 64))]
+            prompt = [draw.randrange(vocab_size) for _ in range(draw.randint(*lengths))]
             tokens = TokenBuffer(prompt, len(prompt) + _HOST_STEPS)
             loop.add(Request(number, len(prompt), _HOST_STEPS, tokens=tokens))
         while loop.has_work:
             if loop.turn() is Turn.WAIT:
                 loop.commit_oldest()
-        steps = log.tables()["steps"]
-        found.requests.extend((steps["prefill_requests"] + steps["decode_requests"]).tolist())
-        found.prefill_tokens.extend(steps["prefill_tokens"].tolist())
-        found.host_ns.extend(steps["host_ns"].tolist())
+        found.add(log.tables()["steps"])
     return found

@@ -64,8 +64,10 @@ class EngineLimits:
         )
 
 
-CONTEXTS = (32, 512, 2048, 8192, 16384)  # KV of a decoding request
+CONTEXTS = (32, 128, 256, 512, 1024, 2048)  # KV of a decoding request; beyond, time is linear
 PREFIXES = (256, 1024, 4096, 16384)
+_TILE = 64  # tokens; a step of a few more than a multiple takes as long as one of the next
+_PAST = 8
 
 
 def design_steps(limits: EngineLimits) -> list[StepDesign]:
@@ -73,14 +75,14 @@ def design_steps(limits: EngineLimits) -> list[StepDesign]:
     budget = limits.max_num_batched_tokens
     passes: Sequence[Iterable[StepDesign]] = (
         _prompts(budget, -(-budget // 16)),
-        _decodes(limits, CONTEXTS[:3]),
+        _decodes(limits, CONTEXTS[::2]),
         _prefixes(limits),
         _several_prompts(limits),
         _mixed(limits),
-        _prompts(budget, -(-budget // 64)),
+        _tiles(budget),
         _decodes(limits, CONTEXTS),
         _uneven(limits),
-        _prompts(-(-budget // 4), -(-budget // 128)),
+        _prompts(budget // 2, -(-budget // 64)),
     )
     found = dict.fromkeys(design for designs in passes for design in designs)
     return [design for design in found if limits.allows(design)]
@@ -90,6 +92,13 @@ def _prompts(most: int, step: int) -> Iterator[StepDesign]:
     """One prompt of each length; the shortest densely, where launches and weights are the limit."""
     for tokens in sorted({1, 2, 4, 8, 16, 24, 32, 48, *range(step, most + 1, step), most}):
         yield StepDesign((Chunk(tokens),))
+
+
+def _tiles(budget: int) -> Iterable[StepDesign]:
+    """One prompt that fills so many tiles, and one that just does not fit them."""
+    for tiles in range(1, budget // 4 // _TILE + 1):
+        yield StepDesign((Chunk(tiles * _TILE),))
+        yield StepDesign((Chunk(tiles * _TILE + _PAST),))
 
 
 def _decodes(limits: EngineLimits, contexts: Sequence[int]) -> Iterator[StepDesign]:
@@ -115,16 +124,16 @@ def _uneven(limits: EngineLimits) -> Iterator[StepDesign]:
 def _prefixes(limits: EngineLimits) -> Iterator[StepDesign]:
     """Chunks after a cached prefix, whether they end their prompt or not."""
     budget = limits.max_num_batched_tokens
-    for tokens in _parts(budget, 512, 64, 16, 4, 1):
+    for tokens in _parts(budget, 512, 64, 16, 8, 4):
         for prefix in PREFIXES:
             yield StepDesign((Chunk(tokens, prefix),))
-    for prefix in (0, *PREFIXES):
+    for prefix in (0, PREFIXES[1], PREFIXES[-1]):
         yield StepDesign((Chunk(budget, prefix),), samples=False)
 
 
 def _several_prompts(limits: EngineLimits) -> Iterator[StepDesign]:
     """The same tokens as few long prompts and as many short ones, after a prefix and without."""
-    for total in _parts(limits.max_num_batched_tokens, 32, 8, 2, 1):
+    for total in _parts(limits.max_num_batched_tokens, 64, 16, 8, 2):
         for count in (2, 4, 16, 64):
             if total >= 4 * count:
                 yield StepDesign((Chunk(total // count),) * count)
@@ -136,9 +145,11 @@ def _mixed(limits: EngineLimits) -> Iterator[StepDesign]:
     budget, most = limits.max_num_batched_tokens, limits.max_running_requests - 1
     for batch in sorted(size for size in {1, 8, 32, 128, most} if 0 < size <= most):
         for context in (128, 1024, 4096):
-            for tokens in sorted({*_parts(budget, 128, 16, 4), budget - batch}):
+            for tokens in _parts(budget, 128, 27, 12, 7, 4):
                 yield StepDesign((Chunk(tokens),), (context,) * batch)
-        yield StepDesign((Chunk(max(1, budget // 16), 1024),) * 3, (1024,) * batch)
+        yield StepDesign((Chunk(budget - batch),), (1024,) * batch)
+        for tokens in _parts(budget, 64, 16):
+            yield StepDesign((Chunk(tokens, 1024),) * 3, (1024,) * batch)
 
 
 def _parts(total: int, *divisors: int) -> list[int]:

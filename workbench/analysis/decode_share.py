@@ -89,6 +89,7 @@ def _decodes_alone(features: StepFeatures, graph_batch_sizes: Sequence[int]) -> 
         prefill_requests=nothing,
         prefill_context=nothing,
         prefill_pairs=nothing,
+        prefill_max_context=nothing,
         sampled_tokens=np.minimum(features.sampled_tokens, features.decode_tokens),
         graph_batch=_graph_batch(features.decode_requests, graph_batch_sizes),
         active_experts=np.full_like(nothing, UNKNOWN),
