@@ -200,7 +200,9 @@ class RooflineCostModel:
 
     def step_cost(self, shape: StepShape) -> tuple[int, int, bool]:
         """(gpu_ns, host_ns, extrapolated) of one step."""
-        prefill, prefills, _, _, decodes, tokens, context, _, sampled, graph_batch, active = shape
+        (
+            prefill, prefills, _, _, _, decodes, tokens, context, _, sampled, graph_batch, active,
+        ) = shape  # fmt: skip
         batch = (decodes, tokens, sampled, graph_batch, active)
         known = None if prefill else self._decode_cache.get(batch)
         if known is None:
@@ -217,7 +219,7 @@ class RooflineCostModel:
 
     def decode_run(self, shape: StepShape, num_steps: int) -> tuple[list[int], int, bool]:
         """gpu_ns of successive pure decode steps, the host_ns of each, whether extrapolated."""
-        prefill, prefills, _, _, decodes, tokens, context, _, _, graph_batch, _ = shape
+        prefill, prefills, _, _, _, decodes, tokens, context, _, _, graph_batch, _ = shape
         if prefill or tokens < 1:
             raise ValueError("a decode run decodes and does not prefill")
         base_ns, kernels = self._base(shape)
@@ -232,7 +234,7 @@ class RooflineCostModel:
 
     def _base(self, shape: StepShape) -> tuple[int, int]:
         """(ns of all terms but attention_decode and launch, number of kernels)."""
-        prefill, _, context, pairs, _, decode, _, _, sampled, graph_batch, active = shape
+        prefill, _, context, pairs, _, _, decode, _, _, sampled, graph_batch, active = shape
         tokens = prefill + decode
         if tokens < 1:
             raise ValueError(_EMPTY_STEP)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import msgspec
 import numpy as np
@@ -50,7 +50,9 @@ class Truth:
     decode_request_ns: float = 600
     logits_ns: float = 250_000
     logit_row_ns: float = 900
-    launches: LaunchFit = LaunchFit(graph_mixed_ns=7e6, eager_decode_ns=14e6)
+    launches: LaunchFit = field(
+        default_factory=lambda: LaunchFit(graph_mixed_ns=7e6, eager_decode_ns=14e6)
+    )
 
     def table(self, tokens):
         """Cost of tokens: smooth, flat first and a line in the end."""
@@ -244,5 +246,5 @@ def random_features(count: int, seed: int = 0) -> StepFeatures:
         name: np.where(chosen, 1 + (random.random(count) ** 3 * most).astype(np.int64), 0)
         for name, (most, chosen) in upto.items()
     }
-    assert set(columns) == {field.name for field in fields(StepFeatures)}
+    assert set(columns) == {each.name for each in fields(StepFeatures)}
     return StepFeatures(**columns)

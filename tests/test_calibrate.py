@@ -82,6 +82,9 @@ class MadeUpEngine:
     def forget(self, request_id: int) -> None:
         """Nothing to forget."""
 
+    def ceilings(self) -> dict[str, float]:
+        return {"copy_tb_s": 4.0}
+
     def fill_cache_with_noise(self) -> None:
         self.noisy = True
 

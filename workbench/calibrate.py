@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from engine.core.config import SchedulerConfig
+from engine.profiling.gpu_state import GpuState
 from engine.profiling.made_plans import PlanMaker
 from engine.profiling.measuring import (
     Features,
@@ -135,10 +136,15 @@ def calibrate(
     runner = build(config, clock, lambda text: say(f"{config.model}: {text}"))
     begin = now()
     try:
-        measured = _measure(runner, clock, folder, 60 * minutes, say)
+        with GpuState(runner.facts().get("pci_bus_id")) as state:
+            measured = _measure(runner, clock, folder, 60 * minutes, say)
+        ceilings = runner.ceilings()
     finally:
         runner.close()
-    conditions = {"began_unix_s": round(begin), "seconds": round(now() - begin)}
+    conditions = {
+        "began_unix_s": round(begin), "seconds": round(now() - begin),
+        "ceilings": ceilings, "gpu_state": state.summary(),
+    }  # fmt: skip
     profile = _profile(measured, conditions)
     path = folder / f"{profile.name}.json"
     write_atomic(path, encode_profile(profile))

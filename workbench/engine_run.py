@@ -67,6 +67,10 @@ class Runner(Executor, Protocol):
         """JSON data for the header of the run; `device` is the device's own name."""
         ...
 
+    def ceilings(self) -> dict[str, float]:
+        """What the device reaches at best; nothing for a CPU."""
+        ...
+
     def fill_cache_with_noise(self) -> None:
         """Random keys and values in all pages."""
         ...

@@ -20,6 +20,7 @@ from engine.kernels.nvrtc import NvrtcError, nvrtc_version
 from engine.models.kv_cache import KvCache
 from engine.models.transformer import Transformer
 from engine.nvtx_ranges import annotate
+from engine.runtime.ceilings import measure_ceilings
 from engine.runtime.device_state import SamplingAsks
 from engine.runtime.executor import RunningStep, StepFailedError
 from engine.runtime.host_step import HostStep, StepBuilder
@@ -103,7 +104,15 @@ class ModelRunner:
             "triton": _version("triton"),
             "cuda": torch.version.cuda if self._on_gpu else None,
             "nvrtc": _nvrtc() if self._on_gpu else None,
+            "pci_bus_id": _pci_bus_id(self.device) if self._on_gpu else None,
         }
+
+    def ceilings(self) -> dict[str, float]:
+        """As `measure_ceilings`; nothing on a CPU."""
+        if not self._on_gpu:
+            return {}
+        with on_device(self.device):
+            return measure_ceilings(self.device)
 
     def register(self, request_id: int, params: SamplingParams) -> None:
         """Tell how a request samples, before it is planned; one that is not told of is greedy."""
@@ -195,6 +204,12 @@ class ModelRunner:
         on_host = to_host(sampled, len(host.sampled))
         events.copied.record()
         return GpuStep(events, on_host, self._steps, launched_ns)
+
+
+def _pci_bus_id(device: torch.device) -> str:
+    """As `nvidia-smi` names a GPU."""
+    facts = torch.cuda.get_device_properties(device)
+    return f"{facts.pci_domain_id:08x}:{facts.pci_bus_id:02x}:{facts.pci_device_id:02x}.0"
 
 
 def _nvrtc() -> str | None:
