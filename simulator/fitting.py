@@ -48,7 +48,7 @@ REGIONS: Final = (DECODE, PREFILL, PREFIX, MIXED, EAGER_DECODE)
 
 FEWEST_MIXED: Final = 20  # twice as many as a fit with two knots has unknowns
 FEWEST_HOST: Final = 10
-_MOST_KNOTS: Final = 60  # of the table of tokens
+_MOST_KNOTS: Final = 150  # of the table of tokens
 LAST_INTERVAL: Final = 1.05  # of a table: its end is at least this multiple of its start
 _FULL: Final = 0.9  # of the most requests of a graph: the step has as many
 _EVEN: Final = 1.5  # times the mean context: no request of an even batch has a longer one
@@ -57,6 +57,8 @@ _ROUNDS: Final = 50  # of reweighting; the fit of the host settles in about 20
 _GUESSES: Final = 25  # of what bounds each step; they settle in about 10
 _LAUNCH_BOUND: Final = 1.03  # times the launches: a step that takes less tells only of them
 _FEWEST_OF_KIND: Final = 3  # steps that tell what launches take
+_OUTLIER: Final = 2.5  # times the typical error: beyond that a step counts for less
+_LEAST_ERROR: Final = 0.005  # of a step's time, which is as good as none
 _FEW_TOKENS: Final = 256  # of a prompt: its attention leaves multiprocessors idle, at first guess
 
 # The columns that follow the table's in a fit of mixed steps: fields of `MixedFit`.
@@ -280,15 +282,22 @@ def _mixed_fit(steps: _Steps, graph_tokens: Sequence[int]) -> MixedFit:
     least = _first_launches(kinds, steps.ns)
     serial = (f.prefill_requests == 1) & (f.prefill_context > 0) & (f.prefill_tokens <= _FEW_TOKENS)
     bound = steps.ns <= _LAUNCH_BOUND * least[kinds]
+    trust = np.ones(len(steps))
     best, best_error = None, np.inf
     for _ in range(_GUESSES):
-        costs = _costs(rises, rates, steps.ns, serial, bound)
+        costs = _costs(rises, rates, steps.ns, trust, serial, bound)
         own = costs[len(knots) :]
         all_ns, longest_ns = rates[:, :2] @ own[:2], rates[:, 2] * own[2]
         work_ns = rises @ costs[: len(knots)] + rates[:, _ATTENTION:] @ own[_ATTENTION:]
         work_ns += np.maximum(all_ns, longest_ns)
         least = _best_launches(kinds, work_ns, steps.ns)
-        error = float(np.sum((np.maximum(work_ns, least[kinds]) / steps.ns - 1) ** 2))
+        errors = np.abs(np.maximum(work_ns, least[kinds]) / steps.ns - 1)
+        typical = _OUTLIER * max(_LEAST_ERROR, float(np.median(errors)))
+        # Huber's loss: squares up to there, and beyond it lines.
+        error = float(
+            np.sum(np.where(errors < typical, errors**2, typical * (2 * errors - typical)))
+        )
+        trust = np.sqrt(typical / np.maximum(errors, typical))
         if error < best_error:
             best, best_error = (costs, least), error
         before = serial, bound
@@ -311,6 +320,7 @@ def _costs(
     rises: Float64,
     rates: Float64,
     ns: Float64,
+    trust: Float64,
     serial: NDArray[np.bool_],
     bound: NDArray[np.bool_],
 ) -> Float64:
@@ -320,6 +330,7 @@ def _costs(
         rises: float64[n, knots].
         rates: float64[n, len(_RATES)].
         ns: float64[n], times of the steps.
+        trust: float64[n], weights of relative errors.
         serial: bool[n], which attend to prompts for as long as the longest takes.
         bound: bool[n], which tell only what launches take.
     """
@@ -329,7 +340,7 @@ def _costs(
     rates[~serial, 2] = 0.0
     # What all steps have in the same amount belongs to the table: it cannot be told apart.
     rates[:, np.ptp(rates[rows], axis=0) == 0] = 0.0
-    return nonnegative_costs(np.hstack([rises, rates])[rows], ns[rows], 1 / ns[rows])
+    return nonnegative_costs(np.hstack([rises, rates])[rows], ns[rows], (trust / ns)[rows])
 
 
 def _rate_columns(f: StepFeatures) -> Float64:
@@ -371,7 +382,7 @@ def _best_launches(kinds: Int64, work_ns: Float64, ns: Float64) -> Float64:
         waiting = _LAUNCH_BOUND * work_ns[rows] < tried[:, None]
         tried = np.append(0.0, tried[np.count_nonzero(waiting, axis=1) >= _FEWEST_OF_KIND])
         errors = np.maximum(tried[:, None], work_ns[rows]) / ns[rows] - 1
-        least[kind] = tried[np.argmin(np.sum(errors**2, axis=1))]
+        least[kind] = tried[np.argmin(np.sum(np.abs(errors), axis=1))]
     return least
 
 

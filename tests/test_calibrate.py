@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from command_line import invoke
@@ -17,7 +18,7 @@ from engine.runtime.executor import StepOutput
 from engine.runtime.runner_config import RunnerConfig
 from simulator.calibrated import CalibratedCostModel
 from simulator.cost_model import UNKNOWN, StepShape
-from simulator.profile import ProfileError, read_profile
+from simulator.profile import ProfileError, encode_profile, read_profile
 from workbench import calibrate as calibration
 from workbench.analysis.rebuilt_models import rebuild_cost_models
 from workbench.calibrate import Calibration, calibrate
@@ -126,7 +127,7 @@ def test_a_profile_predicts_what_was_measured(written: Calibration) -> None:
         prefix = int(rng.integers(0, 4000))
         prefill = StepShape(prefill_tokens=prompt, prefill_requests=1, prefill_context=prefix,
                             prefill_pairs=prompt * prefix + prompt * (prompt + 1) // 2,
-                            sampled_tokens=1)  # fmt: skip
+                            prefill_max_context=prompt + prefix, sampled_tokens=1)  # fmt: skip
         for shape in (decode, prefill):
             assert model.step_cost(shape)[0] == pytest.approx(true_ns(shape), rel=0.02)
     for residual in written.profile.fit.residuals:
@@ -277,6 +278,7 @@ def test_calibrate_on_a_cpu(tmp_path: Path) -> None:
     [
         ((), "which model? --model, or --cpu for a tiny one"),
         (("--cpu", "--model", "Llama-3.1-8B"), "--cpu calibrates a tiny model"),
+        (("--refit", "p.json", "--cpu"), "--refit measures nothing"),
         (("--model", "Llama-3.1-8B", "--tp", "2"), "the engine runs on one GPU, --tp is 2"),
     ],
 )
@@ -285,3 +287,18 @@ def test_wrong_use_is_refused(arguments: tuple[str, ...], text: str) -> None:
     result = invoke("calibrate", *arguments)
     assert result.exit_code == 2
     assert text in result.stderr
+
+
+def test_a_profile_is_fitted_anew(written: Calibration, tmp_path: Path) -> None:
+    """To the samples that it holds: what an older version made of them is replaced."""
+    path = tmp_path / "p.json"
+    fit = msgspec.structs.replace(written.profile.fit, decode=(), limits={})
+    old = msgspec.structs.replace(written.profile, fit=fit)
+    path.write_bytes(encode_profile(old))
+    result = invoke("calibrate", "--refit", str(path))
+    assert result.exit_code == 0, result.output
+    assert read_profile(path) == written.profile
+    path.write_text("{}", encoding="utf-8")
+    result = invoke("calibrate", "--refit", str(path))
+    assert result.exit_code != 0
+    assert f"{path} is not a profile" in result.stderr

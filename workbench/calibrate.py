@@ -40,6 +40,7 @@ from simulator.profile import (
     ProfileError,
     Samples,
     encode_profile,
+    read_profile,
 )
 from workbench.atomic_file import write_atomic
 from workbench.engine_driver import HostClock
@@ -151,6 +152,22 @@ def calibrate(
     if measured.complete:
         measured.partial.path.unlink(missing_ok=True)
     return Calibration(profile, path, measured.complete)
+
+
+def refit(path: Path) -> Calibration:
+    """Fit a profile anew to the samples that it holds, as this version of the program does.
+
+    Args:
+        path: of the profile, which is written again.
+
+    Raises:
+        ProfileError: it cannot be read, or its samples carry no fit.
+    """
+    profile = read_profile(path)
+    fit = fit_profile(profile.samples, profile.host_samples, profile.engine)
+    profile = msgspec.structs.replace(profile, fit=fit)
+    write_atomic(path, encode_profile(profile))
+    return Calibration(profile, path, bool(profile.conditions.get("complete", True)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from statistics import median
 from types import TracebackType
 from typing import Final, Self
 
-_EVERY_MS: Final = 500
+_EVERY_MS: Final = 5000  # whoever asks holds up launches for some ms
 _QUERIES: Final = {
     "sm_clock_mhz": "clocks.sm",
     "memory_clock_mhz": "clocks.mem",
@@ -17,7 +17,7 @@ _QUERIES: Final = {
 
 
 class GpuState:
-    """Asks twice a second while it is entered.
+    """Asks every few seconds while it is entered.
 
     Args:
         bus_id: of the GPU on the PCI bus, as 0000:3b:00.0; None watches nothing.

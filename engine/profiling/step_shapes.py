@@ -66,8 +66,8 @@ class EngineLimits:
 
 CONTEXTS = (32, 128, 256, 512, 1024, 2048)  # KV of a decoding request; beyond, time is linear
 PREFIXES = (256, 1024, 4096, 16384)
-_TILE = 64  # tokens; a step of a few more than a multiple takes as long as one of the next
-_PAST = 8
+_TILE = 64  # tokens; a step of a few more than a multiple takes about as long as one of the next
+_PAST = (8, 37)  # whole multiples themselves are no typical steps: libraries treat them otherwise
 
 
 def design_steps(limits: EngineLimits) -> list[StepDesign]:
@@ -95,10 +95,10 @@ def _prompts(most: int, step: int) -> Iterator[StepDesign]:
 
 
 def _tiles(budget: int) -> Iterable[StepDesign]:
-    """One prompt that fills so many tiles, and one that just does not fit them."""
+    """One prompt that just does not fit so many tiles, and one that is well into the next."""
     for tiles in range(1, budget // 4 // _TILE + 1):
-        yield StepDesign((Chunk(tiles * _TILE),))
-        yield StepDesign((Chunk(tiles * _TILE + _PAST),))
+        for past in _PAST:
+            yield StepDesign((Chunk(tiles * _TILE + past),))
 
 
 def _decodes(limits: EngineLimits, contexts: Sequence[int]) -> Iterator[StepDesign]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -17,7 +17,8 @@ EPILOG = """\b
 Examples:
   workbench calibrate --model Llama-3.1-8B --load-format dummy
   workbench calibrate --model ~/models/Qwen3-30B-A3B --minutes 8
-  workbench calibrate --cpu"""
+  workbench calibrate --cpu
+  workbench calibrate --refit profiles/nvidia-h200-llama-3.1-8b-bf16-tp1.json"""
 
 _CPU_MINUTES, _GPU_MINUTES = 0.5, 5.0
 
@@ -56,6 +57,14 @@ def run(
     output_dir: Annotated[
         Path, typer.Option(file_okay=False, help="Where the profile goes.")
     ] = Path("profiles"),
+    refit: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False,
+            metavar="PROFILE",
+            help="Measure nothing: fit this profile anew to its samples, as a newer version does.",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
     """Measure what the engine's steps take here, and write a profile.
@@ -67,6 +76,11 @@ def run(
     from workbench.cli.failures import UsageError
     from workbench.cli.progress import ProgressLine
 
+    if refit is not None:
+        if cpu or model or device:
+            raise UsageError("--refit measures nothing: give it, or what to measure")
+        _tell(_module().refit(refit))
+        return
     if tensor_parallel_size > 1:
         raise UsageError(f"the engine runs on one GPU, --tp is {tensor_parallel_size}")
     if cpu and (model or device):
@@ -75,15 +89,15 @@ def run(
         raise UsageError("which model? --model, or --cpu for a tiny one")
     # Without a GPU a large model would be measured on the CPU for hours: that must be asked for.
     config = _cpu_config() if cpu else _config(model or "", load_format, device or "cuda", dtype)
-    calibrate = _calibrate()
+    calibrate = _module().calibrate
     limit = minutes or (_CPU_MINUTES if cpu else _GPU_MINUTES)
     with ProgressLine(enabled=not quiet) as line:
         done = calibrate(config, output_dir, limit, say=line.say)
     _tell(done)
 
 
-def _calibrate() -> Callable[..., Calibration]:
-    """What measures and fits.
+def _module() -> ModuleType:
+    """What measures and fits: `workbench.calibrate`.
 
     Raises:
         EngineError: a package that only the engine's users have is missing.
@@ -91,7 +105,7 @@ def _calibrate() -> Callable[..., Calibration]:
     from engine.runtime.executor import EngineError
 
     try:
-        from workbench.calibrate import calibrate
+        from workbench import calibrate
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "scipy":
             raise
