@@ -35,6 +35,7 @@ MODULES = (
     "engine.core.transfers",
     "engine.core.waiting_queue",
     "simulator.behaviour",
+    "simulator.calibrated",
     "simulator.client",
     "simulator.clock",
     "simulator.cost_model",

@@ -1,4 +1,4 @@
-"""`workbench fidelity`: what it says of a simulation, from runs of the engine."""
+"""`workbench fidelity`: how a prediction is judged, and the real engine from end to end."""
 
 from __future__ import annotations
 
@@ -9,57 +9,88 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import invoke
+from cost_model_laws import check_decode_run
 from test_calibrate import calibrated, true_ns
 
 from simulator.calibrated import CalibratedCostModel
-from simulator.cost_model import StepShape
-from workbench.fidelity import CPU_LOADS, GPU_LOADS, error_of, step_errors, table_lines
+from simulator.cost_model import StepFeatures, StepShape
+from workbench.fidelity.errors import FidelityError
+from workbench.fidelity.goals import Score, score
+from workbench.fidelity.loads import CPU_LOADS, GPU_LOADS, chosen
+from workbench.fidelity.predict import Longer
+from workbench.fidelity.step_errors import quantiles, spread, step_errors
 from workbench.scenario_source import load_scenario
 
-
-def result(simulated: float | None, *engine: float | None) -> dict[str, Any]:
-    return {"engine": [{"mean_ttft_ms": value} for value in engine],
-            "simulated": {"mean_ttft_ms": simulated}}  # fmt: skip
+TRACE = Path(__file__).parent / "fixtures" / "traces" / "azure_2023.csv"
+DECODE = StepShape(decode_requests=4, decode_tokens=4, decode_context=4000, decode_max_context=1000,
+                   sampled_tokens=4, graph_batch=4)  # fmt: skip
+PREFILL = StepShape(prefill_tokens=200, prefill_requests=1, prefill_pairs=20_100,
+                    prefill_max_context=200, sampled_tokens=1)  # fmt: skip
+MIXED = PREFILL._replace(decode_requests=4, decode_tokens=4, decode_context=4000,
+                         decode_max_context=1000, sampled_tokens=5)  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("numbers", "error", "spread"),
+    ("predicted", "engine", "expected"),
     [
-        ((11.0, 9.0, 11.0), 10.0, 10.0),
-        ((9.0, 10.0), -10.0, 0.0),
-        ((0.0, 0.0, 0.0), None, 0.0),
-        ((3.0, 0.0), float("inf"), 0.0),
-        ((None, 5.0), None, None),
-        ((5.0, None), None, None),
+        (11.0, (9.0, 11.0), Score(10.0, 11.0, 10.0, 10.0, 10.0, True)),  # within the spread
+        (9.0, (10.0,), Score(10.0, 9.0, -10.0, 0.0, 3.0, False)),
+        (10.2, (10.0, None), Score(10.0, 10.2, pytest.approx(2), 0.0, 3.0, True)),
+        (0.0, (0.0, 0.0), Score(0.0, 0.0, 0.0, 0.0, 3.0, True)),
+        (3.0, (0.0,), Score(0.0, 3.0, None, 0.0, 3.0, False)),
+        (None, (5.0,), Score(5.0, None, None, None)),
+        (5.0, (None,), Score(None, 5.0, None, None)),
     ],
 )
-def test_an_error_stands_beside_the_engines_spread(
-    numbers: tuple[float | None, ...], error: float | None, spread: float | None
+def test_an_error_is_judged_beside_the_engines_spread(
+    predicted: float | None, engine: tuple[float | None, ...], expected: Score
 ) -> None:
     """Signed, of the mean of the runs; nothing where there is nothing to compare."""
-    assert error_of(result(*numbers), "mean_ttft_ms") == {"error": error, "spread": spread}
+    assert score("mean_ttft_ms", engine, predicted, 24) == expected
+
+
+def test_a_high_percentile_needs_requests() -> None:
+    """Of a few, the 99th is one request's luck: shown, not judged."""
+    few, many = (score("p99_ttft_ms", (10.0,), 10.4, requests) for requests in (999, 1000))
+    assert (few.error, few.reached) == (pytest.approx(4), None)
+    assert (many.error, many.reached) == (pytest.approx(4), True)
 
 
 def test_errors_of_steps_by_region(tmp_path: Path) -> None:
     """Steps that take a tenth longer than predicted are 9.1 % under it, in every region."""
     done, _ = calibrated(tmp_path)
-    shapes = [
-        StepShape(decode_requests=4, decode_tokens=4, decode_context=4000, decode_max_context=1000,
-                  sampled_tokens=4, graph_batch=4),
-        StepShape(prefill_tokens=200, prefill_requests=1, prefill_pairs=20_100, sampled_tokens=1),
-        StepShape(prefill_tokens=200, prefill_requests=1, prefill_pairs=20_100, decode_requests=4,
-                  decode_tokens=4, decode_context=4000, decode_max_context=1000, sampled_tokens=5),
-    ]  # fmt: skip
+    shapes = [DECODE, PREFILL, MIXED, StepShape()]  # a step of nothing is not asked about
     names = [name for name in StepShape._fields if name != "active_experts"]
     steps = {name: np.array([getattr(shape, name) for shape in shapes]) for name in names}
     steps["gpu_ns"] = np.array([round(1.1 * true_ns(shape)) for shape in shapes])
-    errors = step_errors(CalibratedCostModel(done.profile), [steps, steps])
-    assert {region: numbers["count"] for region, numbers in errors.items()} == {
+    found = step_errors(CalibratedCostModel(done.profile), [steps, steps])
+    numbers = {region: spread(errors) for region, errors in found.items()}
+    assert {region: each["count"] for region, each in numbers.items()} == {
         "decode": 2, "prefill": 2, "mixed": 2, "all": 6,
     }  # fmt: skip
-    for numbers in errors.values():
-        assert numbers["median"] == pytest.approx(100 / 11, abs=1.5)
-        assert numbers["bias"] == pytest.approx(-100 / 11, abs=1.5)
+    for each in numbers.values():
+        assert each["median"] == pytest.approx(100 / 11, abs=1.5)
+        assert each["bias"] == pytest.approx(-100 / 11, abs=1.5)
+    curve = quantiles(found["all"])
+    assert len(curve) == 101
+    assert curve == sorted(curve)
+    assert spread(np.empty(0))["count"] == len(quantiles(np.empty(0))) == 0
+
+
+def test_longer_steps_are_a_cost_model(tmp_path: Path) -> None:
+    """Every step is longer by the factor, however it is asked for."""
+    done, _ = calibrated(tmp_path)
+    plain = CalibratedCostModel(done.profile)
+    longer = Longer(plain, 1.01)
+    for shape in (DECODE, PREFILL, MIXED):
+        costs = longer.step_costs(StepFeatures.from_shapes([shape]))
+        (gpu_ns,), (host_ns,) = costs.gpu_ns.tolist(), costs.host_ns.tolist()
+        assert longer.step_cost(shape)[:2] == (gpu_ns, host_ns)
+        assert sum(int(term[0]) for term in costs.terms.values()) == gpu_ns
+        assert gpu_ns == pytest.approx(1.01 * plain.step_cost(shape)[0], abs=1)
+        assert host_ns == pytest.approx(1.01 * plain.step_cost(shape)[1], abs=1)
+    check_decode_run(longer, DECODE, 50)
+    assert plain.name in longer.name
 
 
 @pytest.mark.parametrize(
@@ -67,40 +98,64 @@ def test_errors_of_steps_by_region(tmp_path: Path) -> None:
 )
 def test_every_load_is_a_scenario(scenario: str, loads: Any) -> None:
     """All settings are understood, and no two loads go by the same name."""
-    assert len({load.name for load in loads}) == len(loads)
+    assert len({load.stem for load in loads}) == len(loads)
     for load in loads:
-        settings = [text.replace("{rate}", "5") for text in load.settings]
+        filled = {"{rate}": "5", "{scale}": "0.5", "{trace}": json.dumps(str(TRACE))}
+        settings = [load.workload, load.arrivals, *load.more]
+        for name, value in filled.items():
+            settings = [text.replace(name, value) for text in settings]
         load_scenario(scenario, [*settings, "load.warmup_requests=0"])
-        assert ("{rate}" in "".join(load.settings)) == (load.share > 0)
+        scaled = "{rate}" in load.arrivals or "{scale}" in load.arrivals
+        assert scaled == (load.share > 0)
+
+
+def test_loads_are_chosen_by_name() -> None:
+    """As in the table or as in the names of files; their order is the suite's."""
+    names = [load.name for load in chosen(GPU_LOADS, "Bursts, poisson_30_percent,offline")]
+    assert names == ["offline", "poisson 30 %", "bursts"]
+    assert chosen(GPU_LOADS, None) == GPU_LOADS
+    with pytest.raises(FidelityError, match=r"--loads names burst, noise; there are offline, "):
+        chosen(GPU_LOADS, "burst,offline,noise")
+    with pytest.raises(FidelityError, match=r"--loads names nothing"):
+        chosen(GPU_LOADS, ",")
 
 
 def test_the_suite_on_a_cpu(tmp_path: Path) -> None:
-    """The real engine: a file a load, decisions all equal, and nothing is measured twice."""
+    """The real engine: decisions are all equal, nothing is measured twice, a picture is drawn."""
     profiles, out = tmp_path / "profiles", tmp_path / "fidelity"
     made = invoke("calibrate", "--cpu", "--minutes", "0.1", "--output-dir", str(profiles))
     assert made.exit_code == 0, made.output
     (profile,) = profiles.glob("*.json")
-    command = ("fidelity", str(profile), "--cpu", "--repeats", "1", "--output-dir", str(out))
-    first = invoke(*command)
+    command = ("fidelity", str(profile), "--cpu", "--output-dir", str(out))
+    nothing = invoke(*command, "--judge-only")
+    assert nothing.exit_code == 1
+    assert "nothing has been measured" in nothing.stderr
+    assert not out.exists()
+    first = invoke(*command, "--repeats", "1")
     assert first.exit_code == 0, first.output
-    found = [json.loads(path.read_bytes()) for path in sorted(out.iterdir())]
-    assert {each["load"] for each in found} == {load.name for load in CPU_LOADS}
-    for each in found:
+    assert "goals reached; * is one that is missed" in first.stdout
+    judgement = json.loads((out / f"judged-{profile.stem}.json").read_bytes())
+    assert [each["load"] for each in judgement["loads"]] == [load.name for load in CPU_LOADS]
+    for each in judgement["loads"]:
         assert each["parity"].startswith("all ")
-        assert each["steps"]["all"]["count"] > 20
-        assert each["engine"][0]["output_throughput"] > 0
+        assert each["steps"]["calibrated"]["all"]["count"] > 20
         # Calibrated to this machine: far nearer than a formula for an H200 could be.
-        own, analytic = (error_of(each, "mean_tpot_ms", whose)["error"]
-                         for whose in ("simulated", "analytic"))  # fmt: skip
-        assert abs(own or 0) < 60 < abs(analytic or 0)
-    stamps = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    again = invoke(*command)
-    assert again.stdout == first.stdout
-    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == stamps
+        own, analytic = (each["metrics"][whose]["mean_tpot_ms"]["error"]
+                         for whose in ("calibrated", "analytic"))  # fmt: skip
+        assert abs(own) < 80 < abs(analytic)
+    cells = [path for path in out.iterdir() if not path.name.startswith("judged")]
+    assert len(cells) == 1 + 2 * len(CPU_LOADS)
+    stamps = {path: path.stat().st_mtime_ns for path in cells}
+    picture = tmp_path / "picture.png"
+    again = invoke(*command, "--judge-only", "--picture", str(picture))
+    assert again.stdout == f"{first.stdout}{picture}\n"
+    assert {path: path.stat().st_mtime_ns for path in cells} == stamps
+    assert picture.read_bytes().startswith(b"\x89PNG")
     other = json.loads(profile.read_bytes())
     other["identity"]["page_size"] = 64
     profile.write_text(json.dumps(other), encoding="utf-8")
-    result = invoke(*command)  # what is there is of another profile, and this one of no engine here
+    result = invoke(*command)  # what is there is of another engine
     assert result.exit_code == 1
-    assert "is of page_size 64, not 16" in result.stderr
-    assert table_lines(found)[0].startswith("error, %")
+    assert "an engine with page_size 16, not 64" in result.stderr
+    for wrong in (("--loads", "noise"), ("--picture", "picture.pdf"), ("--trace", str(TRACE))):
+        assert invoke(*command, *wrong).exit_code == 2

@@ -20,7 +20,7 @@ from simulator.roofline import RooflineCostModel
 from simulator.router import RouterConfig
 from simulator.world import ReplicaConfig
 from workbench.capacity import Capacity
-from workbench.profile_match import OtherProfileError, holds_pages_of, refuse_other
+from workbench.profile_match import OtherProfileError, find_shipped, holds_pages_of, refuse_other
 from workbench.run_header import ReplicaFacts
 from workbench.scenario import Pool, Scenario
 from workbench.scenario_errors import ScenarioError, ScenarioErrors
@@ -44,12 +44,17 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """Replicas behind a router, all of one model on one kind of GPU."""
+    """Replicas behind a router, all of one model on one kind of GPU.
+
+    Attributes:
+        profile: the file that says how long steps take; None: the analytic cost model does.
+    """
 
     model: ModelSpec
     gpu: HardwareSpec
     replicas: tuple[Replica, ...]
     router: RouterConfig
+    profile: Path | None
 
     @property
     def capacity(self) -> Capacity:
@@ -82,7 +87,7 @@ def resolve_deployment(loaded: LoadedScenario) -> Deployment:
         wrong = loaded.error(("model", "path"), "S203", message, supported)
         raise ScenarioErrors([wrong]) from None
     gpu = load_hardware_spec(scenario.hardware.gpu)
-    profile = _profile(loaded)
+    profile_path, profile = _profile(loaded, model, gpu)
     replicas: list[Replica] = []
     errors: list[ScenarioError] = []
     for index, pool in enumerate(scenario.deployment.pools):
@@ -102,7 +107,7 @@ def resolve_deployment(loaded: LoadedScenario) -> Deployment:
             errors.append(loaded.error(("hardware", "profile"), "S211", str(error), error.help))
     if errors:
         raise ScenarioErrors(errors)
-    return Deployment(model, gpu, tuple(replicas), router_config(scenario))
+    return Deployment(model, gpu, tuple(replicas), router_config(scenario), profile_path)
 
 
 def router_config(scenario: Scenario) -> RouterConfig:
@@ -119,17 +124,29 @@ class _NoRoomError(Exception):
         self.arithmetic = "\n".join(memory.lines())
 
 
-def _profile(loaded: LoadedScenario) -> Profile | None:
-    """The profile that a scenario names."""
-    written = loaded.scenario.hardware.profile
-    if written is None:
-        return None
+def _profile(
+    loaded: LoadedScenario, model: ModelSpec, gpu: HardwareSpec
+) -> tuple[Path, Profile] | tuple[None, None]:
+    """The profile that a scenario names, or else the shipped one that fits all its pools."""
+    hardware = loaded.scenario.hardware
     try:
-        return read_profile(Path(written))
+        if hardware.profile is None:
+            help_ = "`hardware.profile: analytic` does without"
+            path = _shipped(loaded.scenario, model, gpu)
+        else:
+            help_ = "`workbench calibrate` writes one"
+            path = hardware.profile_path
+        return (path, read_profile(path)) if path else (None, None)
     except ProfileError as error:
-        help_ = "`workbench calibrate` writes one"
         wrong = loaded.error(("hardware", "profile"), "S211", str(error), help_)
         raise ScenarioErrors([wrong]) from None
+
+
+def _shipped(scenario: Scenario, model: ModelSpec, gpu: HardwareSpec) -> Path | None:
+    sizes = {pool.tensor_parallel_size for pool in scenario.deployment.pools}
+    if len(sizes) > 1:  # a profile is of one
+        return None
+    return find_shipped(model, gpu, sizes.pop(), _dtypes(scenario, model))
 
 
 def _dtypes(scenario: Scenario, model: ModelSpec) -> tuple[str, str]:

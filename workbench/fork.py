@@ -10,7 +10,6 @@ import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -19,16 +18,18 @@ from numpy.typing import NDArray
 
 from engine.core.config import SchedulerConfig
 from engine.core.memory_plan import MemoryPlanError
+from simulator.roofline import NAME as ANALYTIC_NAME
 from simulator.router import RouterConfig
 from simulator.world import World
 from workbench.deployment import Deployment, memory_of, router_config, scheduler_config
 from workbench.execution import DetailName, OnProgress, ShouldStop
-from workbench.provenance import input_file
+from workbench.provenance import input_file, place_now
 from workbench.replay_check import ReplayError, check_replay
 from workbench.run_header import ForkFacts, ReplicaFacts, RunHeader, scenario_digest
 from workbench.run_record import HEADER, JOURNAL, RunReader
 from workbench.scenario import Scenario
 from workbench.scenario_errors import ScenarioErrors, listed
+from workbench.scenario_serving import ANALYTIC
 from workbench.scenario_source import LoadedScenario, load_resolved
 from workbench.simulate import Simulation, prepare
 
@@ -85,7 +86,7 @@ def prepare_fork(
 
     Running it raises ReplayError where the replay does not decide what the record says.
     """
-    header = parent.header
+    header = _settled(parent.header)
     time_ns = _time_of(parent, point)
     recorded = _journals(parent)
     files = _unchanged_inputs(parent)
@@ -159,9 +160,10 @@ def _journals(parent: RunReader) -> list[Int64]:
 
 def _unchanged_inputs(parent: RunReader) -> dict[str, str]:
     """Key -> path of each file that the run read; all of them are as they were."""
+    found = {}
     for key, facts in parent.header.inputs.items():
         try:
-            now = input_file(Path(facts.path))
+            now = input_file(place_now(facts))
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise ForkError(f"cannot repeat {parent.path}: {facts.path}: {reason}") from error
@@ -170,7 +172,17 @@ def _unchanged_inputs(parent: RunReader) -> dict[str, str]:
                 f"cannot repeat {parent.path}: {facts.path} ({key}) has changed since it was "
                 "recorded"
             )
-    return {key: facts.path for key, facts in parent.header.inputs.items()}
+        found[key] = now.path
+    return found
+
+
+def _settled(header: RunHeader) -> RunHeader:
+    """With `analytic` written in a scenario of before shipped profiles, which did not say so."""
+    hardware = header.scenario.get("hardware", {})
+    if header.cost_model != ANALYTIC_NAME or hardware.get("profile") is not None:
+        return header
+    scenario = {**header.scenario, "hardware": {**hardware, "profile": ANALYTIC}}
+    return msgspec.structs.replace(header, scenario=scenario)
 
 
 def _scenarios(header: RunHeader) -> list[Resolved]:
@@ -311,7 +323,7 @@ def _memory_notes(scenario: Scenario, deployment: Deployment) -> Iterator[str]:
             room = memory_of(scenario, deployment.model, deployment.gpu, pool).num_pages
         except MemoryPlanError:
             room = 0
-        if room < replica.facts.num_pages:
+        if room < min(replica.facts.num_pages, replica.memory.num_pages):
             yield (
                 f"replica {index} keeps its {replica.facts.num_pages:,} KV pages; started with "
                 f"these settings it would have {room:,}"

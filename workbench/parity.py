@@ -9,9 +9,8 @@ and a run are durations.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -22,14 +21,13 @@ from engine.core.journal import Call, Op, read_calls
 from engine.core.plan import StepPlan, StepResult
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
-from engine.core.token_ids import SyntheticTokens, TokenSource
 from engine.core.workload import Workload
 from simulator.behaviour import OutputLengths
 from simulator.client import Clients
 from simulator.world import synthetic_tokens
 from workbench.capacity import Capacity
 from workbench.deployment import scheduler_config
-from workbench.provenance import input_file
+from workbench.provenance import input_file, place_now
 from workbench.run_header import RunHeader
 from workbench.run_record import JOURNAL, RunReader
 from workbench.scenario_source import LoadedScenario, load_resolved
@@ -82,8 +80,7 @@ def follow(header: RunHeader, journal: NDArray[np.int64], files: Mapping[str, st
     """
     loaded = load_resolved(header.scenario, header.name, (), files)
     workload, config = _workload(loaded, header), _config(loaded, header)
-    cap, vocab_size = loaded.scenario.load.max_concurrency, header.engine["vocab_size"]
-    simulator = _Paced(workload, config, cap, vocab_size)
+    simulator = _Paced(workload, config, loaded.scenario.load.max_concurrency)
     return simulator.follow(journal)
 
 
@@ -91,21 +88,16 @@ class _Paced:
     """The simulator's parts, driven by recorded times."""
 
     def __init__(
-        self,
-        workload: Workload,
-        config: SchedulerConfig,
-        max_concurrency: int | None,
-        vocab_size: int,
+        self, workload: Workload, config: SchedulerConfig, max_concurrency: int | None
     ) -> None:
         self._scheduler = Scheduler(config)
         self._lengths = OutputLengths(workload)
         self._flying: deque[StepPlan] = deque()
         self._wishes: deque[Request | int] = deque()  # requests to send, ids to abort
-        tokens = synthetic_tokens(workload) or _unshared(workload, vocab_size)
         self._clients = Clients(
             workload,
             max_concurrency,
-            tokens,
+            synthetic_tokens(workload),
             send=lambda request, _: self._wishes.append(request),
             give_up=lambda request_id, _: self._wishes.append(request_id),
         )
@@ -187,23 +179,6 @@ class _Paced:
         )
 
 
-def _unshared(workload: Workload, vocab_size: int) -> Callable[[int], TokenSource]:
-    """Ids of prompts that share no text, which the engine caches, too.
-
-    A simulation leaves them out: nobody but a request that was retracted could find them again.
-    """
-    prompts, most = workload.prompt_tokens.tolist(), workload.max_tokens.tolist()
-
-    def tokens_of(request_id: int) -> TokenSource:
-        keys, lengths = (
-            [2 * request_id, 2 * request_id + 1],
-            [prompts[request_id], most[request_id]],
-        )
-        return SyntheticTokens(keys, lengths, vocab_size)
-
-    return tokens_of
-
-
 def _said(wish: Request | int | None) -> str:
     if wish is None:
         return "has nobody who wants anything yet"
@@ -220,10 +195,13 @@ def _broken(call: Call) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def _inputs(run: RunReader) -> dict[str, str]:
     """Key -> path of each file that the run read; a changed one would change the workload."""
+    found = {}
     for key, facts in run.header.inputs.items():
-        if input_file(Path(facts.path)).sha256 != facts.sha256:
+        now = input_file(place_now(facts))
+        if now.sha256 != facts.sha256:
             raise ParityError(f"{facts.path} ({key}) has changed since {run.path} was recorded")
-    return {key: facts.path for key, facts in run.header.inputs.items()}
+        found[key] = now.path
+    return found
 
 
 def _workload(loaded: LoadedScenario, header: RunHeader) -> Workload:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +11,7 @@ from typing import Any, Final
 from engine.core.hardware_spec import HardwareSpec
 from engine.core.model_spec import ModelSpec
 from simulator.profile import Identity, Profile
+from simulator.shipped_profiles import read_identity, shipped_profiles, words
 from workbench.provenance import source_commit, workbench_version
 from workbench.scenario import Pool
 
@@ -25,7 +25,7 @@ class OtherProfileError(ValueError):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.help = (
-            "calibrate this one, or leave `hardware.profile` out for the analytic cost model"
+            "calibrate this one, or take the analytic cost model: `hardware.profile: analytic`"
         )
 
 
@@ -51,7 +51,35 @@ def refuse_other(
     Raises:
         OtherProfileError: with everything that differs.
     """
-    own = profile.identity
+    wrong = _differences(profile.identity, model, gpu, tensor_parallel_size, dtypes)
+    if wrong:
+        raise OtherProfileError(f"profile {profile.name} is of {'; of '.join(wrong)}")
+
+
+def find_shipped(
+    model: ModelSpec, gpu: HardwareSpec, tensor_parallel_size: int, dtypes: tuple[str, str]
+) -> Path | None:
+    """The shipped profile that `refuse_other` lets pass, or None. No GPU gets one of a CPU.
+
+    Raises:
+        ProfileError: a shipped file is no profile.
+    """
+    files = shipped_profiles(gpu.name, dtypes[0], f"tp{tensor_parallel_size}")
+    files.sort(key=lambda path: not words(model.name) <= words(path.stem))  # likely ones first
+    for path in files:
+        if not _differences(read_identity(path), model, gpu, tensor_parallel_size, dtypes):
+            return path
+    return None
+
+
+def _differences(
+    own: Identity,
+    model: ModelSpec,
+    gpu: HardwareSpec,
+    tensor_parallel_size: int,
+    dtypes: tuple[str, str],
+) -> list[str]:
+    """What was measured instead of what is to run, each as "A, not B"."""
     wrong = []
     if own.model_digest != model_digest(model):
         wrong.append(f"model {own.model}, not {model.name}")
@@ -61,8 +89,7 @@ def refuse_other(
         wrong.append(f"{own.tensor_parallel_size} GPUs, not {tensor_parallel_size}")
     if own.gpu != CPU and (own.dtype, own.kv_dtype) != dtypes:
         wrong.append(f"{own.dtype} weights and {own.kv_dtype} KV, not {' and '.join(dtypes)}")
-    if wrong:
-        raise OtherProfileError(f"profile {profile.name} is of {'; of '.join(wrong)}")
+    return wrong
 
 
 def holds_pages_of(profile: Profile, pool: Pool, memory_fraction: float) -> bool:
@@ -124,5 +151,4 @@ def model_digest(spec: ModelSpec) -> str:
 
 def is_gpu(name: str, device: str) -> bool:
     """Whether a device calls itself what a scenario calls it, as "NVIDIA H200" is an h200."""
-    words = set(re.findall(r"[a-z0-9]+", device.casefold()))
-    return set(re.findall(r"[a-z0-9]+", name.casefold())) <= words
+    return words(name) <= words(device)

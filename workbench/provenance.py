@@ -6,6 +6,7 @@ import hashlib
 from importlib import metadata
 from pathlib import Path
 
+from simulator import shipped_profiles
 from workbench.run_header import InputFacts
 from workbench.scenario import Scenario, TraceWorkload
 
@@ -26,7 +27,8 @@ def input_files(scenario: Scenario) -> dict[str, InputFacts]:
     Raises:
         OSError: one of them cannot be read.
     """
-    named = {"model.path": scenario.model.path, "hardware.profile": scenario.hardware.profile}
+    hardware, model = scenario.hardware, scenario.model
+    named = {"model.path": model.path, "hardware.profile": hardware.profile_path}
     if isinstance(scenario.workload, TraceWorkload):
         named["workload.path"] = scenario.workload.path
     return {key: input_file(Path(path)) for key, path in named.items() if path is not None}
@@ -37,6 +39,17 @@ def input_file(path: Path) -> InputFacts:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return InputFacts(path=str(path.resolve()), sha256=digest)
+
+
+def place_now(facts: InputFacts) -> Path:
+    """Where a file that a run read is to be looked for.
+
+    Where it was, or, if no file is there, among the shipped profiles: another installation has them
+    in another place. Raises OSError if it cannot be told.
+    """
+    path = Path(facts.path)
+    shipped = shipped_profiles.FOLDER / path.name
+    return shipped if shipped.is_file() and not path.is_file() else path
 
 
 def source_commit(source: Path = Path(__file__).parent.parent) -> str | None:

@@ -121,11 +121,12 @@ class RunHeader(msgspec.Struct, frozen=True, kw_only=True):
         cost_model: who said how long steps take, e.g. "analytic, uncalibrated".
         replicas: one entry per replica, in the order of the tables' replica numbers.
         load, measure, slo: what `workbench.metrics` needs of the scenario.
-        scenario: the whole resolved scenario; of a fork, with its changes.
+        scenario: the whole resolved scenario; of a fork, with its changes. A simulation without a
+            profile says `hardware.profile: analytic`, whoever chose that.
         scenario_sha256: `scenario_digest(scenario)`.
         commit: of the source tree, where it is one.
         version, python_version, numpy_version: of the workbench and what it ran on.
-        inputs: dotted key of the scenario -> the file that it names.
+        inputs: dotted key of the scenario -> the file that it names, or that was chosen for it.
         forks: the changes on the way from the first run to this one, oldest first; () is no fork.
         notes: remarks about the workload, for people.
         engine: of an engine's run: what the runner that carried it out consists of.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -45,6 +46,9 @@ def _check_gpu_name(name: str) -> str:
 
 Dtype = Literal["bf16", "fp16", "fp32", "fp8", "int8"]
 
+# Instead of a profile's path: the analytic cost model. `./analytic` is a file of this name.
+ANALYTIC: Final = "analytic"
+
 
 class Model(ScenarioModel):
     """Which model is served, and in which number formats. Exactly one of `name` and `path`."""
@@ -79,7 +83,13 @@ class Hardware(ScenarioModel):
     """Share of the GPU's memory that weights, working memory and KV cache may use together."""
     profile: Annotated[str, Field(min_length=1)] | None = None
     """What `workbench calibrate` wrote, of this model on this GPU: steps cost what it has measured.
-    A relative path starts as that of `model.path`. If absent, the analytic cost model answers."""
+    A relative path starts as that of `model.path`. `analytic`: the analytic cost model. If absent:
+    the shipped profile that fits all pools, or else the analytic cost model."""
+
+    @property
+    def profile_path(self) -> Path | None:
+        """The profile's file, if one is named."""
+        return Path(self.profile) if self.profile not in (None, ANALYTIC) else None
 
 
 class Router(ScenarioModel):

@@ -9,7 +9,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -29,6 +29,7 @@ from workbench.scenario_errors import (
     quoted,
 )
 from workbench.scenario_overrides import apply_overrides
+from workbench.scenario_serving import ANALYTIC
 from workbench.scenario_yaml import ParsedYaml, parse_yaml
 
 MAX_BYTES: Final = 1 << 20
@@ -71,6 +72,30 @@ class LoadedScenario:
         there are any, as `ScenarioErrors([...])`.
         """
         return ScenarioError.at(self.sources, path, code, message, help)
+
+    def settled(self, profile: Path | None) -> LoadedScenario:
+        """The scenario with the source of its step times, where it leaves the choice to us.
+
+        `resolved` then says `analytic`, so that profiles which ship later change nothing. It does
+        not name a shipped profile, whose place is another on every machine: it is found again.
+
+        Args:
+            profile: the file that was chosen; None: the analytic cost model.
+        """
+        hardware = self.scenario.hardware
+        if hardware.profile is not None:
+            return self
+        named = str(profile) if profile else ANALYTIC
+        changed = hardware.model_copy(update={"profile": named})
+        resolved = self.resolved
+        if profile is None:
+            resolved = {**resolved, "hardware": {**resolved["hardware"], "profile": ANALYTIC}}
+        return replace(
+            self,
+            scenario=self.scenario.model_copy(update={"hardware": changed}),
+            resolved=resolved,
+            sha256=hashlib.sha256(canonical_json(resolved)).hexdigest(),
+        )
 
 
 class ShippedScenario(NamedTuple):
@@ -192,14 +217,15 @@ def _with_usable_paths(scenario: Scenario, file: Path | None, sources: SourceMap
     for part, key in (("model", "path"), ("workload", "path"), ("hardware", "profile")):
         model = getattr(scenario, part)
         written = getattr(model, key, None)
-        if written is None:
+        if written is None or (key == "profile" and written == ANALYTIC):
             continue
         span = sources.find((part, key))
         folder = Path() if span.source.is_override else beside
         usable = _join(folder, written)
         if not _is_file(usable):
-            errors.append(_no_such_file(usable, span))
-        changed = model.model_copy(update={key: str(usable)})
+            errors.append(_no_such_file(usable, span, [ANALYTIC] if key == "profile" else []))
+        named = f"./{usable}" if str(usable) == ANALYTIC else str(usable)  # not the word
+        changed = model.model_copy(update={key: named})
         scenario = scenario.model_copy(update={part: changed})
     if errors:
         raise ScenarioErrors(errors)
@@ -224,13 +250,14 @@ def _holds(path: Path, test: Callable[[Path], bool]) -> bool:
         return False
 
 
-def _no_such_file(path: Path, span: Span) -> ScenarioError:
+def _no_such_file(path: Path, span: Span, words: Sequence[str]) -> ScenarioError:
+    """`words` are what the key takes besides a path."""
     if _holds(path, Path.exists):
         what = "is a folder, not a file" if path.is_dir() else "is no regular file"
         config = path / "config.json"
         guess = f"did you mean `{config}`?" if _is_file(config) else ""
         return ScenarioError("S114", f"`{path}` {what}", guess, span)
-    guess = did_you_mean(path.name, _siblings(path))
+    guess = did_you_mean(path.name, [*words, *_siblings(path)])
     return ScenarioError("S114", f"`{path}` does not exist", guess, span)
 
 

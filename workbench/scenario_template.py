@@ -20,7 +20,8 @@ model:
 hardware:
   gpu: h200                 # a100 | h100 | h200 | b200 | l4 | rtx4090
   memory_fraction: 0.9      # default: 0.9 of the memory for weights, work space and KV cache
-  # profile: profiles/nvidia-h200-llama-3.1-8b-bf16-tp1.json   # what `workbench calibrate` wrote
+  # profile: analytic       # or what `workbench calibrate` wrote: profiles/NAME.json; default: the
+                            # shipped profile that fits, else analytic
 
 # What is asked. A length is a number of tokens, short for {{kind: fixed, value: 100}}, or one of
 #   {{kind: uniform, min: 1, max: 100}}    {{kind: zipf, alpha: 1.1, min: 1, max: 1000}}

@@ -96,7 +96,7 @@ def prepare(loaded: LoadedScenario, detail: DetailName) -> Simulation:
         max_context_tokens=capacity.max_context_tokens,
     )
     refuse_hopeless(loaded, capacity, built)
-    header = _header(loaded, detail, deployment, built)
+    header = _header(loaded.settled(deployment.profile), detail, deployment, built)
     load = loaded.scenario.load
     return Simulation(header, built.workload, deployment, load.max_concurrency)
 

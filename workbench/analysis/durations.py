@@ -203,8 +203,10 @@ def _same_formula(a: RunTables, b: RunTables, replica: int) -> bool:
 def _formula(header: RunHeader, replica: int) -> tuple[object, ...]:
     """All that a simulated step's duration depends on, beside its batch."""
     pool = pool_of(header, replica)
+    profile = header.inputs.get("hardware.profile")
     return (
         header.cost_model,
+        profile and profile.sha256,
         header.model,
         header.gpu,
         header.scenario.get("model"),

@@ -22,6 +22,8 @@ _NO_FACTS: Final = frozenset(
 _QUESTION: Final = ("workload", "load", "seed", "measure", "slo", "aborts", "too_long", "status")
 # Durations come from elsewhere: differences are not those of the set-up.
 _CLOCK: Final = ("kind", "cost_model")
+# Facts of an engine; sources of simulated durations.
+_OF_ONE_KIND: Final = ("engine.", "hardware.profile", "inputs.hardware.profile.")
 _SAID_ELSEWHERE: Final = frozenset(
     {"schema", "name", "description", "seed", "report", "slo", "load.warmup_requests"}
 )
@@ -51,12 +53,12 @@ def header_differences(a: RunTables, b: RunTables) -> tuple[FactDifference, ...]
     A different workload, load, seed, measurement or objective is unfair: the runs were asked other
     questions. So is another source of durations. What was set up differently is fair as such, it
     may be what the comparison is about, except between a simulation and an engine, which are meant
-    to have the same.
+    to have the same. Where simulated step times come from is no fact of an engine's run.
     """
     left, right = _facts(a.header), _facts(b.header)
     other_executor = a.header.kind != b.header.kind
-    if other_executor:  # what only an engine has cannot be the same in a simulation
-        left, right = (_without_engine(facts) for facts in (left, right))
+    if other_executor:  # what only one of them has cannot be the same in the other
+        left, right = (_common(facts) for facts in (left, right))
     found = [_requests_difference(a, b)]
     shown: set[tuple[str, str, str]] = set()
     for key in (*left, *(key for key in right if key not in left)):
@@ -69,8 +71,8 @@ def header_differences(a: RunTables, b: RunTables) -> tuple[FactDifference, ...]
     return tuple(sorted(different, key=lambda difference: not difference.unfair))
 
 
-def _without_engine(facts: dict[str, str]) -> dict[str, str]:
-    return {key: value for key, value in facts.items() if not key.startswith("engine.")}
+def _common(facts: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in facts.items() if not key.startswith(_OF_ONE_KIND)}
 
 
 def _difference(key: str, a: str, b: str, other_executor: bool) -> FactDifference:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from engine.core.events import Columns
 from workbench.analysis.decode_share import features_of
 from workbench.analysis.source import RunTables
+from workbench.provenance import place_now
 from workbench.run_header import RunHeader
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ def rebuild_cost_models(run: RunTables) -> dict[int, CostModel]:
     or config file cannot be found any more.
     """
     found: dict[int, CostModel] = {}
+    calibrated = _calibrated(run.header)
     for replica, facts in enumerate(run.header.replicas):
-        model = _calibrated(run.header) or _analytic(run.header, facts.tensor_parallel_size)
+        model = calibrated or _analytic(run.header, facts.tensor_parallel_size)
         if model is not None and _agrees(model, run.table("steps"), replica, run.header):
             found[replica] = model
     return found
@@ -43,8 +44,8 @@ def _calibrated(header: RunHeader) -> CostModel | None:
     if file is None:
         return None
     try:
-        model = CalibratedCostModel(read_profile(Path(file.path)))
-    except ProfileError:
+        model = CalibratedCostModel(read_profile(place_now(file)))
+    except (ProfileError, OSError):
         return None
     return model if model.name == header.cost_model else None
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from engine.runtime.runner_config import LoadFormat
+    from simulator.profile import Profile
+    from workbench.engine_setup import EngineOptions
+    from workbench.fidelity.suite import Basis
 
 EPILOG = """\b
 Examples:
   workbench fidelity profiles/nvidia-h200-llama-3.1-8b-bf16-tp1.json --load-format dummy
-  workbench fidelity profiles/cpu-tiny-model-fp32-tp1.json --cpu"""
+  workbench fidelity profiles/cpu-tiny-model-fp32-tp1.json --cpu
+  workbench fidelity PROFILE --judge-only --output-dir measured --picture fidelity.png"""
 
 
 def run(
@@ -28,32 +35,85 @@ def run(
     cpu: Annotated[
         bool, typer.Option("--cpu", help="The tiny model on this machine's CPU, three short loads.")
     ] = False,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of the engine for each load.")] = 3,
+    loads: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME", help="Only these loads; default: all.")
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A trace whose beginning is a load, too, as `workload.path`."
+        ),
+    ] = None,
+    repeats: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs of the engine for each load; default: as before, or 3."),
+    ] = None,
+    judge_only: Annotated[
+        bool, typer.Option("--judge-only", help="Start no engine: judge what has been measured.")
+    ] = False,
     output_dir: Annotated[
-        Path, typer.Option(file_okay=False, help="One file a load; those that are there stay.")
+        Path, typer.Option(file_okay=False, help="Where measurements are kept and judgements go.")
     ] = Path("fidelity"),
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the judgement, as .png or .svg."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
     """Compare simulations with the engine, load by load.
 
-    Loads that calibration never saw run on the engine, several times, and in the simulator, with
-    the profile and with the analytic model: errors of latencies and throughput beside the engine's
-    own spread, errors of single steps, and whether all decisions are the same. An interrupted
-    suite goes on where it stopped.
+    Loads that calibration never saw run on the engine, several times. These measurements stay in
+    the output folder; an interrupted suite goes on where it stopped. Then the simulator predicts
+    the same loads, with the profile and with the analytic model: errors of latencies and throughput
+    beside the engine's own spread, errors of single steps, whether all decisions are the same, and
+    which goals are reached. Where everything has been measured, any machine judges any profile.
     """
     from simulator.profile import read_profile
+    from workbench.cli.failures import UsageError
     from workbench.cli.progress import ProgressLine
-    from workbench.engine_setup import EngineOptions
-    from workbench.fidelity import CPU_LOADS, GPU_LOADS, Suite, run_suite, table_lines
+    from workbench.fidelity.errors import FidelityError
+    from workbench.fidelity.loads import chosen
+    from workbench.fidelity.run import run_suite
+    from workbench.fidelity.suite import open_suite
+    from workbench.fidelity.table import table_lines
 
+    if picture is not None and picture.suffix not in (".png", ".svg"):
+        raise UsageError(f"--picture {picture}: give it the ending .png or .svg")
+    if cpu and trace is not None:
+        raise UsageError("--cpu has no load of a trace: leave --trace out")
     known = read_profile(profile)
+    basis, options = _set_up(known, model, load_format, gpu, cpu)
+    try:
+        wanted = chosen(basis.loads, loads)
+    except FidelityError as error:
+        raise UsageError(str(error)) from None
+    with ProgressLine(enabled=not quiet) as line:
+        suite = open_suite(
+            output_dir, basis, known, profile,
+            repeats=repeats, trace=trace, make=not judge_only,
+        )  # fmt: skip
+        judgement = run_suite(
+            suite, wanted, known, profile, None if judge_only else options, say=line.say
+        )
+    typer.echo("\n".join(table_lines(judgement)))
+    if picture is not None:
+        from workbench.fidelity.picture import draw
+
+        draw(judgement, picture)
+        typer.echo(picture)
+
+
+def _set_up(
+    profile: Profile, model: str | None, load_format: LoadFormat, gpu: str, cpu: bool
+) -> tuple[Basis, EngineOptions]:
+    """What is varied, and which engine does it."""
+    from workbench.engine_setup import EngineOptions
+    from workbench.fidelity.loads import CPU_LOADS, GPU_LOADS
+    from workbench.fidelity.suite import Basis
+
     if cpu:
         options = EngineOptions(load_format="dummy", device="cpu")
-        suite = Suite("engine_on_cpu", (), CPU_LOADS, known, profile, options, repeats)
-    else:
-        options = EngineOptions(model=model, load_format=load_format, device="cuda")
-        settings = (f"model.name={known.identity.model}", f"hardware.gpu={gpu}")
-        suite = Suite("quickstart", settings, GPU_LOADS, known, profile, options, repeats)
-    with ProgressLine(enabled=not quiet) as line:
-        results = run_suite(suite, output_dir, say=line.say)
-    typer.echo("\n".join(table_lines(results)))
+        return Basis("engine_on_cpu", (), CPU_LOADS), options
+    options = EngineOptions(model=model, load_format=load_format, device="cuda")
+    settings = (f"model.name={profile.identity.model}", f"hardware.gpu={gpu}")
+    return Basis("quickstart", settings, GPU_LOADS), options

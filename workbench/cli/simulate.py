@@ -35,6 +35,7 @@ EPILOG = """\b
 Examples:
   workbench simulate quickstart
   workbench simulate my.yaml --set load.request_rate=20 --seed 3
+  workbench simulate quickstart --set hardware.profile=analytic
   workbench simulate my.yaml --goodput "ttft:200 tpot:50" --json > result.json
   workbench simulate --fork runs/my-1@500 --set scheduler.policy=lpm"""
 
@@ -67,7 +68,8 @@ def run(
     """Simulate a scenario and print its serving metrics.
 
     Labels and formulas are those of `vllm bench serve`. The run is recorded for `explain`,
-    `compare` and `report`.
+    `compare` and `report`. Step times are those of the profile that `hardware.profile` names; if it
+    names none, of the shipped one that fits, or else, as with `analytic`, of the analytic model.
     """
     from workbench.cli.failures import UsageError
     from workbench.cli.forks import fork_of, fork_sentence

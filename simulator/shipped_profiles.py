@@ -1,0 +1,43 @@
+"""Profiles that come with the program, in `simulator/profiles/<gpu>-<model>-<config>.json`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+
+from simulator.profile import Identity, ProfileError
+
+FOLDER = Path(__file__).with_name("profiles")  # tests put another one in its place
+
+
+class _Head(msgspec.Struct):
+    """The part of a profile that says what was measured."""
+
+    identity: Identity
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a name in lower case, as "nvidia" and "h200" of "NVIDIA H200"."""
+    return frozenset(re.findall(r"[a-z0-9]+", text.casefold()))
+
+
+def shipped_profiles(*parts: str) -> list[Path]:
+    """Profiles whose file names hold every word of these parts, by name; no file is opened."""
+    wanted = frozenset[str]().union(*map(words, parts))
+    return sorted(path for path in FOLDER.glob("*.json") if wanted <= words(path.stem))
+
+
+def read_identity(path: Path) -> Identity:
+    """What the profile in a file was measured of; the rest is not checked, which takes longer.
+
+    Raises:
+        ProfileError: it cannot be read, or says no such thing.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Head).identity
+    except OSError as error:
+        raise ProfileError(f"{path}: {error.strerror or error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProfileError(f"{path} is not a profile: {error}") from None

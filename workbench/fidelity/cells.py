@@ -1,0 +1,187 @@
+"""Cells: what the engine did under a load, as two files.
+
+`<load>.json` says what was measured and how it went, `<load>.steps.npz` holds all steps. A cell
+grows by one run at a time: the steps are written first, the text last, so that an interruption
+loses the run that it hits and no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+import engine
+from engine.core.events import Columns
+from engine.core.workload import Workload
+from simulator.cost_model import StepFeatures
+from workbench.atomic_file import open_atomic, write_atomic
+from workbench.columns import narrow
+from workbench.fidelity.errors import FidelityError
+from workbench.fidelity.loads import Load
+from workbench.fidelity.suite import read_json
+
+SCHEMA: Final = "fidelity-cell/v1"
+_SUFFIXES: Final = (".py", ".cu")
+_NOT_SERVING: Final = ("profiling",)  # calibrates an engine, and is no part of one that serves
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What makes two measurements of a load the same.
+
+    Attributes:
+        scenario: that is varied.
+        settings: all of them, with the rate; the place of a trace window is left open.
+        requests_sha256: of all requests, see `requests_digest`.
+        engine: facts of `suite.identity_facts`.
+        engine_digest: of the engine's sources, see `engine_digest`.
+    """
+
+    scenario: str
+    settings: tuple[str, ...]
+    requests_sha256: str
+    engine: dict[str, Any]
+    engine_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredRun:
+    """One run of the engine.
+
+    Attributes:
+        summary: numbers of its summary, by name.
+        wall_s: that it took, with its preparation.
+        steps: the columns of its steps that a cost model is asked for, `gpu_ns` and `host_ns`.
+    """
+
+    summary: dict[str, float | None]
+    wall_s: float
+    steps: Columns
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What was measured of a load.
+
+    Attributes:
+        load: its name.
+        key: of what.
+        runs: in order.
+        parity: whether all decisions of the first run are the simulator's.
+        about: the engine's identity with versions, pages, commit, for a reader.
+    """
+
+    load: str
+    key: Key
+    runs: tuple[MeasuredRun, ...] = ()
+    parity: str = ""
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def engine_digest(folder: Path = Path(engine.__path__[0])) -> str:
+    """A hash of the engine's sources: paths and contents of what can change how it serves."""
+    digest = hashlib.sha256()
+    files = (path for path in folder.rglob("*") if path.suffix in _SUFFIXES)
+    for path in sorted(files, key=lambda path: path.relative_to(folder).as_posix()):
+        name = path.relative_to(folder)
+        if name.parts[0] not in _NOT_SERVING:
+            content = path.read_bytes()
+            digest.update(f"{name.as_posix()}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
+
+
+def requests_digest(workload: Workload) -> str:
+    """A hash of how many tokens come and go, and when."""
+    digest = hashlib.sha256()
+    for name in ("arrival_ns", "prompt_tokens", "output_tokens", "max_tokens"):
+        digest.update(np.ascontiguousarray(getattr(workload, name), np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def cell_files(folder: Path, load: Load) -> tuple[Path, Path]:
+    """The text and the steps of a load's cell."""
+    return folder / f"{load.stem}.json", folder / f"{load.stem}.steps.npz"
+
+
+def read_cell(folder: Path, load: Load) -> Cell | None:
+    """The cell of a load, of whatever engine it is; None if there is none.
+
+    Raises:
+        FidelityError: it is damaged.
+    """
+    path, steps_path = cell_files(folder, load)
+    if not path.exists():
+        return None
+    text = read_json(path)
+    if text.get("schema") != SCHEMA:
+        return None
+    names = [each.name for each in fields(Key)]
+    key = Key(**{name: text[name] for name in names})
+    try:
+        with np.load(steps_path, allow_pickle=False) as arrays:
+            steps = [_columns(arrays, number) for number in range(len(text["runs"]))]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise FidelityError(
+            f"{steps_path} cannot be read ({error}): delete {path}, and the load is measured again"
+        ) from None
+    runs = tuple(
+        MeasuredRun(run["summary"], run["wall_s"], columns)
+        for run, columns in zip(text["runs"], steps, strict=True)
+    )
+    settings = tuple(key.settings)
+    key = Key(key.scenario, settings, key.requests_sha256, key.engine, key.engine_digest)
+    return Cell(text["load"], key, runs, text["parity"], text["about"])
+
+
+def write_cell(folder: Path, load: Load, cell: Cell) -> None:
+    """Keep a cell.
+
+    Raises:
+        RunRecordError: it cannot be written.
+    """
+    path, steps_path = cell_files(folder, load)
+    if len(cell.runs) <= 1:
+        path.unlink(missing_ok=True)  # a text never stands beside the steps of another cell
+    arrays = {
+        f"run{number}.{name}": narrow(column)
+        for number, run in enumerate(cell.runs)
+        for name, column in run.steps.items()
+    }
+    with open_atomic(steps_path) as file:
+        # numpy's stubs take the names of arrays for those of its options
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    runs = [{"wall_s": run.wall_s, "summary": run.summary} for run in cell.runs]
+    text = {"schema": SCHEMA, "load": cell.load, **asdict(cell.key), "about": cell.about,
+            "parity": cell.parity, "runs": runs}  # fmt: skip
+    write_atomic(path, json.dumps(text, indent=1).encode() + b"\n")
+
+
+def step_columns(steps: Columns) -> Columns:
+    """Those columns of a `steps` table that a cell keeps."""
+    wanted = [each.name for each in fields(StepFeatures)] + ["gpu_ns", "host_ns"]
+    return {name: steps[name] for name in wanted if name in steps}
+
+
+def what_differs(cell: Cell, key: Key) -> str:
+    """Why a cell is not of `key`; empty if it is."""
+    other = [
+        each.name for each in fields(Key) if getattr(cell.key, each.name) != getattr(key, each.name)
+    ]
+    said = {"engine_digest": "other sources of the engine", "engine": "another engine",
+            "requests_sha256": "other requests"}  # fmt: skip
+    return ", ".join(said.get(name, f"other {name}") for name in other)
+
+
+def _columns(arrays: Any, number: int) -> Columns:
+    prefix = f"run{number}."
+    found = {name.removeprefix(prefix): arrays[name].astype(np.int64)
+             for name in arrays.files if name.startswith(prefix)}  # fmt: skip
+    if "gpu_ns" not in found:
+        raise KeyError(f"no steps of run {number + 1}")
+    return found

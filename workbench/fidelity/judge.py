@@ -1,0 +1,204 @@
+"""Judges predictions by what was measured: pure, needs the cells and a profile, and no engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from simulator.profile import Profile
+from workbench.atomic_file import write_atomic
+from workbench.fidelity.cells import (
+    Cell,
+    Key,
+    engine_digest,
+    read_cell,
+    requests_digest,
+    what_differs,
+)
+from workbench.fidelity.goals import GOALS, STEP_GOALS, score
+from workbench.fidelity.loads import Load
+from workbench.fidelity.predict import Predictor
+from workbench.fidelity.step_errors import REGIONS, Errors, quantiles, spread, step_errors
+from workbench.fidelity.suite import Suite
+from workbench.provenance import input_file, source_commit
+from workbench.scenario_serving import ANALYTIC
+
+SCHEMA: Final = "fidelity-judgement/v1"
+COUNTS: Final = ("completed", "retractions", "prefix_hit_rate_percent")
+AMPLIFIED: Final = ("mean_ttft_ms", "mean_e2el_ms")
+_LONGER: Final = 1.01
+Judgement = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a folder has of a load.
+
+    Attributes:
+        load: of the suite.
+        key: that its cell has to have.
+        cell: complete, or with fewer runs than the suite asks for; None if there is none.
+        lacks: what has to be measured, in words; empty: nothing.
+    """
+
+    load: Load
+    key: Key
+    cell: Cell | None
+    lacks: str
+
+
+def find_cell(suite: Suite, load: Load, profile_path: Path, digest: str | None = None) -> Found:
+    """The cell of a load, if it is one of this suite's engine with the sources that are here.
+
+    Raises:
+        FidelityError: it is damaged.
+    """
+    workload = Predictor(suite, str(profile_path)).ready(load).workload
+    key = Key(
+        suite.basis.scenario, suite.settings(load), requests_digest(workload), suite.engine,
+        digest or engine_digest(),
+    )  # fmt: skip
+    cell = read_cell(suite.folder, load)
+    if cell is None:
+        return Found(load, key, None, "not measured")
+    other = what_differs(cell, key)
+    if other:
+        return Found(load, key, None, f"measured with {other}")
+    runs = len(cell.runs)
+    lacks = "" if runs >= suite.repeats else f"{runs} of {suite.repeats} runs measured"
+    return Found(load, key, cell, lacks)
+
+
+def judge(
+    suite: Suite,
+    found: Sequence[Found],
+    profile: Profile,
+    profile_path: Path,
+    left_out: dict[str, str],
+) -> Judgement:
+    """Judge a profile and the analytic model by all cells that there are.
+
+    Args:
+        suite: of the cells.
+        found: of each load; those without a cell are named and not judged.
+        profile: to judge.
+        profile_path: its file.
+        left_out: loads that are not even found -> why.
+
+    Returns:
+        JSON data; `table_lines` and `draw` show it.
+
+    Raises:
+        ScenarioErrors: the profile is not of this scenario.
+    """
+    calibrated, analytic = Predictor(suite, str(profile_path)), Predictor(suite, ANALYTIC)
+    judged: list[dict[str, Any]] = []
+    pooled: dict[str, dict[str, list[Errors]]] = {
+        whose: {region: [] for region in REGIONS} for whose in ("calibrated", "analytic")
+    }
+    for each in found:
+        if each.cell is None:
+            continue
+        result, errors = _judge_load(each.load, each.cell, calibrated, analytic)
+        judged.append(result)
+        for whose, regions in errors.items():
+            for region, values in regions.items():
+                pooled[whose][region].append(values)
+    missing = {each.load.name: each.lacks for each in found if each.lacks} | left_out
+    marks = [mark for load in judged for mark in _marks(load)]
+    return {
+        "schema": SCHEMA,
+        "profile": profile.name,
+        "profile_sha256": input_file(profile_path).sha256,
+        "commit": source_commit(),
+        "engine": suite.engine,
+        "loads": judged,
+        "missing": missing,
+        "step_quantiles": {
+            whose: {region: quantiles(np.concatenate(parts)) if parts else []
+                    for region, parts in regions.items()}
+            for whose, regions in pooled.items()
+        },
+        "reached": sum(marks),
+        "goals": len(marks),
+    }  # fmt: skip
+
+
+def write_judgement(folder: Path, judgement: Judgement) -> Path:
+    """Keep a judgement; returns its file.
+
+    Raises:
+        RunRecordError: it cannot be written.
+    """
+    path = folder / f"judged-{judgement['profile']}.json"
+    write_atomic(path, json.dumps(judgement, indent=1, allow_nan=False).encode() + b"\n")
+    return path
+
+
+def _judge_load(
+    load: Load, cell: Cell, calibrated: Predictor, analytic: Predictor
+) -> tuple[dict[str, Any], dict[str, dict[str, Errors]]]:
+    """What is said of a load, and all errors of its steps by whose they are."""
+    engine = [run.summary for run in cell.runs]
+    steps = [run.steps for run in cell.runs]
+    own, other = calibrated.summary(load), analytic.summary(load)
+    requests = int(min(run["completed"] or 0 for run in engine))
+    errors = {
+        "calibrated": step_errors(calibrated.cost_model(load), steps),
+        "analytic": step_errors(analytic.cost_model(load), steps),
+    }
+    result = {
+        "load": load.name,
+        "requests": requests,
+        "runs": len(engine),
+        "wall_s": [run.wall_s for run in cell.runs],
+        "about": cell.about,
+        "parity": cell.parity,
+        "metrics": {
+            whose: {metric: asdict(score(metric, [run.get(metric) for run in engine],
+                                         summary[metric], requests))
+                    for metric in GOALS}
+            for whose, summary in (("calibrated", own), ("analytic", other))
+        },
+        "counts": {
+            name: {"engine": [run.get(name) for run in engine], "calibrated": own[name],
+                   "analytic": other[name]}
+            for name in COUNTS
+        },
+        "steps": {
+            whose: {region: _step_numbers(values) for region, values in regions.items()}
+            for whose, regions in errors.items()
+        },
+        "amplification": _amplification(load, calibrated, own) if load.share else None,
+    }  # fmt: skip
+    return result, errors
+
+
+def _step_numbers(errors: Errors) -> dict[str, Any]:
+    """The numbers of a region, and which goals they reach."""
+    numbers = spread(errors)
+    reached = {
+        name: None if (value := numbers[name]) is None else value <= goal
+        for name, goal in STEP_GOALS.items()
+    }
+    return {**numbers, "reached": reached}
+
+
+def _amplification(load: Load, calibrated: Predictor, own: dict[str, Any]) -> dict[str, float]:
+    """Percent by which times of requests grow for each percent that all steps are longer."""
+    longer = calibrated.summary(load, _LONGER)
+    percent = 100 * (_LONGER - 1)
+    return {name: 100 * (longer[name] / own[name] - 1) / percent for name in AMPLIFIED if own[name]}
+
+
+def _marks(load: dict[str, Any]) -> list[bool]:
+    """Of everything of the profile that is judged, whether its goal is reached."""
+    marks = [each["reached"] for each in load["metrics"]["calibrated"].values()]
+    for numbers in load["steps"]["calibrated"].values():
+        marks += numbers["reached"].values()
+    return [mark for mark in marks if mark is not None]

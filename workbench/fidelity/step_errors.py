@@ -1,0 +1,59 @@
+"""Errors of single steps: what a cost model says of the very steps that the engine did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.core.events import Columns
+from simulator.cost_model import CostModel
+from workbench.analysis.decode_share import features_of
+
+REGIONS: Final = ("decode", "prefill", "mixed", "all")
+Errors = NDArray[np.float64]
+Numbers = dict[str, float | None]
+
+
+def step_errors(model: CostModel, runs: Sequence[Columns]) -> dict[str, Errors]:
+    """Signed errors of predicted GPU times of recorded steps, in percent, by region.
+
+    Args:
+        model: predicts.
+        runs: columns of the steps of some runs.
+    """
+    found: dict[str, list[Errors]] = {region: [] for region in REGIONS}
+    for steps in runs:
+        rows = np.arange(len(steps["gpu_ns"]))
+        decodes, prefills = steps["decode_requests"] > 0, steps["prefill_tokens"] > 0
+        rows = rows[decodes | prefills]
+        decodes, prefills = decodes[rows], prefills[rows]
+        predicted = model.step_costs(features_of(steps, rows)).gpu_ns
+        measured = np.maximum(steps["gpu_ns"][rows].astype(np.int64), 1)
+        errors = 100.0 * (predicted - measured) / measured
+        found["decode"].append(errors[~prefills])
+        found["prefill"].append(errors[~decodes])
+        found["mixed"].append(errors[decodes & prefills])
+        found["all"].append(errors)
+    return {
+        region: np.concatenate(parts) if parts else np.empty(0) for region, parts in found.items()
+    }
+
+
+def spread(errors: Errors) -> Numbers:
+    """Count, percentiles of absolute errors, and bias, which is the median of the signed ones."""
+    if not len(errors):
+        return {"count": 0, "median": None, "p90": None, "p99": None, "bias": None}
+    median, p90, p99 = np.percentile(np.abs(errors), (50, 90, 99)).tolist()
+    bias = float(np.median(errors))
+    return {"count": len(errors), "median": median, "p90": p90, "p99": p99, "bias": bias}
+
+
+def quantiles(errors: Errors) -> list[float]:
+    """Absolute errors that 0, 1, ... 100 percent of the steps do not exceed; empty for none."""
+    if not len(errors):
+        return []
+    found: list[float] = np.percentile(np.abs(errors), np.arange(101)).tolist()
+    return found

@@ -1,0 +1,123 @@
+"""A judgement as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from workbench.fidelity.goals import GOALS, P99_REQUESTS, STEP_GOALS
+from workbench.fidelity.judge import AMPLIFIED, Judgement
+
+_NAME, _CELL, _NUMBER = 20, 15, 10  # widths
+_STEP_NUMBERS: Final = ("median", "p90", "p99", "bias")
+
+
+def table_lines(judgement: Judgement) -> list[str]:
+    """All of a judgement that has a place in a table; a `*` is a goal that is missed."""
+    loads = judgement["loads"]
+    lines = [f"profile {judgement['profile']}, {_machine(judgement)}"]
+    if loads:
+        lines += ["", *_metrics(loads), "", *_steps(loads), "", *_counts(loads)]
+        lines += _amplification(loads)
+        lines += ["", *_explanation(judgement)]
+    for name, why in judgement["missing"].items():
+        lines.append(f"{name}: {why}")
+    return lines
+
+
+def _machine(judgement: Judgement) -> str:
+    engine = judgement["engine"]
+    runs = sorted({load["runs"] for load in judgement["loads"]})
+    times = " or ".join(map(str, runs)) or "no"
+    noun = "run" if runs == [1] else "runs"
+    return f"measured on {engine['gpu']} in {engine['dtype']}, {times} {noun} of each load"
+
+
+def _metrics(loads: Sequence[dict[str, Any]]) -> list[str]:
+    titles = [name.removesuffix("_ms").removeprefix("output_") for name in GOALS]
+    lines = [_row("error, %", [title.replace("_", " ") for title in titles], _CELL)]
+    for load in loads:
+        for whose, label in (("calibrated", load["load"]), ("analytic", "  analytic model")):
+            scores = load["metrics"][whose].values()
+            marked = whose == "calibrated"
+            lines.append(_row(label, [_score(each, marked) for each in scores], _CELL))
+    return lines
+
+
+def _score(score: dict[str, Any], marked: bool) -> str:
+    error, spread = score["error"], score["spread"]
+    mark = "*" if marked and score["reached"] is False else " "
+    if error is None:
+        return f"{'-' if spread is None else 'inf'}{mark}"
+    return f"{error:+.1f} ± {spread:.1f}{mark}"
+
+
+def _steps(loads: Sequence[dict[str, Any]]) -> list[str]:
+    titles = ["region", "steps", *_STEP_NUMBERS, "analytic"]
+    lines = [_row("steps, %", titles, _NUMBER) + "  same decisions"]
+    for load in loads:
+        label, parity = load["load"], load["parity"]
+        for region, numbers in load["steps"]["calibrated"].items():
+            if not numbers["count"]:
+                continue
+            analytic = load["steps"]["analytic"][region]["median"]
+            cells = [region, f"{numbers['count']:,}"]
+            cells += [_step_number(numbers, name) for name in _STEP_NUMBERS]
+            cells.append(f"{analytic:.1f}")
+            lines.append(f"{_row(label, cells, _NUMBER)}  {parity}".rstrip())
+            label = parity = ""
+    return lines
+
+
+def _step_number(numbers: dict[str, Any], name: str) -> str:
+    mark = "*" if numbers["reached"].get(name) is False else " "
+    sign = "+" if name == "bias" else ""
+    return f"{numbers[name]:{sign}.2f}{mark}"
+
+
+def _counts(loads: Sequence[dict[str, Any]]) -> list[str]:
+    titles = ["requests", "retractions", "simulated", "prefix hits, %", "simulated"]
+    lines = [_row("counts", titles, _CELL)]
+    for load in loads:
+        counts = load["counts"]
+        cells = [_range(counts["completed"]["engine"], ",.0f")]
+        for name, form in (("retractions", ",.0f"), ("prefix_hit_rate_percent", ".2f")):
+            cells.append(_range(counts[name]["engine"], form))
+            cells.append(_range([counts[name]["calibrated"]], form))
+        lines.append(_row(load["load"], cells, _CELL))
+    return lines
+
+
+def _range(values: Sequence[float | None], form: str) -> str:
+    """The one value, or the least and the largest."""
+    known = [value for value in values if value is not None]
+    texts = [format(value, form) for value in (min(known), max(known))] if known else ["-"]
+    return "–".join(dict.fromkeys(texts))
+
+
+def _amplification(loads: Sequence[dict[str, Any]]) -> list[str]:
+    """How much a queue makes of a percent."""
+    rated = [load for load in loads if load["amplification"]]
+    if not rated:
+        return []
+    titles = [name.removesuffix("_ms").replace("_", " ") for name in AMPLIFIED]
+    lines = ["", _row("% per 1 % of steps", titles, _CELL)]
+    for load in rated:
+        cells = [f"{load['amplification'].get(name, float('nan')):+.1f}" for name in AMPLIFIED]
+        lines.append(_row(load["load"], cells, _CELL))
+    return lines
+
+
+def _explanation(judgement: Judgement) -> list[str]:
+    mean, other, p99 = (GOALS[name] for name in ("mean_tpot_ms", "mean_ttft_ms", "p99_ttft_ms"))
+    steps = " and ".join(f"{name} within {goal:g} %" for name, goal in STEP_GOALS.items())
+    return [
+        f"{judgement['reached']} of {judgement['goals']} goals reached; * is one that is missed.",
+        f"Goals: mean TPOT, ITL and throughput within {mean:g} %, mean TTFT and E2E {other:g} %,",
+        f"p99 within {p99:g} % (from {P99_REQUESTS:,} requests on),",
+        f"or within the engine's own spread (±, half the range of its runs); of steps {steps}.",
+    ]
+
+
+def _row(label: str, cells: Sequence[str], width: int) -> str:
+    return f"{label:{_NAME}}" + "".join(f"{cell:>{width}}" for cell in cells)
