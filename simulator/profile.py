@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final
 import msgspec
 import numpy as np
 
+from engine.core.defaults import MEMORY_FRACTION
 from simulator.cost_model import StepFeatures, StepShape
 
 SCHEMA: Final = "profile/v2"
@@ -71,7 +72,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     num_pages: Count
     max_num_batched_tokens: Positive
     max_running_requests: Positive
-    memory_fraction: float = 0.9
+    memory_fraction: float = MEMORY_FRACTION
     graph_batch_sizes: tuple[Positive, ...] = ()
     graph_tokens: tuple[Positive, ...] = ()
 

@@ -9,6 +9,12 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from engine.core.defaults import (
+    MAX_NUM_BATCHED_TOKENS,
+    MAX_RUNNING_REQUESTS,
+    MEMORY_FRACTION,
+    PAGE_SIZE,
+)
 from engine.core.graph_sizes import default_graph_batch_sizes
 from workbench.scenario_base import (
     WHOLE,
@@ -79,7 +85,7 @@ class Hardware(ScenarioModel):
 
     gpu: Annotated[str, AfterValidator(_check_gpu_name)]
     """Name of the GPU, in any case."""
-    memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
+    memory_fraction: Annotated[float, Field(gt=0, le=1)] = MEMORY_FRACTION
     """Share of the GPU's memory that weights, working memory and KV cache may use together."""
     profile: Annotated[str, Field(min_length=1)] | None = None
     """What `workbench calibrate` wrote, of this model on this GPU: steps cost what it has measured.
@@ -141,11 +147,11 @@ class Pool(ScenarioModel):
     """Above 1: not supported yet."""
     num_pages: Count | None = None
     """Pages of the KV cache of a replica; if absent, what its memory holds."""
-    page_size: Annotated[int, Field(ge=1, le=1024), WHOLE] = 16
+    page_size: Annotated[int, Field(ge=1, le=1024), WHOLE] = PAGE_SIZE
     """Tokens per page of the KV cache."""
-    max_num_batched_tokens: Count = 8192
+    max_num_batched_tokens: Count = MAX_NUM_BATCHED_TOKENS
     """Token budget of one step, prefill and decode together."""
-    max_running_requests: Annotated[int, Field(ge=1, le=65_536), WHOLE] = 256
+    max_running_requests: Annotated[int, Field(ge=1, le=65_536), WHOLE] = MAX_RUNNING_REQUESTS
     """Most requests that are prefilled or decoded at a time."""
     max_plans_in_flight: Annotated[int, Field(ge=1, le=4), WHOLE] = 2
     """Steps planned before the first of them has ended: 1 runs host and GPU in turn, 2 overlaps."""

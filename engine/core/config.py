@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
+from engine.core.defaults import MAX_NUM_BATCHED_TOKENS, MAX_RUNNING_REQUESTS, PAGE_SIZE
 from engine.core.radix_cache import Eviction
 from engine.core.waiting_queue import Policy
 
@@ -56,9 +57,9 @@ class SchedulerConfig:
 
     num_pages: int
     max_model_len: int
-    page_size: int = 16
-    max_num_batched_tokens: int = 8192
-    max_running_requests: int = 256
+    page_size: int = PAGE_SIZE
+    max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS
+    max_running_requests: int = MAX_RUNNING_REQUESTS
     max_prefill_tokens: int | None = None
     chunked_prefill: bool = True
     policy: Policy = "fcfs"

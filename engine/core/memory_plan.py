@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
+from engine.core.defaults import (
+    MAX_NUM_BATCHED_TOKENS,
+    MAX_RUNNING_REQUESTS,
+    MEMORY_FRACTION,
+    PAGE_SIZE,
+)
 from engine.core.dtypes import dtype_bytes
 from engine.core.hardware_spec import HardwareSpec, gpu_names, load_hardware_spec
 from engine.core.model_spec import ModelSpec, TensorParallelError
@@ -103,13 +109,13 @@ def plan_kv_pages(
     model: ModelSpec,
     gpu: HardwareSpec,
     *,
-    page_size: int = 16,
+    page_size: int = PAGE_SIZE,
     tensor_parallel_size: int = 1,
     weight_dtype: str | None = None,
     kv_dtype: str | None = None,
-    memory_fraction: float = 0.9,
-    max_num_batched_tokens: int = 8192,
-    max_running_requests: int = 256,
+    memory_fraction: float = MEMORY_FRACTION,
+    max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS,
+    max_running_requests: int = MAX_RUNNING_REQUESTS,
     num_speculative_tokens: int = 0,
     context_bytes: int = CONTEXT_BYTES,
     graph_bytes: int = GRAPH_BYTES,

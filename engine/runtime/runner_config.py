@@ -6,6 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from engine.core.defaults import (
+    MAX_NUM_BATCHED_TOKENS,
+    MAX_RUNNING_REQUESTS,
+    MEMORY_FRACTION,
+    PAGE_SIZE,
+)
+
 LoadFormat = Literal["auto", "dummy"]
 
 
@@ -38,11 +45,11 @@ class RunnerConfig:
     device: str | None = None
     dtype: str | None = None
     seed: int = 0
-    page_size: int = 16
+    page_size: int = PAGE_SIZE
     num_pages: int | None = None
-    memory_fraction: float = 0.9
-    max_num_batched_tokens: int = 8192
-    max_running_requests: int = 256
+    memory_fraction: float = MEMORY_FRACTION
+    max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS
+    max_running_requests: int = MAX_RUNNING_REQUESTS
     max_model_len: int | None = None
     cuda_graph_batch_sizes: tuple[int, ...] = ()
     cuda_graph_tokens: tuple[int, ...] | None = None
