@@ -19,6 +19,7 @@ from typing import NamedTuple
 from simpy.events import Event
 
 from engine.core.events import EventLog
+from engine.core.fast_forward import PagesAfter
 from engine.core.plan import OK, StepPlan, StepResult
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
@@ -193,9 +194,9 @@ class Replica:
         if not timeline:
             return now
         self._record(flying, timeline[0][1])
-        free = self.scheduler.advance(len(timeline), plan_ns)
+        pages = self.scheduler.advance(len(timeline), plan_ns)
         self._record_run(
-            shape, timeline, [t[1] for t in timeline[1:]], gpu, host_ns, extrapolated, free
+            shape, timeline, [t[1] for t in timeline[1:]], gpu, host_ns, extrapolated, pages
         )
         planned, start, done = timeline[-1]
         self._running[0] = _Running(
@@ -218,9 +219,9 @@ class Replica:
             plan_ns = start + gpu_ns
         if not timeline:
             return now
-        free = self.scheduler.advance(len(timeline), plan_ns)
+        pages = self.scheduler.advance(len(timeline), plan_ns)
         self._record_run(
-            shape, timeline, [t[2] for t in timeline], gpu, host_ns, extrapolated, free
+            shape, timeline, [t[2] for t in timeline], gpu, host_ns, extrapolated, pages
         )
         self._host_free_ns, self._gpu_free_ns = timeline[-1][0] + host_ns, plan_ns
         return plan_ns
@@ -266,7 +267,7 @@ class Replica:
         gpu: list[int],
         host_ns: int,
         extrapolated: bool,
-        free: list[int],
+        pages: PagesAfter,
     ) -> None:
         """Write the rows of the skipped steps that are committed; there are `len(ends_ns)`."""
         write, book = self._write, self.scheduler.book
@@ -277,16 +278,20 @@ class Replica:
         size, index = shape.decode_requests, self.index
         waiting, running = len(book.waiting), book.running
         block = self.scheduler.stable_block_reason()
-        cached, graph = self.scheduler.kv.cached_pages, shape.graph_batch
+        free, evicted, graph = pages.free, pages.evicted, shape.graph_batch
+        cached, out = self.scheduler.kv.cached_pages + sum(evicted.values()), 0
         step = self.scheduler.next_plan_id - len(timeline)
         iteration = book.batch.iteration - len(timeline) + 1
         context, longest = shape.decode_context, shape.decode_max_context
         for at in range(count):
             planned, start, _ = timeline[at]
+            if evicted:
+                out = evicted.get(at, 0)
+                cached -= out
             write((
                 step + at, index, planned, start, ends_ns[at], gpu[at], host_ns, 0, 0, 0, 0, 0,
                 size, size, context + size * at, longest + at, size, 0, graph, running, waiting,
-                block, free[at], cached, 0, 0, iteration + at, extrapolated,
+                block, free[at], cached, 0, out, iteration + at, extrapolated,
             ))  # fmt: skip
 
 

@@ -58,6 +58,8 @@ def observable(scheduler: Scheduler) -> dict[str, Any]:
             (namespace, node.node_id, node.pages, node.locks, node.last_access, node.hits)
             for namespace, node in (kv.cache.nodes() if kv.cache else ())
         ],
+        "hits": kv.cache and (kv.cache.lookups, kv.cache.lookup_tokens, kv.cache.hit_tokens),
+        "roots": [root.node_id for root in kv.cache.roots().values()] if kv.cache else [],
     }
 
 
@@ -121,17 +123,23 @@ class Twins:
         keys = [sharing, 100 + request_id]
         return SyntheticTokens(keys, [common, prompt - common + most], 1000)
 
+    def texts(self, request_id: int) -> tuple[SyntheticTokens | None, SyntheticTokens | None]:
+        """The ids that the fast and the slow twin get."""
+        tokens = self.tokens(request_id)
+        return tokens, tokens
+
     def _add(self) -> None:
         rng, request_id = self.rng, len(self.lengths)
         slots = self.config.num_pages * self.config.page_size
         prompt = rng.randint(1, min(slots, 60))
         most = rng.choice([1, rng.randint(1, 20), rng.randint(1, slots)])
         self.lengths[request_id] = prompt, most, rng.randint(-1, 2)
-        priority = rng.randint(0, 1)
+        priority, tenant = rng.randint(0, 1), rng.randint(0, 2)
         handoff = rng.choice([KVHandoff.NONE] * 8 + [KVHandoff.SEND, KVHandoff.RECEIVE])
-        for scheduler in (self.fast, self.slow):
+        schedulers = (self.fast, self.slow)
+        for scheduler, tokens in zip(schedulers, self.texts(request_id), strict=True):
             request = Request(
-                request_id, prompt, most, priority=priority, tokens=self.tokens(request_id),
+                request_id, prompt, most, priority=priority, tenant=tenant // 2, tokens=tokens,
                 handoff=handoff,
             )  # fmt: skip
             scheduler.add(request, self.now)
@@ -178,7 +186,7 @@ class Twins:
         if certain == 0:
             return False
         steps = self.rng.choice([certain, self.rng.randint(1, certain)])
-        free = self.fast.advance(steps, self.now)
+        pages = self.fast.advance(steps, self.now)
         batch = list(self.slow.book.batch.members)
         walked = []
         for _ in range(steps):
@@ -186,9 +194,9 @@ class Twins:
             assert plan is not None
             assert plan.is_pure_decode
             assert [request.request_id for request, _ in plan.decode_members()] == batch
-            walked.append(plan.free_pages)
+            walked.append((plan.free_pages, plan.evicted_pages))
             assert self.slow.commit(self.slow.in_flight[0].plan_id, OK, self.now) == []
-        assert free == walked
+        assert [(n, pages.evicted.get(at, 0)) for at, n in enumerate(pages.free)] == walked
         self.skipped += steps
         return True
 

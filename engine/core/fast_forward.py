@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from engine.core.enums import AdmissionBlock
 from engine.core.plan import StepPlan
 from engine.core.scheduler_state import SchedulerState
+
+
+class PagesAfter(NamedTuple):
+    """Pages after each of some skipped plans.
+
+    Attributes:
+        free: free pages after each plan.
+        evicted: pages that a plan evicted, by its place among them; most evict none.
+    """
+
+    free: list[int]
+    evicted: dict[int, int]
 
 
 class FastForward:
@@ -45,8 +59,8 @@ class FastForward:
         return self._steps_with_pages(steps)
 
     def _steps_with_pages(self, steps: int) -> int:
-        """The first `steps` iterations, cut off where free pages (without eviction) end."""
-        free, size = self._kv.pool.free_pages, self._state.config.page_size
+        """The first `steps` iterations, cut off where free and evictable pages end."""
+        free, size = self._kv.available_pages, self._state.config.page_size
         if steps <= 0 or len(self._book.batch) * (steps // size + 1) <= free:
             return max(0, steps)
         steps = min(steps, size)  # the calendar knows each member's next page, not the one after
@@ -56,26 +70,30 @@ class FastForward:
                 return done
         return steps
 
-    def advance(self, steps: int) -> list[int]:
+    def advance(self, steps: int) -> PagesAfter:
         """Do `steps` cycles of plan and commit at once, with no text ending in any of them.
 
-        See `Scheduler.advance`. Returns the free pages after each of the `steps` plans.
+        See `Scheduler.advance`.
         """
-        batch, free, after = self._book.batch, self._kv.pool.free_pages, []
+        batch, kv, free, after = self._book.batch, self._kv, self._kv.pool.free_pages, list[int]()
         size, first, plan_id = len(batch), batch.iteration + 1, self._state.next_plan_id
+        evicted: dict[int, int] = {}
         for iteration in range(first, first + steps):
             crossing = batch.crossing(iteration)
             if crossing:
-                free -= len(crossing)
                 self._state.next_plan_id = plan_id + iteration - first  # events name their step
-                self._kv.grow_each(crossing.values())
+                free -= len(crossing)
+                if free < 0:
+                    kv.ensure_free(len(crossing))
+                    free = kv.pool.free_pages - len(crossing)
+                    evicted[iteration - first], kv.evicted_pages = kv.evicted_pages, 0
+                kv.grow_each(crossing.values())
                 batch.page_given(iteration)
             after.append(free)
+        pages = PagesAfter(after, evicted)
         facts = [self._facts(plan) for plan in self._in_flight]
-        waiting, block = len(self._book.waiting.live), self.stable_block_reason()
-        running, cached = self._book.running, self._kv.cached_pages
-        graph = self._state.graph_batch(size)  # other than before after a change of settings
-        facts += [(free, waiting, block, 0, 0, running, cached, graph) for free in after]
+        facts += self._facts_after(pages, size, len(facts))
+        facts = facts[len(facts) - len(self._in_flight) :]
         batch.iteration += steps
         self._book.committed_iteration += steps
         self._state.next_plan_id = plan_id + steps
@@ -91,14 +109,30 @@ class FastForward:
             (
                 plan.free_pages, plan.waiting, plan.block_reason, plan.retracted,
                 plan.evicted_pages, plan.running, plan.cached_pages, plan.graph_batch,
-            ) = facts[at + steps]  # fmt: skip
+            ) = facts[at]  # fmt: skip
         if self._in_flight:
             self._book.oldest_in_flight = self._in_flight[0].plan_id
-        return after
+        return pages
 
     def stable_block_reason(self) -> AdmissionBlock:
         """Why the queue waits through the steps that `stable_steps` promises."""
         return AdmissionBlock.RUNNING_LIMIT if len(self._book.waiting.live) else AdmissionBlock.NONE
+
+    def _facts_after(
+        self, pages: PagesAfter, batch_size: int, count: int
+    ) -> list[tuple[int, int, AdmissionBlock, int, int, int, int, int]]:
+        """What the last `count` skipped plans say, those of all of them if they are fewer."""
+        waiting, block = len(self._book.waiting.live), self.stable_block_reason()
+        running, cached = self._book.running, self._kv.cached_pages
+        graph = self._state.graph_batch(batch_size)  # may be new after a change of settings
+        facts = []
+        steps = len(pages.free)
+        for at in range(steps - 1, max(0, steps - count) - 1, -1):
+            out = pages.evicted.get(at, 0)
+            facts.append((pages.free[at], waiting, block, 0, out, running, cached, graph))
+            cached += out
+        facts.reverse()
+        return facts
 
     def _facts(self, plan: StepPlan) -> tuple[int, int, AdmissionBlock, int, int, int, int, int]:
         return (

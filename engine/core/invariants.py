@@ -182,7 +182,8 @@ def cache_problems(cache: RadixCache) -> Iterator[str]:
     evictable = protected = 0
     queued = {id(node) for node in cache.queued_nodes()}
     for _, node in cache.nodes():
-        if len(node.key) != len(node.pages) * page_bytes or not node.pages:
+        own = not node.key  # of a text without ids
+        if not (own or len(node.key) == len(node.pages) * page_bytes) or not node.pages:
             yield f"node {node.node_id}: {len(node.key)} key bytes for {len(node.pages)} pages"
         if node.locks < 0:
             yield f"node {node.node_id} has {node.locks} locks"
@@ -194,7 +195,9 @@ def cache_problems(cache: RadixCache) -> Iterator[str]:
             yield f"node {node.node_id} is evictable but not in the eviction heap"
     for node in (*cache.roots().values(), *(node for _, node in cache.nodes())):
         for first, child in node.children.items():
-            if child.parent is not node or child.key[:page_bytes] != first:
+            own = not child.key and (len(first) % 4 > 0 if node.parent is None else not node.key)
+            named = own or child.key[:page_bytes] == first != b""
+            if child.parent is not node or child.first != first or not named:
                 yield f"node {child.node_id} is filed wrongly below node {node.node_id}"
             if child.locks > node.locks and node.parent is not None:  # roots count no locks
                 yield f"node {child.node_id} has more locks than its parent {node.node_id}"

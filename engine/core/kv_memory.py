@@ -95,7 +95,8 @@ class KvMemory:
         pages = self.cache.evict(count)
         self.evicted_pages += len(pages)
         self.pool.free(pages)
-        self._record(MemoryOp.EVICT, CACHE_OWNER, pages)
+        if self._write_memory is not None:
+            self._record(MemoryOp.EVICT, CACHE_OWNER, pages)
 
     def grow(self, request: Request, count: int) -> None:
         """Append `count` free pages to a request's page table; call `ensure_free` before."""
@@ -116,11 +117,18 @@ class KvMemory:
                 self._record(MemoryOp.ALLOC, request.request_id, request.pages[-1:])
 
     def match(self, request: Request) -> PrefixMatch | None:
-        """The cached prefix of a waiting request; at least its last known token is left out."""
-        if self.cache is None or request.tokens is None:
+        """The cached prefix of a waiting request; at least its last known token is left out.
+
+        None without a cache, and for an own text that is not there; `attach_nothing` counts it.
+        """
+        if self.cache is None:
             return None
-        ids = request.tokens.ids(0, request.known_tokens - 1)
-        return self.cache.match(ids, request.tenant)
+        most = request.known_tokens - 1
+        if request.tokens is None:
+            if not request.own_text and self._write_radix is None:
+                return None  # the same as a match of the root, whose locks are only told
+            return self.cache.match_own(request.own_text, most, request.tenant)
+        return self.cache.match(request.tokens.ids(0, most), request.tenant)
 
     def cached_tokens(self, ids: Int32, tenant: int) -> int:
         """Length of the longest cached prefix of `ids`, changing nothing."""
@@ -132,8 +140,10 @@ class KvMemory:
         The request remembers the last answer until this cache changes, or another one is asked.
         """
         cache, tokens = self.cache, request.tokens
-        if cache is None or tokens is None:
+        if cache is None:
             return 0
+        if tokens is None:
+            return cache.peek_own(request.own_text, request.known_tokens - 1, request.tenant)
         asked, version, known, found = request.peek
         if asked is not cache or version != cache.version or known != request.known_tokens:
             found = cache.peek(tokens.ids(0, request.known_tokens - 1), request.tenant)
@@ -148,31 +158,54 @@ class KvMemory:
         request.scheduled_tokens = request.committed_tokens = request.cached_depth
         self.held_pages += len(match.pages)
 
+    def attach_nothing(self, request: Request) -> None:
+        """Start the empty page table of a request for which `match` gave None."""
+        if self.cache is not None:
+            self.cache.miss_own(request.known_tokens - 1)
+
     def publish(self, request: Request, committed_tokens: int) -> None:
         """Let others reuse the KV of a running request's first `committed_tokens` tokens.
 
         If another request has published some of it meanwhile, nothing happens: the page table of a
         running request never changes, and holding both copies could exceed the pool.
         """
-        cache, ids = self.cache, self._unpublished(request, committed_tokens)
-        if cache is None or ids is None:
+        cache, size = self.cache, self.pool.page_size
+        stop = committed_tokens // size * size
+        if cache is None or stop <= request.cached_depth:
             return
+        if request.tokens is None:
+            self._insert_own(cache, request, stop)
+            return
+        ids = request.tokens.ids(request.cached_depth, stop)
         node = request.node or cache.root(request.tenant)
         if not cache.continues(node, ids):
-            self._insert(request, ids)
+            self._insert(cache, request, ids)
 
-    def _unpublished(self, request: Request, committed_tokens: int) -> Int32 | None:
-        """Ids of whole committed pages that the cache does not know from this request yet."""
-        stop = committed_tokens // self.pool.page_size * self.pool.page_size
-        if self.cache is None or request.tokens is None or stop <= request.cached_depth:
-            return None
-        return request.tokens.ids(request.cached_depth, stop)
-
-    def _insert(self, request: Request, ids: Int32) -> list[int]:
-        """Hand pages to the cache and lock the longer prefix; returns the duplicates it refused."""
+    def _keep(self, request: Request, committed_tokens: int) -> list[int]:
+        """Cache what is committed in whole pages; returns duplicates that the cache refused."""
         cache, size = self.cache, self.pool.page_size
-        if cache is None:
+        stop = committed_tokens // size * size
+        if cache is None or stop <= request.cached_depth:
             return []
+        if request.tokens is None:
+            self._insert_own(cache, request, stop)
+            return []
+        return self._insert(cache, request, request.tokens.ids(request.cached_depth, stop))
+
+    def _insert_own(self, cache: RadixCache, request: Request, stop: int) -> None:
+        """Hand the pages up to token `stop` of a request without ids to the cache, for itself."""
+        size = self.pool.page_size
+        offered = request.pages[request.cached_depth // size : stop // size]
+        node = cache.insert_own(request.node or cache.root(request.tenant), offered)
+        if request.cached_depth == 0:
+            request.own_text = node.first
+        request.node, request.cached_depth = node, stop
+        if self._write_memory is not None:
+            self._record(MemoryOp.CACHE, CACHE_OWNER, offered)
+
+    def _insert(self, cache: RadixCache, request: Request, ids: Int32) -> list[int]:
+        """Hand pages to the cache and lock the longer prefix; returns the duplicates it refused."""
+        size = self.pool.page_size
         start = request.cached_depth // size
         offered = request.pages[start : start + len(ids) // size]
         node = request.node or cache.root(request.tenant)
@@ -195,8 +228,7 @@ class KvMemory:
         self.held_pages -= len(request.pages)
         if self.pool.any_leased(request.pages):  # or pages that evicting does not free get cached
             committed_tokens = request.cached_depth
-        ids = self._unpublished(request, committed_tokens)
-        private = [] if ids is None else self._insert(request, ids)
+        private = self._keep(request, committed_tokens)
         if request.cached_depth:
             private += request.pages[request.cached_depth // self.pool.page_size :]
         else:

@@ -188,6 +188,8 @@ class Planner:
             return 0
         if match is not None:
             self._kv.attach(request, match)
+        elif not receives:
+            self._kv.attach_nothing(request)
         self._book.admit(request, now)
         if receives:
             self._handoff.await_kv(plan, request, now)

@@ -4,6 +4,10 @@ Keys are whole pages of int32 token ids, kept as bytes, so that comparing a 10,0
 few memory compares and a hash collision can never pass off one user's text as another's. Each
 namespace (tenant, salt, adapter) has a tree of its own.
 
+A text whose ids nobody knows can be cached, too, for its owner alone (`insert_own`). It has a path
+of its own below the root: nodes without ids, the first of them filed under a name that no page of
+ids can equal. Such nodes are used, locked, grown and evicted like any others.
+
 A request holds a *lock* on the deepest node of its prefix, which protects the whole path. Nodes
 without locks and children are evictable; they wait in a heap whose entries are refreshed lazily, so
 neither a hit nor an eviction ever scans the tree. Splitting a node keeps the lower half's identity:
@@ -28,19 +32,26 @@ Eviction = Literal["lru", "lfu"]
 RadixListener = Callable[[RadixOp, "RadixNode"], None]
 
 _TOKEN_BYTES = 4
+_NAME_BYTES = 9  # of an own text: no multiple of _TOKEN_BYTES, so no page of ids equals it
 
 
 class RadixNode:
-    """One edge of the tree: `key` (whole pages of ids) and the pages that hold its KV."""
+    """One edge of the tree: `key` (whole pages of ids) and the pages that hold its KV.
+
+    `key` is empty in a root and in own texts; `first` is what the parent files the node under: the
+    first page of `key`, or the name of an own text, or nothing where that goes on.
+    """
 
     __slots__ = (
-        "children", "hits", "key", "last_access", "locks", "node_id", "pages", "parent", "queued",
+        "children", "first", "hits", "key", "last_access", "locks", "node_id", "pages", "parent",
+        "queued",
     )  # fmt: skip
 
     def __init__(
-        self, node_id: int, key: bytes, pages: list[int], parent: RadixNode | None
+        self, node_id: int, first: bytes, key: bytes, pages: list[int], parent: RadixNode | None
     ) -> None:
         self.node_id = node_id
+        self.first = first
         self.key = key
         self.pages = pages
         self.parent = parent
@@ -100,7 +111,7 @@ class RadixCache:
         """The empty prefix of a namespace. It owns no page and is never evicted, locked or not."""
         root = self._roots.get(namespace)
         if root is None:
-            root = self._roots[namespace] = self._new_node(b"", [], None)
+            root = self._roots[namespace] = self._new_node(b"", b"", [], None)
         return root
 
     def match(self, ids: Int32, namespace: int = 0) -> PrefixMatch:
@@ -121,6 +132,30 @@ class RadixCache:
         self.lookup_tokens += len(ids)
         self.hit_tokens += at // _TOKEN_BYTES
         return PrefixMatch(node, pages, len(ids))
+
+    def match_own(self, name: bytes, tokens: int, namespace: int = 0) -> PrefixMatch:
+        """`match` for the first `tokens` tokens of an own text; b"" names one not cached yet."""
+        node, pages = self.root(namespace), list[int]()
+        self._clock += 1
+        if name:
+            left, child = tokens // self.page_size, node.children.get(name)
+            while child is not None and left:
+                if len(child.pages) > left:
+                    child = self._split(child, left)
+                self._use(child)
+                child.hits += 1
+                pages += child.pages
+                left -= len(child.pages)
+                node, child = child, child.children.get(b"")
+        self.lookups += 1
+        self.lookup_tokens += tokens
+        self.hit_tokens += len(pages) * self.page_size
+        return PrefixMatch(node, pages, tokens)
+
+    def miss_own(self, tokens: int) -> None:
+        """What `match_own` counts for an own text that is not cached yet, without its result."""
+        self.lookups += 1
+        self.lookup_tokens += tokens
 
     def forget(self, match: PrefixMatch) -> None:
         """Take a `match` back that nobody used: it counts as no hit.
@@ -144,6 +179,15 @@ class RadixCache:
             at += length
             node = child if length == len(child.key) else None
         return at // _TOKEN_BYTES
+
+    def peek_own(self, name: bytes, tokens: int, namespace: int = 0) -> int:
+        """`peek` for the first `tokens` tokens of an own text."""
+        root, count = self._roots.get(namespace), 0
+        node = root.children.get(name) if root is not None and name else None
+        while node is not None:
+            count += len(node.pages)
+            node = node.children.get(b"")
+        return min(count, tokens // self.page_size) * self.page_size
 
     def continues(self, node: RadixNode, ids: Int32) -> bool:
         """Whether the tree holds the first page of `ids` after the prefix of `node`."""
@@ -169,16 +213,47 @@ class RadixCache:
         Raises:
             ValueError: fewer pages than whole pages of ids, or `node` is not locked.
         """
-        if node.parent is not None:
-            if node.locks < 1:
-                raise ValueError(f"node {node.node_id} is not locked")
-            if node.locks == 1 and not (node.children or (self._lfu and node.hits)):
-                self._grow(node, ids, pages)
-                return InsertResult(node, 0)
+        if self._can_grow(node):
+            count = self._whole_pages(ids, pages)
+            self._grow(node, ids[: count * self.page_size].tobytes(), pages[:count])
+            return InsertResult(node, 0)
         result = self._insert(node, ids, pages, lock=True)
         self._tell(RadixOp.LOCK, result.node)
         self._tell(RadixOp.UNLOCK, node)
         return result
+
+    def insert_own(self, node: RadixNode, pages: list[int]) -> RadixNode:
+        """`insert_locked` for `pages` of a text without ids, which only its owner can match.
+
+        Args:
+            node: the locked end of what the cache holds of this text. At the root a new text
+                begins: its name is `first` of the returned node.
+            pages: at least one; the tree owns them from now on.
+
+        Raises:
+            ValueError: `node` is not locked.
+        """
+        parent = node.parent
+        grows = parent is not None and self._can_grow(node)
+        self._clock += 1
+        self.version += 1
+        self.protected_pages += len(pages)
+        if grows:
+            node.pages += pages
+            node.last_access = self._clock
+            if self._listener is not None:
+                self._listener(RadixOp.INSERT, node)
+            return node
+        self._next_id += 1
+        first = b"" if parent is not None else self._next_id.to_bytes(_NAME_BYTES, "little")
+        leaf = RadixNode(self._next_id, first, b"", pages, node)
+        leaf.last_access, leaf.locks = self._clock, 1
+        node.children[first] = leaf
+        if self._listener is not None:
+            self._tell(RadixOp.INSERT, leaf)
+            self._tell(RadixOp.LOCK, leaf)
+            self._tell(RadixOp.UNLOCK, node)
+        return leaf
 
     def lock(self, node: RadixNode) -> None:
         """Protect the path from `node` to the root from eviction; locks nest."""
@@ -186,7 +261,8 @@ class RadixCache:
         while (parent := step.parent) is not None:
             self._lock_one(step)
             step = parent
-        self._tell(RadixOp.LOCK, node)
+        if self._listener is not None:
+            self._listener(RadixOp.LOCK, node)
 
     def unlock(self, node: RadixNode) -> None:
         """Undo one `lock(node)`.
@@ -204,20 +280,20 @@ class RadixCache:
                 self.protected_pages -= len(step.pages)
                 self._queue_if_evictable(step)
             step = parent
-        self._tell(RadixOp.UNLOCK, node)
+        if self._listener is not None:
+            self._listener(RadixOp.UNLOCK, node)
 
     def evict(self, count: int) -> list[int]:
         """Give up `count` pages of least value, leaf ends first; fewer if no more are evictable."""
         freed: list[int] = []
         heap = self._heap
         while len(freed) < count and heap:
-            node = heap[0][3]
+            hits, last_access, _, node = heap[0]
             if node.locks or node.children or node.parent is None:
                 heapq.heappop(heap)[3].queued = False
                 continue
-            entry = self._entry(node)
-            if entry[0] != heap[0][0] or entry[1] != heap[0][1]:
-                heapq.heapreplace(heap, entry)
+            if last_access != node.last_access or (self._lfu and hits != node.hits):
+                heapq.heapreplace(heap, self._entry(node))
                 continue
             missing = count - len(freed)
             if missing < len(node.pages):
@@ -270,9 +346,12 @@ class RadixCache:
         key = child.key
         if not blob.startswith(key, at):
             child = self._split(child, self._common_bytes(key, blob, at) // size)
-        child.last_access = self._clock
-        self._tell(RadixOp.TOUCH, child)
+        self._use(child)
         return child
+
+    def _use(self, node: RadixNode) -> None:
+        node.last_access = self._clock
+        self._tell(RadixOp.TOUCH, node)
 
     def _common_bytes(self, key: bytes, blob: bytes, at: int) -> int:
         """Bytes of `key`, in whole pages, that `blob` repeats from `at` on; at least one page."""
@@ -293,11 +372,12 @@ class RadixCache:
         parent = node.parent
         if parent is None:
             raise ValueError("a root cannot be split")
-        upper = self._new_node(node.key[:cut], node.pages[:pages], parent)
+        upper = self._new_node(node.first, node.key[:cut], node.pages[:pages], parent)
         upper.locks, upper.hits, upper.last_access = node.locks, node.hits, node.last_access
         node.key, node.pages, node.parent = node.key[cut:], node.pages[pages:], upper
-        upper.children[node.key[: self._page_bytes]] = node
-        parent.children[upper.key[: self._page_bytes]] = upper
+        node.first = node.key[: self._page_bytes]
+        upper.children[node.first] = node
+        parent.children[upper.first] = upper
         self._tell(RadixOp.SPLIT, upper)
         return upper
 
@@ -323,9 +403,9 @@ class RadixCache:
         return count
 
     def _add_leaf(self, parent: RadixNode, key: bytes, pages: list[int], lock: bool) -> RadixNode:
-        leaf = self._new_node(key, pages, parent)
+        leaf = self._new_node(key[: self._page_bytes], key, pages, parent)
         leaf.last_access = self._clock
-        parent.children[key[: self._page_bytes]] = leaf
+        parent.children[leaf.first] = leaf
         self.version += 1
         self.evictable_pages += len(pages)
         if lock:
@@ -335,15 +415,26 @@ class RadixCache:
         self._tell(RadixOp.INSERT, leaf)
         return leaf
 
-    def _grow(self, leaf: RadixNode, ids: Int32, pages: list[int]) -> None:
+    def _can_grow(self, node: RadixNode) -> bool:
+        """Whether the holder of a lock on `node` may lengthen it.
+
+        Raises:
+            ValueError: it is not locked.
+        """
+        if node.parent is None:
+            return False
+        if node.locks < 1:
+            raise ValueError(f"node {node.node_id} is not locked")
+        return node.locks == 1 and not (node.children or (self._lfu and node.hits))
+
+    def _grow(self, leaf: RadixNode, key: bytes, pages: list[int]) -> None:
         """Lengthen a locked leaf."""
-        count = self._whole_pages(ids, pages)
         self._clock += 1
         self.version += 1
-        leaf.key += ids[: count * self.page_size].tobytes()
-        leaf.pages += pages[:count]
+        leaf.key += key
+        leaf.pages += pages
         leaf.last_access = self._clock
-        self.protected_pages += count
+        self.protected_pages += len(pages)
         self._tell(RadixOp.INSERT, leaf)
 
     def _lock_one(self, node: RadixNode) -> None:
@@ -356,35 +447,41 @@ class RadixCache:
         parent = leaf.parent
         if parent is None:
             raise ValueError("a root cannot be evicted")
-        del parent.children[leaf.key[: self._page_bytes]]
+        del parent.children[leaf.first]
         leaf.queued = False
         self.evictable_pages -= len(leaf.pages)
-        self._tell(RadixOp.EVICT, leaf)
+        if self._listener is not None:
+            self._listener(RadixOp.EVICT, leaf)
         leaf.parent = None
-        self._queue_if_evictable(parent)
+        if not parent.children:
+            self._queue_if_evictable(parent)
         return leaf.pages
 
     def _trim(self, leaf: RadixNode, count: int) -> list[int]:
         """Evict only the last `count` pages of a leaf."""
         kept = len(leaf.pages) - count
         pages = leaf.pages[kept:]
-        leaf.pages = leaf.pages[:kept]
+        del leaf.pages[kept:]
         leaf.key = leaf.key[: kept * self._page_bytes]
         self.evictable_pages -= count
-        self._tell(RadixOp.EVICT, leaf)
+        if self._listener is not None:
+            self._listener(RadixOp.EVICT, leaf)
         return pages
 
     def _queue_if_evictable(self, node: RadixNode) -> None:
-        if not (node.queued or node.locks or node.children or node.parent is None):
+        if not (node.queued or node.parent is None or node.locks or node.children):
             node.queued = True
-            heapq.heappush(self._heap, self._entry(node))
+            hits = node.hits if self._lfu else 0
+            heapq.heappush(self._heap, (hits, node.last_access, node.node_id, node))
 
     def _entry(self, node: RadixNode) -> tuple[int, int, int, RadixNode]:
         return (node.hits if self._lfu else 0, node.last_access, node.node_id, node)
 
-    def _new_node(self, key: bytes, pages: list[int], parent: RadixNode | None) -> RadixNode:
+    def _new_node(
+        self, first: bytes, key: bytes, pages: list[int], parent: RadixNode | None
+    ) -> RadixNode:
         self._next_id += 1
-        return RadixNode(self._next_id, key, pages, parent)
+        return RadixNode(self._next_id, first, key, pages, parent)
 
     def _tell(self, op: RadixOp, node: RadixNode) -> None:
         if self._listener is not None:

@@ -48,7 +48,9 @@ class Request:
         prompt_tokens, max_tokens: lengths in tokens, both at least 1.
         priority: larger is more urgent.
         tenant: namespace of the prefix cache.
-        tokens: ids of prompt and output, or None if prompts are taken as unsharable.
+        tokens: ids of prompt and output, or None: nobody else can share any of its text.
+        own_text: without `tokens`, the name of its text in the prefix cache; b"" before it is
+            there. A request is known to one cache only.
         handoff: whether KV crosses replicas.
         status, epoch: `epoch` grows whenever results in flight become void; a scheduler uses each
             value once, so (id, epoch) is unique even if ids are not.
@@ -76,6 +78,7 @@ class Request:
     # known tokens, and how many it had.
     peek: tuple[RadixCache | None, int, int, int] = (None, -1, 0, 0)
 
+    own_text = b""
     node: RadixNode | None = None
     cached_depth = 0
     scheduled_tokens = 0

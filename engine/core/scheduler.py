@@ -27,7 +27,7 @@ from engine.core.enums import (
 )
 from engine.core.errors import PlanOrderError
 from engine.core.events import EventLog
-from engine.core.fast_forward import FastForward
+from engine.core.fast_forward import FastForward, PagesAfter
 from engine.core.handoff import Handoff
 from engine.core.journal import Journal
 from engine.core.memory_policy import MemoryPolicy
@@ -211,7 +211,7 @@ class Scheduler:
         """Why the queue waits through the steps that `stable_steps` promises."""
         return self._fast_forward.stable_block_reason()
 
-    def advance(self, steps: int, now: int) -> list[int]:
+    def advance(self, steps: int, now: int) -> PagesAfter:
         """Do `steps` cycles of plan and commit at once, with no text ending in any of them.
 
         Equal in every respect to making the calls one by one; costs O(pages allocated). The plans
@@ -222,7 +222,7 @@ class Scheduler:
             now: time of the last of these commits, in ns.
 
         Returns:
-            free pages after each of the `steps` plans.
+            pages after each of the `steps` plans.
         """
         if self._journal is not None:
             self._journal.advance(steps, now)
