@@ -50,8 +50,7 @@ FEWEST_MIXED: Final = 20  # twice as many as a fit with two knots has unknowns
 FEWEST_HOST: Final = 10
 _MOST_KNOTS: Final = 150  # of the table of tokens
 LAST_INTERVAL: Final = 1.05  # of a table: its end is at least this multiple of its start
-_FULL: Final = 0.9  # of the most requests of a graph: the step has as many
-_EVEN: Final = 1.5  # times the mean context: no request of an even batch has a longer one
+_EVEN: Final = 6.0  # times the mean context: no request of a usual batch has a longer one
 _FOLDS: Final = 5
 _ROUNDS: Final = 50  # of reweighting; the fit of the host settles in about 20
 _GUESSES: Final = 25  # of what bounds each step; they settle in about 10
@@ -208,12 +207,12 @@ def _knots_by_graph(steps: _Steps) -> Iterator[_Knots]:
 def _are_typical(f: StepFeatures) -> NDArray[np.bool_]:
     """Which steps of one graph tell how it depends on context alone.
 
-    Those that fill it as far as any, with requests of about one length. The others take the same
-    time if the model is right; between knots they would bend the table if it is not.
+    Those without a request that is much longer than the others. With one they take the same time
+    if the model is right; between knots they would bend the table if it is not.
     """
-    full = f.decode_requests >= _FULL * f.decode_requests.max()
-    even = f.decode_max_context * f.decode_requests <= _EVEN * f.decode_context
-    typical: NDArray[np.bool_] = full & even
+    typical: NDArray[np.bool_] = (
+        f.decode_max_context * f.decode_requests <= _EVEN * f.decode_context
+    )
     return typical
 
 

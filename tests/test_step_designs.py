@@ -10,7 +10,7 @@ import pytest
 from engine.core.plan import StepPlan
 from engine.profiling.made_plans import PlanMaker
 from engine.profiling.measuring import FEATURES, Measurements, features_of, measure_steps
-from engine.profiling.step_shapes import Chunk, EngineLimits, StepDesign, design_steps
+from engine.profiling.step_shapes import Chunk, EngineLimits, StepDesign, as_served, design_steps
 from engine.runtime.executor import StepOutput
 from engine.runtime.host_step import StepBuilder
 from engine.runtime.request_rows import RequestRows
@@ -43,9 +43,11 @@ def test_the_design_covers_what_steps_can_be() -> None:
     """Every graph at several contexts, prompts densely, prefixes, many prompts, mixtures."""
     designs = design_steps(H200)
     assert 400 < len(designs) < 900  # five minutes of three passes
-    decodes = [d for d in designs if not d.chunks and len(set(d.decodes)) == 1]
-    for batch in H200.graph_batch_sizes:
-        assert len({d.decodes[0] for d in decodes if len(d.decodes) == batch}) >= 4
+    decodes = [d.decodes for d in designs if not d.chunks]
+    for before, batch in pairwise((0, *H200.graph_batch_sizes)):
+        of_graph = [lengths for lengths in decodes if before < len(lengths) <= batch]
+        assert len({round(sum(lengths) / len(lengths), -1) for lengths in of_graph}) >= 6
+        assert {batch, (before + batch + 1) // 2} <= {len(lengths) for lengths in of_graph}
     prompts = sorted(d.chunks[0].tokens for d in designs
                      if len(d.chunks) == 1 and not (d.decodes or d.chunks[0].context))  # fmt: skip
     assert (prompts[0], prompts[-1]) == (1, 8192)
@@ -56,6 +58,20 @@ def test_the_design_covers_what_steps_can_be() -> None:
     assert any(d.chunks and len(d.decodes) == 255 for d in designs)
     assert any(not d.samples for d in designs)
     assert any(len(set(d.decodes)) > 1 for d in designs)
+
+
+@pytest.mark.parametrize(("requests", "mean"), [(1, 700), (2, 32), (8, 128), (256, 1024)])
+def test_lengths_as_served(requests: int, mean: int) -> None:
+    """They differ as texts do, keep their mean and their limit, and do not come by length."""
+    lengths = as_served(requests, mean, 3000)
+    assert len(lengths) == requests
+    assert min(lengths) >= 1
+    assert max(lengths) <= 3000
+    assert sum(lengths) / requests == pytest.approx(mean, rel=0.02)
+    assert lengths == as_served(requests, mean, 3000)
+    if requests > 2:
+        assert mean < 0.75 * max(lengths)
+        assert list(lengths) not in (sorted(lengths), sorted(lengths)[::-1])
 
 
 def test_the_beginning_of_the_design_is_a_coarser_one() -> None:

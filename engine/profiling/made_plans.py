@@ -33,6 +33,9 @@ class PlanMaker:
             0, vocab_size, limits.max_model_len, dtype=np.int32
         )
         self._tokens = TokenBuffer(ids)
+        # In service, too, the pages of a request lie anywhere.
+        order = np.random.default_rng(_SEED).permutation(limits.num_pages)
+        self._pages: list[int] = order.tolist()
         # The same requests again and again: a new epoch says that their pages are others.
         self._requests = [
             Request(number, limits.max_model_len - 1, 1, tokens=self._tokens)
@@ -71,7 +74,7 @@ class PlanMaker:
         for request, length in zip(self._requests, lengths, strict=False):
             pages = -(-length // self._limits.page_size)
             request.epoch = next(self._epochs)
-            request.pages = list(range(page, page + pages))
+            request.pages = self._pages[page : page + pages]
             page += pages
             found.append(request)
         return found

@@ -8,9 +8,12 @@ their own. Shapes come in an order that makes any beginning of it a useful, coar
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import exp
+from statistics import NormalDist
 from typing import NamedTuple
 
 
@@ -64,7 +67,8 @@ class EngineLimits:
         )
 
 
-CONTEXTS = (32, 128, 256, 512, 1024, 2048)  # KV of a decoding request; beyond, time is linear
+CONTEXTS = (32, 128, 256, 512, 1024, 2048)  # mean KV of decoding requests; beyond, time is linear
+_SPREAD = 0.6  # of the logarithm of their KV, as texts differ
 PREFIXES = (256, 1024, 4096, 16384)
 _TILE = 64  # tokens; a step of a few more than a multiple takes about as long as one of the next
 _PAST = (8, 37)  # whole multiples themselves are no typical steps: libraries treat them otherwise
@@ -102,17 +106,40 @@ def _tiles(budget: int) -> Iterable[StepDesign]:
 
 
 def _decodes(limits: EngineLimits, contexts: Sequence[int]) -> Iterator[StepDesign]:
-    """Every graph full, and the steps that are too large for one, at several KV lengths."""
+    """Every graph, and the steps that are too large for one, at several KV lengths.
+
+    In turn full and as full as it is on average; all of the KV cache by requests of one length.
+    """
     sizes = limits.graph_batch_sizes or _powers(limits.max_running_requests)
-    for batch in sorted({*sizes, limits.max_running_requests}):
+    for before, batch in pairwise((0, *sorted({*sizes, limits.max_running_requests}))):
         share = limits.num_pages // batch * limits.page_size
         most = min(limits.max_model_len, share)
-        for context in sorted({*(c for c in contexts if c < most), most}):
-            yield StepDesign(decodes=(context,) * batch)
+        for context in contexts:
+            if context < most:
+                full = CONTEXTS.index(context) % 2 == 0
+                requests = batch if full else (before + batch + 1) // 2
+                yield StepDesign(decodes=as_served(requests, context, most))
+        yield StepDesign(decodes=(most,) * batch)
+
+
+def as_served(requests: int, mean: int, most: int) -> tuple[int, ...]:
+    """KV lengths of requests that decode together: quantiles of a lognormal distribution, mixed up.
+
+    Args:
+        requests: how many.
+        mean: of their lengths, in tokens; about.
+        most: that one may have.
+    """
+    normal = NormalDist()
+    shares = [exp(_SPREAD * normal.inv_cdf((at + 0.5) / requests)) for at in range(requests)]
+    scale = mean * requests / sum(shares)
+    lengths = [min(most, max(1, round(scale * share))) for share in shares]
+    random.Random(requests).shuffle(lengths)  # noqa: S311 - an order, no secret
+    return tuple(lengths)
 
 
 def _uneven(limits: EngineLimits) -> Iterator[StepDesign]:
-    """Batches that do not fill their graph, and one request much longer than the others."""
+    """Batches that hardly need their graph, and one request much longer than the others."""
     for before, batch in pairwise(limits.graph_batch_sizes):
         if batch - before > 1:
             yield StepDesign(decodes=(512,) * (before + 1))
@@ -146,10 +173,12 @@ def _mixed(limits: EngineLimits) -> Iterator[StepDesign]:
     for batch in sorted(size for size in {1, 8, 32, 128, most} if 0 < size <= most):
         for context in (128, 1024, 4096):
             for tokens in _parts(budget, 128, 27, 12, 7, 4):
-                yield StepDesign((Chunk(tokens),), (context,) * batch)
-        yield StepDesign((Chunk(budget - batch),), (1024,) * batch)
+                decodes = as_served(batch, context, limits.max_model_len)
+                yield StepDesign((Chunk(tokens),), decodes)
+        decodes = as_served(batch, 1024, limits.max_model_len)
+        yield StepDesign((Chunk(budget - batch),), decodes)
         for tokens in _parts(budget, 64, 16):
-            yield StepDesign((Chunk(tokens, 1024),) * 3, (1024,) * batch)
+            yield StepDesign((Chunk(tokens, 1024),) * 3, decodes)
 
 
 def _parts(total: int, *divisors: int) -> list[int]:
