@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -19,13 +20,17 @@ class _Head(msgspec.Struct):
 
 
 def words(text: str) -> frozenset[str]:
-    """The words of a name in lower case, as "nvidia" and "h200" of "NVIDIA H200"."""
-    return frozenset(re.findall(r"[a-z0-9]+", text.casefold()))
+    """The words of a name in lower case, as "nvidia" and "h200" of "NVIDIA H200".
+
+    Neighbours also stand together, as "rtx4090" of "GeForce RTX 4090".
+    """
+    found = re.findall(r"[a-z0-9]+", text.casefold())
+    return frozenset(found) | {one + other for one, other in pairwise(found)}
 
 
-def shipped_profiles(*parts: str) -> list[Path]:
-    """Profiles whose file names hold every word of these parts, by name; no file is opened."""
-    wanted = frozenset[str]().union(*map(words, parts))
+def shipped_profiles(*wanted_words: str) -> list[Path]:
+    """Profiles whose file names hold all of these words, by name; no file is opened."""
+    wanted = {part.casefold() for part in wanted_words}
     return sorted(path for path in FOLDER.glob("*.json") if wanted <= words(path.stem))
 
 

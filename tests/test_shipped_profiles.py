@@ -12,6 +12,7 @@ import pytest
 from command_line import SMALL, invoke
 from measured_steps import gpu_shapes, profile_of, samples_of
 
+from engine.core.hardware_spec import gpu_names
 from engine.core.model_spec import load_model_spec
 from simulator import shipped_profiles
 from simulator.profile import Profile, encode_profile, read_profile
@@ -19,7 +20,7 @@ from simulator.roofline import NAME as ANALYTIC
 from workbench.analysis.header_diff import header_differences
 from workbench.analysis.rebuilt_models import rebuild_cost_models
 from workbench.deployment import resolve_deployment
-from workbench.profile_match import model_digest
+from workbench.profile_match import is_gpu, model_digest
 from workbench.run_header import decode_header, encode_header
 from workbench.run_record import HEADER, RunReader
 from workbench.scenario_errors import ScenarioErrors
@@ -85,8 +86,9 @@ def test_what_ships_can_be_read_and_found() -> None:
         own = profile.identity
         assert path.stem == profile.name
         assert shipped_profiles.read_identity(path) == own
-        told = shipped_profiles.words(f"{own.gpu} {own.dtype} tp{own.tensor_parallel_size}")
-        assert told <= shipped_profiles.words(path.stem)
+        stem = shipped_profiles.words(path.stem)
+        assert {own.dtype, f"tp{own.tensor_parallel_size}"} <= stem
+        assert any(is_gpu(name, own.gpu) and name in stem for name in gpu_names())
 
 
 def test_the_shipped_profile_is_found(shipped: Path, content: bytes) -> None:
@@ -258,3 +260,20 @@ def test_a_profile_is_no_difference_to_an_engine(shipped: Path) -> None:
     keys = {fact.key for fact in header_differences(run, RunReader(other.path))}
     assert "cost_model" in keys
     assert not [key for key in keys if "profile" in key]
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "same"),
+    [
+        ("h200", "NVIDIA H200", True),
+        ("H200", "NVIDIA H200 NVL", True),
+        ("rtx4090", "NVIDIA GeForce RTX 4090", True),
+        ("l4", "NVIDIA L4", True),
+        ("l4", "NVIDIA L40S", False),
+        ("h100", "NVIDIA H200", False),
+        ("a100", "NVIDIA A100-SXM4-80GB", True),
+    ],
+)
+def test_names_of_gpus(name: str, device: str, same: bool) -> None:
+    """As drivers tell them, in one word or in two."""
+    assert is_gpu(name, device) is same

@@ -151,4 +151,4 @@ def model_digest(spec: ModelSpec) -> str:
 
 def is_gpu(name: str, device: str) -> bool:
     """Whether a device calls itself what a scenario calls it, as "NVIDIA H200" is an h200."""
-    return words(name) <= words(device)
+    return name.casefold() in words(device)
