@@ -39,7 +39,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cost_model import Int64, StepCosts, StepFeatures, StepShape, sum_of_terms, whole_ns
-from simulator.profile import DecodeTable, HostFit, MixedFit, Profile, ProfileError
+from simulator.profile import (
+    DecodeTable,
+    HostFit,
+    LaunchFit,
+    MixedFit,
+    Profile,
+    ProfileError,
+)
 
 TERMS: Final = (
     "tokens", "attention_prefill", "attention_decode", "requests", "logits", "launches"
@@ -47,6 +54,7 @@ TERMS: Final = (
 
 _EMPTY_STEP: Final = "a step has at least one token"
 _NO_LIMIT: Final = 1 << 62
+_EAGER_DECODE: Final = LaunchFit.__struct_fields__.index("eager_decode_ns")
 
 
 class CalibratedCostModel:
@@ -64,6 +72,8 @@ class CalibratedCostModel:
         if fit.mixed is not None:
             self._mixed = MixedCosts(fit.mixed, profile.engine.graph_tokens)
         self._host = HostCosts(fit.host)
+        self._graph_tokens = profile.engine.graph_tokens
+        self._known_kinds = _measured_kinds(profile)
         self._limits = tuple(fit.limits.get(name, _NO_LIMIT) for name in StepShape._fields)
 
     @property
@@ -79,11 +89,13 @@ class CalibratedCostModel:
         extrapolated = np.zeros(len(f), np.bool_)
         for column, limit in zip(_columns(f), self._limits, strict=True):
             extrapolated |= column > limit
+        unknown_kind = ~self._known_kinds[launch_kinds(f, self._graph_tokens)]
         if not self._decode:
+            extrapolated |= unknown_kind
             terms = self._other_steps().terms(f)
         else:
             graphed = (f.prefill_tokens == 0) & (f.graph_batch > 0)
-            extrapolated |= graphed & self._decode.are_outside(f.graph_batch)
+            extrapolated |= np.where(graphed, self._decode.are_outside(f.graph_batch), unknown_kind)
             terms = self._terms_of_both(f, graphed)
         return StepCosts(sum_of_terms(terms), self._host.column(f), terms, extrapolated)
 
@@ -112,6 +124,7 @@ class CalibratedCostModel:
             extrapolated = extrapolated or self._decode.is_outside(graph_batch)
         else:
             gpu_ns = self._other_steps().gpu_ns(shape)
+            extrapolated = extrapolated or self._is_of_unknown_kind(shape)
         return gpu_ns, self._host.host_ns(shape), extrapolated
 
     def decode_run(self, shape: StepShape, num_steps: int) -> tuple[list[int], int, bool]:
@@ -130,7 +143,16 @@ class CalibratedCostModel:
             extrapolated = extrapolated or (num_steps > 0 and self._decode.is_outside(graph_batch))
         else:
             gpu_ns = self._other_steps().run(shape, contexts)
+            extrapolated = extrapolated or (num_steps > 0 and self._is_of_unknown_kind(shape))
         return gpu_ns, self._host.host_ns(shape), extrapolated
+
+    def _is_of_unknown_kind(self, shape: StepShape) -> bool:
+        """Whether no step was measured that launches its kernels as this one does."""
+        if not shape.prefill_tokens:
+            return not self._known_kinds[_EAGER_DECODE]
+        tokens, graphs = shape.prefill_tokens + shape.decode_tokens, self._graph_tokens
+        kind = (2 if tokens > (graphs[-1] if graphs else 0) else 0) + (shape.decode_tokens > 0)
+        return not self._known_kinds[kind]
 
     def _other_steps(self) -> MixedCosts:
         if self._mixed is None:
@@ -386,6 +408,15 @@ def launch_kinds(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:
     eager = tokens > (graph_tokens[-1] if graph_tokens else 0)
     kinds = np.where(eager, 2, 0) + (features.decode_tokens > 0)
     return np.where(features.prefill_tokens > 0, kinds, 4)
+
+
+def _measured_kinds(profile: Profile) -> NDArray[np.bool_]:
+    """Whether steps of each of the `launch_kinds` were measured: bool[kinds]."""
+    kinds = np.zeros(len(LaunchFit.__struct_fields__), np.bool_)
+    f = profile.samples.features()
+    others = (f.prefill_tokens > 0) | (f.graph_batch == 0)
+    kinds[launch_kinds(f, profile.engine.graph_tokens)[others]] = True
+    return kinds
 
 
 def _columns(features: StepFeatures) -> list[Int64]:

@@ -172,12 +172,14 @@ class _Knots:
 
 
 def _decode_tables(graphs: Sequence[_Knots]) -> Iterator[DecodeTable]:
-    for knots in graphs:
-        if len(knots.context) < 2:
-            raise ProfileError(
-                f"graph batch {knots.graph_batch} was measured at one context, its table needs two"
-                f" that differ by {LAST_INTERVAL - 1:.0%}"
-            )
+    """The tables of those graphs that have one; the others lie between their neighbours."""
+    tabled = [knots for knots in graphs if len(knots.context) > 1]
+    if graphs and not tabled:
+        raise ProfileError(
+            f"graph batch {graphs[0].graph_batch} was measured at one context, its table needs two"
+            f" that differ by {LAST_INTERVAL - 1:.0%}"
+        )
+    for knots in tabled:
         yield DecodeTable(
             graph_batch=knots.graph_batch,
             context=tuple(knots.context.tolist()),

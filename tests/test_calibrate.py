@@ -302,3 +302,46 @@ def test_a_profile_is_fitted_anew(written: Calibration, tmp_path: Path) -> None:
     result = invoke("calibrate", "--refit", str(path))
     assert result.exit_code != 0
     assert f"{path} is not a profile" in result.stderr
+
+
+def test_a_calibration_cut_short_does_not_replace_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on beside it, until it is whole itself."""
+    whole, _ = calibrated(tmp_path)
+    before, measure = whole.path.read_bytes(), calibration.measure_steps
+
+    def some(executor: Any, maker: Any, designs: Any, done: Any, **rest: Any) -> bool:
+        measure(executor, maker, designs[:90], done, **rest)
+        return False
+
+    monkeypatch.setattr(calibration, "measure_steps", some)
+    short, _ = calibrated(tmp_path)
+    assert not short.complete
+    assert len(short.profile.samples) < len(whole.profile.samples)
+    assert whole.path.read_bytes() == before
+    monkeypatch.setattr(calibration, "measure_steps", measure)
+    again, _ = calibrated(tmp_path)
+    assert again.complete
+    assert len(again.profile.samples) == len(whole.profile.samples)
+
+
+@pytest.mark.parametrize("text", ["", '{"schema": "prof'])
+def test_a_partial_file_without_a_head_is_as_good_as_none(tmp_path: Path, text: str) -> None:
+    """The disk was full, or the power gone."""
+    partial = tmp_path / "nvidia-h200-llama-3.1-8b-bf16-tp1.partial.jsonl"
+    partial.write_text(text, encoding="utf-8")
+    done, _ = calibrated(tmp_path)
+    assert done.complete
+
+
+def test_a_damaged_partial_file_is_named(tmp_path: Path) -> None:
+    """With what to do about it."""
+    engine = MadeUpEngine(CONFIG)
+    name = "nvidia-h200-llama-3.1-8b-bf16-tp1.partial.jsonl"
+    partial = calibration.Partial(tmp_path / name, identity_of(engine.facts(), engine.spec))
+    partial.append((1,) * 11, [5])
+    with partial.path.open("a", encoding="utf-8") as file:
+        file.write("garbage\n")
+    with pytest.raises(ProfileError, match=rf"{name} is damaged .*delete it"):
+        calibrated(tmp_path)

@@ -355,6 +355,21 @@ def test_a_step_beyond_what_was_measured_is_extrapolated():
         assert model.decode_run(decode(requests, 498, 4), 4)[2] is True
 
 
+def test_a_kind_of_step_that_was_never_measured_is_extrapolated():
+    """However small it is: nothing is known of how long its kernels take to launch."""
+    graphs_only = [shape for shape in gpu_shapes() if shape.prefill_tokens or shape.graph_batch]
+    model = CalibratedCostModel(profile_of(samples_of(graphs_only)))
+    shapes = [decode(4, 100), decode(4, 100, 4), prefill(100), mixed(prefill(100), decode(4, 100))]
+    for shape, unknown in zip(shapes, (True, False, False, False), strict=True):
+        assert model.step_cost(shape)[2] is unknown
+    assert model.step_costs(columns_of(*shapes)).extrapolated.tolist() == [True] + [False] * 3
+    assert model.decode_run(decode(4, 100), 3)[2] is True
+    assert model.decode_run(decode(4, 100, 4), 3)[2] is False
+    alone = [shape for shape in gpu_shapes() if not shape.decode_tokens]
+    model = CalibratedCostModel(profile_of(samples_of(alone)))
+    assert model.step_cost(mixed(prefill(100), decode(1, 10)))[2] is True
+
+
 def test_known_experts_are_not_extrapolated():
     """The fit does not depend on the experts visited, so a run that counts them stays in range."""
     shape = decode(4, 100, 4)._replace(active_experts=300)

@@ -72,8 +72,9 @@ class Place:
         options: EngineOptions | None = DUMMY, say: Any = lambda _: None,
     ) -> Judgement:  # fmt: skip
         suite = open_suite(
-            self.folder, BASIS, self.profile, self.path, repeats=repeats, trace=trace
-        )
+            self.folder, BASIS, self.profile, self.path, repeats=repeats, trace=trace,
+            make=options is not None,
+        )  # fmt: skip
         return run_suite(
             suite, loads or LOADS, self.profile, self.path, options, build=self._build,
             clock=FakeClock(), say=say,
@@ -151,7 +152,9 @@ def test_what_a_judgement_says(place: Place) -> None:
         assert abs(load["metrics"]["calibrated"]["mean_tpot_ms"]["error"]) < 3
     assert offline["amplification"] is None
     assert half["amplification"]["mean_e2el_ms"] > 0.9  # longer steps, and longer queues
-    assert 0 < judgement["reached"] <= judgement["goals"] == 2 * (5 + 8)
+    assert (
+        0 < judgement["reached"] <= judgement["goals"] == 2 * (5 + 4)
+    )  # with too few steps for a p99
     text = "\n".join(table_lines(judgement))
     missed = judgement["goals"] - judgement["reached"]
     assert text.count("*") == missed + 1  # and the one that explains it
@@ -270,7 +273,7 @@ def test_a_run_with_a_failed_step_is_no_measurement(place: Place) -> None:
     [
         ("offline.json", r"offline.json is damaged \(.*\): delete it"),
         ("suite.json", r"suite.json is damaged \(.*\): delete it"),
-        ("offline.steps.npz", r"offline.steps.npz cannot be read \(.*\): delete .*offline.json"),
+        ("offline.steps.npz", r"offline.steps.npz cannot be read \(.*\): delete them"),
     ],
 )
 def test_damage_is_said(place: Place, name: str, match: str) -> None:
@@ -280,6 +283,34 @@ def test_damage_is_said(place: Place, name: str, match: str) -> None:
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(FidelityError, match=match):
         place.judge(OFFLINE)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("offline.json", {"schema": "fidelity-cell/v1"}),
+        ("suite.json", {"schema": "fidelity-suite/v1"}),
+        ("suite.json", {"schema": "fidelity-suite/v1", "repeats": 1, "engine": None}),
+    ],
+)
+def test_what_lacks_facts_is_damaged(place: Place, name: str, text: dict[str, Any]) -> None:
+    """JSON, but not what was written: the file is named, nothing breaks."""
+    place.run(OFFLINE, repeats=1)
+    (place.folder / name).write_text(json.dumps(text), encoding="utf-8")
+    with pytest.raises(FidelityError, match=rf"{name}.*(cannot be read|damaged).*delete"):
+        place.judge(OFFLINE)
+
+
+def test_a_judgement_of_some_loads_does_not_replace_that_of_all(place: Place) -> None:
+    """Nor does judging change how often loads are to be measured."""
+    place.run(OFFLINE, HALF, repeats=1)
+    written = place.folder / f"judged-{place.profile.name}.json"
+    before, suite = written.read_bytes(), (place.folder / "suite.json").read_bytes()
+    assert len(place.judge(OFFLINE)["loads"]) == 1
+    assert written.read_bytes() == before
+    missing = place.run(OFFLINE, HALF, repeats=5, options=None)["missing"]
+    assert missing["offline"] == missing["poisson 50 %"] == "1 of 5 runs measured"
+    assert (place.folder / "suite.json").read_bytes() == suite
 
 
 def test_a_trace_is_a_load_once_it_is_given(place: Place, tmp_path: Path) -> None:

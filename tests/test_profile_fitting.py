@@ -128,6 +128,13 @@ def test_the_last_slope_of_a_decode_table_is_not_noise():
         fit_profile(samples_of(shapes[2:]), HOST, GPU_ENGINE)
 
 
+def test_a_graph_that_was_measured_once_has_no_table():
+    """A calibration that was cut short says nothing of it, and all the same of the others."""
+    shapes = [decode(4, 100, 4), decode(4, 900, 4), decode(8, 100, 8)]
+    tables = fit_profile(samples_of(shapes), HOST, GPU_ENGINE).decode
+    assert [table.graph_batch for table in tables] == [4]
+
+
 def test_noise_at_neighbouring_contexts_is_levelled():
     """Where a longer context took less time, both take the mean, weighted by the repetitions."""
     shapes = [decode(1, context, 1) for context in (10, 100, 200, 4000)]

@@ -121,7 +121,9 @@ def test_a_model_by_path_finds_it_too() -> None:
         "model.weight_dtype=fp8",
         "model.kv_dtype=fp8",
         "deployment.pools.0.tensor_parallel_size=2",
+        "deployment.pools.0.page_size=64",
         "deployment.pools=[{}, {tensor_parallel_size: 2}]",
+        "deployment.pools=[{}, {page_size: 64}]",
     ],
 )
 def test_what_does_not_fit_all_pools_is_not_taken(settings: str) -> None:
@@ -136,13 +138,42 @@ def test_what_does_not_fit_all_pools_is_not_taken(settings: str) -> None:
 @pytest.mark.usefixtures("shipped")
 def test_limits_of_a_pool_may_be_others() -> None:
     """They decide whose page count holds, no more."""
-    others = "{max_num_batched_tokens: 2048, cuda_graph_batch_sizes: [4]}, {page_size: 64}"
+    others = "{max_num_batched_tokens: 2048, cuda_graph_batch_sizes: [4]}"
     loaded = load_scenario("quickstart", [f"deployment.pools=[{{}}, {others}]"])
     deployment = resolve_deployment(loaded)
     assert {replica.config.cost_model.name for replica in deployment.replicas} == {NAME}
     pages = [replica.facts.num_pages for replica in deployment.replicas]
     estimates = [replica.memory.num_pages for replica in deployment.replicas]
     assert pages == [60_000, *estimates[1:]]
+
+
+@pytest.mark.usefixtures("shipped")
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ("model.kv_dtype=fp8", "is of bf16 weights and bf16 KV, not bf16 and fp8"),
+        ("hardware.gpu=h100", "is of NVIDIA H200, not h100"),
+        ("deployment.pools=[{}, {page_size: 64}]", "does not fit all pools"),
+    ],
+)
+def test_a_profile_that_is_not_taken_is_told_of(settings: str, why: str) -> None:
+    """Two cost models are compared without anybody's wish otherwise."""
+    (note,) = simulated("--set", settings).header.notes
+    assert f"step times are analytic, because the profile {NAME} {why}: compare with" in note
+    assert simulated("--set", settings, "--set", "hardware.profile=analytic").header.notes == ()
+    assert simulated("--set", "model.name=Qwen3-0.6B").header.notes == ()
+    assert simulated().header.notes == ()
+
+
+@pytest.mark.usefixtures("shipped")
+def test_the_pages_that_were_counted_may_be_asked_for() -> None:
+    """A run can be repeated with the page count that it printed, and with no more."""
+    (replica,) = resolve_deployment(
+        load_scenario("quickstart", ["deployment.pools.0.num_pages=60000"])
+    ).replicas
+    assert replica.facts.num_pages == 60_000 > replica.memory.num_pages
+    with pytest.raises(ScenarioErrors, match="60,001 pages do not fit, 60,000 do"):
+        resolve_deployment(load_scenario("quickstart", ["deployment.pools.0.num_pages=60001"]))
 
 
 def test_only_what_ships_is_found(folder: Path, content: bytes) -> None:

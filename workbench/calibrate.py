@@ -53,8 +53,8 @@ class Calibration:
     """What a calibration brought.
 
     Attributes:
-        profile: as written.
-        path: where.
+        profile: of what has been measured.
+        path: where it is; where there was a profile before, only a complete one replaces it.
         complete: whether all passes were made in time; if not, the same command adds to it.
     """
 
@@ -79,16 +79,28 @@ class Partial:
         """What is there of this engine; a last line that was cut short is taken away.
 
         Raises:
-            ProfileError: it is of another engine.
+            ProfileError: it is of another engine, or damaged.
         """
-        found = Measurements()
         if not self.path.exists():
-            return found
+            return Measurements()
         whole, _, torn = self.path.read_bytes().rpartition(b"\n")
+        if not whole:  # not even its head was written
+            self.path.unlink()
+            return Measurements()
         if torn:
             write_atomic(self.path, whole + b"\n")
-        lines = whole.decode().splitlines()
-        if not lines or json.loads(lines[0]) != self._head:
+        try:
+            return self._measurements(whole.decode().splitlines())
+        except (ValueError, TypeError) as error:
+            if isinstance(error, ProfileError):
+                raise
+            raise ProfileError(
+                f"{self.path} is damaged ({error}): delete it, and measuring begins anew"
+            ) from None
+
+    def _measurements(self, lines: list[str]) -> Measurements:
+        found = Measurements()
+        if json.loads(lines[0]) != self._head:
             raise ProfileError(
                 f"{self.path} holds measurements of another engine, model or version: delete it, "
                 "or name another --output-dir"
@@ -148,7 +160,8 @@ def calibrate(
     }  # fmt: skip
     profile = _profile(measured, conditions)
     path = folder / f"{profile.name}.json"
-    write_atomic(path, encode_profile(profile))
+    if measured.complete or not path.exists():  # what is there may have seen more
+        write_atomic(path, encode_profile(profile))
     if measured.complete:
         measured.partial.path.unlink(missing_ok=True)
     return Calibration(profile, path, measured.complete)

@@ -20,7 +20,14 @@ from simulator.roofline import RooflineCostModel
 from simulator.router import RouterConfig
 from simulator.world import ReplicaConfig
 from workbench.capacity import Capacity
-from workbench.profile_match import OtherProfileError, find_shipped, holds_pages_of, refuse_other
+from workbench.profile_match import (
+    OtherProfileError,
+    Wanted,
+    find_shipped,
+    holds_pages_of,
+    nearest_shipped,
+    refuse_other,
+)
 from workbench.run_header import ReplicaFacts
 from workbench.scenario import Pool, Scenario
 from workbench.scenario_errors import ScenarioError, ScenarioErrors
@@ -119,8 +126,8 @@ def router_config(scenario: Scenario) -> RouterConfig:
 class _NoRoomError(Exception):
     """More pages are asked for than the memory holds."""
 
-    def __init__(self, num_pages: int, memory: MemoryPlan) -> None:
-        super().__init__(f"{num_pages:,} pages do not fit, {memory.num_pages:,} do")
+    def __init__(self, num_pages: int, most: int, memory: MemoryPlan) -> None:
+        super().__init__(f"{num_pages:,} pages do not fit, {most:,} do")
         self.arithmetic = "\n".join(memory.lines())
 
 
@@ -143,10 +150,34 @@ def _profile(
 
 
 def _shipped(scenario: Scenario, model: ModelSpec, gpu: HardwareSpec) -> Path | None:
-    sizes = {pool.tensor_parallel_size for pool in scenario.deployment.pools}
-    if len(sizes) > 1:  # a profile is of one
-        return None
-    return find_shipped(model, gpu, sizes.pop(), _dtypes(scenario, model))
+    pools = scenario.deployment.pools
+    if len({(pool.tensor_parallel_size, pool.page_size) for pool in pools}) > 1:
+        return None  # a profile is of one
+    return find_shipped(_wanted(scenario, model, gpu, pools[0]))
+
+
+def profile_notes(loaded: LoadedScenario, deployment: Deployment) -> tuple[str, ...]:
+    """Why a scenario that names no profile has analytic step times though one of its model ships.
+
+    Raises:
+        ProfileError: a shipped file is no profile.
+    """
+    scenario = loaded.scenario
+    if scenario.hardware.profile is not None or deployment.profile is not None:
+        return ()
+    pool = scenario.deployment.pools[0]
+    near = nearest_shipped(_wanted(scenario, deployment.model, deployment.gpu, pool))
+    if near is None:
+        return ()
+    name, wrong = near
+    why = f"is of {'; of '.join(wrong)}" if wrong else "does not fit all pools"
+    because = f"step times are analytic, because the profile {name} {why}"
+    return (f"{because}: compare with runs that say hardware.profile=analytic",)
+
+
+def _wanted(scenario: Scenario, model: ModelSpec, gpu: HardwareSpec, pool: Pool) -> Wanted:
+    dtypes = _dtypes(scenario, model)
+    return Wanted(model, gpu, pool.tensor_parallel_size, dtypes, pool.page_size)
 
 
 def _dtypes(scenario: Scenario, model: ModelSpec) -> tuple[str, str]:
@@ -159,13 +190,13 @@ def _replica(
     scenario: Scenario, model: ModelSpec, gpu: HardwareSpec, pool: Pool, profile: Profile | None
 ) -> Replica:
     memory = memory_of(scenario, model, gpu, pool)
-    num_pages = pool.num_pages or memory.num_pages
-    if num_pages > memory.num_pages:
-        raise _NoRoomError(num_pages, memory)
     costs = _costs(scenario, model, gpu, pool, profile)
-    share = scenario.hardware.memory_fraction
-    if profile is not None and pool.num_pages is None and holds_pages_of(profile, pool, share):
-        num_pages = profile.engine.num_pages  # the engine has counted them, we only estimate
+    most, share = memory.num_pages, scenario.hardware.memory_fraction
+    if profile is not None and holds_pages_of(profile, pool, share):
+        most = profile.engine.num_pages  # the engine has counted them, we only estimate
+    num_pages = pool.num_pages or most
+    if num_pages > most:
+        raise _NoRoomError(num_pages, most, memory)
     facts = replica_facts(pool, num_pages, model.max_model_len)
     scheduler = scheduler_config(
         scenario, pool, num_pages=num_pages, max_model_len=model.max_model_len
@@ -229,7 +260,7 @@ def _costs(
     scenario: Scenario, model: ModelSpec, gpu: HardwareSpec, pool: Pool, profile: Profile | None
 ) -> CostModel:
     if profile is not None:
-        refuse_other(profile, model, gpu, pool.tensor_parallel_size, _dtypes(scenario, model))
+        refuse_other(profile, _wanted(scenario, model, gpu, pool))
         return CalibratedCostModel(profile)
     return RooflineCostModel(
         model,

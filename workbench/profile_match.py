@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,66 +29,79 @@ class OtherProfileError(ValueError):
         )
 
 
-def refuse_other(
-    profile: Profile,
-    model: ModelSpec,
-    gpu: HardwareSpec,
-    tensor_parallel_size: int,
-    dtypes: tuple[str, str],
-) -> None:
-    """Refuse a profile of another model, GPU, number of GPUs or number format.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a profile has to be of.
+
+    Attributes:
+        model, gpu: what is to run, and on what.
+        tensor_parallel_size: on how many of them.
+        dtypes: of the weights, of the KV cache.
+        page_size: tokens of a KV page.
+    """
+
+    model: ModelSpec
+    gpu: HardwareSpec
+    tensor_parallel_size: int
+    dtypes: tuple[str, str]
+    page_size: int
+
+
+def refuse_other(profile: Profile, wanted: Wanted) -> None:
+    """Refuse a profile of another model, GPU, number of GPUs, number format or page size.
 
     One of a CPU is taken for any GPU, because no scenario can name a CPU; so are all number formats
     of its, which a CPU chooses by itself.
 
-    Args:
-        profile: what was measured.
-        model: what is to run.
-        gpu: on what.
-        tensor_parallel_size: on how many of them.
-        dtypes: of the weights, of the KV cache.
-
     Raises:
         OtherProfileError: with everything that differs.
     """
-    wrong = _differences(profile.identity, model, gpu, tensor_parallel_size, dtypes)
+    wrong = _differences(profile.identity, wanted)
     if wrong:
         raise OtherProfileError(f"profile {profile.name} is of {'; of '.join(wrong)}")
 
 
-def find_shipped(
-    model: ModelSpec, gpu: HardwareSpec, tensor_parallel_size: int, dtypes: tuple[str, str]
-) -> Path | None:
+def find_shipped(wanted: Wanted) -> Path | None:
     """The shipped profile that `refuse_other` lets pass, or None. No GPU gets one of a CPU.
 
     Raises:
         ProfileError: a shipped file is no profile.
     """
-    files = shipped_profiles(gpu.name, dtypes[0], f"tp{tensor_parallel_size}")
-    files.sort(key=lambda path: not words(model.name) <= words(path.stem))  # likely ones first
+    size = f"tp{wanted.tensor_parallel_size}"
+    files = shipped_profiles(wanted.gpu.name, wanted.dtypes[0], size)
+    files.sort(key=lambda path: not words(wanted.model.name) <= words(path.stem))  # likely first
     for path in files:
-        if not _differences(read_identity(path), model, gpu, tensor_parallel_size, dtypes):
+        if not _differences(read_identity(path), wanted):
             return path
     return None
 
 
-def _differences(
-    own: Identity,
-    model: ModelSpec,
-    gpu: HardwareSpec,
-    tensor_parallel_size: int,
-    dtypes: tuple[str, str],
-) -> list[str]:
+def nearest_shipped(wanted: Wanted) -> tuple[str, list[str]] | None:
+    """(name, differences) of the shipped profile of this model that differs least, or None.
+
+    Raises:
+        ProfileError: a shipped file is no profile.
+    """
+    found = [(path.stem, _differences(read_identity(path), wanted)) for path in shipped_profiles()]
+    same_model = [(name, wrong) for name, wrong in found
+                  if not any(text.startswith("model ") for text in wrong)]  # fmt: skip
+    return min(same_model, key=lambda each: len(each[1]), default=None)
+
+
+def _differences(own: Identity, wanted: Wanted) -> list[str]:
     """What was measured instead of what is to run, each as "A, not B"."""
     wrong = []
-    if own.model_digest != model_digest(model):
-        wrong.append(f"model {own.model}, not {model.name}")
-    if own.gpu != CPU and not is_gpu(gpu.name, own.gpu):
-        wrong.append(f"{own.gpu}, not {gpu.name}")
-    if own.tensor_parallel_size != tensor_parallel_size:
-        wrong.append(f"{own.tensor_parallel_size} GPUs, not {tensor_parallel_size}")
-    if own.gpu != CPU and (own.dtype, own.kv_dtype) != dtypes:
-        wrong.append(f"{own.dtype} weights and {own.kv_dtype} KV, not {' and '.join(dtypes)}")
+    if own.model_digest != model_digest(wanted.model):
+        wrong.append(f"model {own.model}, not {wanted.model.name}")
+    if own.gpu != CPU and not is_gpu(wanted.gpu.name, own.gpu):
+        wrong.append(f"{own.gpu}, not {wanted.gpu.name}")
+    if own.tensor_parallel_size != wanted.tensor_parallel_size:
+        wrong.append(f"{own.tensor_parallel_size} GPUs, not {wanted.tensor_parallel_size}")
+    if own.gpu != CPU and (own.dtype, own.kv_dtype) != wanted.dtypes:
+        formats = " and ".join(wanted.dtypes)
+        wrong.append(f"{own.dtype} weights and {own.kv_dtype} KV, not {formats}")
+    if own.page_size != wanted.page_size:
+        wrong.append(f"pages of {own.page_size} tokens, not {wanted.page_size}")
     return wrong
 
 

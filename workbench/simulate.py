@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from engine.core.workload import Workload
 from simulator.world import Outcome, World
-from workbench.deployment import Deployment, resolve_deployment
+from workbench.deployment import Deployment, profile_notes, resolve_deployment
 from workbench.execution import (
     DetailName,
     Ended,
@@ -24,7 +24,7 @@ from workbench.feasibility import refuse_hopeless, refuse_too_long
 from workbench.latency import NS_PER_S
 from workbench.run_header import RunHeader
 from workbench.scenario_source import LoadedScenario
-from workbench.workload import BuiltWorkload, build_workload
+from workbench.workload import build_workload
 
 Replay = Callable[[World, ShouldStop, OnProgress], None]
 
@@ -96,13 +96,15 @@ def prepare(loaded: LoadedScenario, detail: DetailName) -> Simulation:
         max_context_tokens=capacity.max_context_tokens,
     )
     refuse_hopeless(loaded, capacity, built)
-    header = _header(loaded.settled(deployment.profile), detail, deployment, built)
+    settled = loaded.settled(deployment.profile)
+    notes = (*built.notes, *profile_notes(loaded, deployment))
+    header = _header(settled, detail, deployment, notes)
     load = loaded.scenario.load
     return Simulation(header, built.workload, deployment, load.max_concurrency)
 
 
 def _header(
-    loaded: LoadedScenario, detail: DetailName, deployment: Deployment, built: BuiltWorkload
+    loaded: LoadedScenario, detail: DetailName, deployment: Deployment, notes: tuple[str, ...]
 ) -> RunHeader:
     return scenario_header(
         loaded,
@@ -112,5 +114,5 @@ def _header(
         gpu=deployment.gpu.name,
         cost_model=deployment.cost_model_name,
         replicas=tuple(replica.facts for replica in deployment.replicas),
-        notes=built.notes,
+        notes=notes,
     )

@@ -21,7 +21,7 @@ _NO_FACTS: Final = frozenset(
 # Another question was asked, or asked of other requests: latencies answer different things.
 _QUESTION: Final = ("workload", "load", "seed", "measure", "slo", "aborts", "too_long", "status")
 # Durations come from elsewhere: differences are not those of the set-up.
-_CLOCK: Final = ("kind", "cost_model")
+_CLOCK: Final = ("kind", "cost_model", "inputs.hardware.profile.sha256")
 # Facts of an engine; sources of simulated durations.
 _OF_ONE_KIND: Final = ("engine.", "hardware.profile", "inputs.hardware.profile.")
 _SAID_ELSEWHERE: Final = frozenset(

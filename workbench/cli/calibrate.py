@@ -21,6 +21,7 @@ Examples:
   workbench calibrate --refit profiles/nvidia-h200-llama-3.1-8b-bf16-tp1.json"""
 
 _CPU_MINUTES, _GPU_MINUTES = 0.5, 5.0
+_FOLDER = Path("profiles")
 
 
 def run(
@@ -56,7 +57,7 @@ def run(
     ] = None,
     output_dir: Annotated[
         Path, typer.Option(file_okay=False, help="Where the profile goes.")
-    ] = Path("profiles"),
+    ] = _FOLDER,
     refit: Annotated[
         Path | None,
         typer.Option(
@@ -77,8 +78,17 @@ def run(
     from workbench.cli.progress import ProgressLine
 
     if refit is not None:
-        if cpu or model or device:
-            raise UsageError("--refit measures nothing: give it, or what to measure")
+        given = (
+            cpu,
+            model,
+            device,
+            dtype,
+            minutes,
+            load_format != "auto",
+            tensor_parallel_size > 1,
+        )
+        if any(given) or output_dir != _FOLDER:
+            raise UsageError("--refit measures nothing, and writes where the profile is: no more")
         _tell(_module().refit(refit))
         return
     if tensor_parallel_size > 1:
@@ -147,9 +157,10 @@ def _config(
 def _tell(done: Calibration) -> None:
     """Where the profile is, and how good."""
     fit, samples = done.profile.fit, done.profile.samples
-    typer.echo(f"{len(samples):,} steps, {sum(samples.repeats):,} times, written to {done.path}")
+    typer.echo(f"{len(samples):,} steps, {sum(samples.repeats):,} times: {done.path}")
     if not done.complete:
-        typer.echo("time ran out before all passes: the same command goes on where this stopped")
+        typer.echo("time ran out before all passes: the same command goes on where this stopped,")
+        typer.echo("and a profile that was there before stays until then")
     if fit.residuals:
         typer.echo("error of the fit on steps that it had not seen, in %:")
         typer.echo(f"  {'':22}{'steps':>7}{'median':>8}{'p90':>8}{'p99':>8}{'bias':>8}")

@@ -121,21 +121,25 @@ def read_cell(folder: Path, load: Load) -> Cell | None:
     text = read_json(path)
     if text.get("schema") != SCHEMA:
         return None
-    names = [each.name for each in fields(Key)]
-    key = Key(**{name: text[name] for name in names})
     try:
-        with np.load(steps_path, allow_pickle=False) as arrays:
-            steps = [_columns(arrays, number) for number in range(len(text["runs"]))]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        return _cell(text, steps_path)
+    except (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise FidelityError(
-            f"{steps_path} cannot be read ({error}): delete {path}, and the load is measured again"
+            f"{path} and {steps_path} cannot be read ({type(error).__name__}: {error}): "
+            "delete them, and the load is measured again"
         ) from None
+
+
+def _cell(text: dict[str, Any], steps_path: Path) -> Cell:
+    """A cell from its text and the file of its steps."""
+    facts = {each.name: text[each.name] for each in fields(Key)}
+    key = Key(**facts | {"settings": tuple(facts["settings"])})
+    with np.load(steps_path, allow_pickle=False) as arrays:
+        steps = [_columns(arrays, number) for number in range(len(text["runs"]))]
     runs = tuple(
         MeasuredRun(run["summary"], run["wall_s"], columns)
         for run, columns in zip(text["runs"], steps, strict=True)
     )
-    settings = tuple(key.settings)
-    key = Key(key.scenario, settings, key.requests_sha256, key.engine, key.engine_digest)
     return Cell(text["load"], key, runs, text["parity"], text["about"])
 
 

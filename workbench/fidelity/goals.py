@@ -14,6 +14,7 @@ GOALS: Final = {
 }  # fmt: skip
 STEP_GOALS: Final = {"median": 2.0, "p99": 5.0}  # percent of absolute errors of steps
 P99_REQUESTS: Final = 1000  # below so many, a 99th percentile is not judged
+JUDGED_STEPS: Final = {"median": 20, "p99": 100}  # below so many, these are not judged
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from workbench.fidelity.cells import (
     requests_digest,
     what_differs,
 )
-from workbench.fidelity.goals import GOALS, STEP_GOALS, score
+from workbench.fidelity.goals import GOALS, JUDGED_STEPS, STEP_GOALS, score
 from workbench.fidelity.loads import Load
 from workbench.fidelity.predict import Predictor
 from workbench.fidelity.step_errors import REGIONS, Errors, quantiles, spread, step_errors
@@ -183,7 +183,9 @@ def _step_numbers(errors: Errors) -> dict[str, Any]:
     """The numbers of a region, and which goals they reach."""
     numbers = spread(errors)
     reached = {
-        name: None if (value := numbers[name]) is None else value <= goal
+        name: None
+        if (value := numbers[name]) is None or len(errors) < JUDGED_STEPS[name]
+        else value <= goal
         for name, goal in STEP_GOALS.items()
     }
     return {**numbers, "reached": reached}

@@ -124,8 +124,11 @@ def _signed_scale(axes: Axes, goal: float) -> None:
     """Linear up to the goal, logarithmic beyond it, and the same to both sides."""
     most = max(4 * goal, *(1.5 * abs(edge) for edge in axes.dataLim.intervalx))
     axes.set_xscale("symlog", linthresh=goal, linscale=1.0)
-    axes.set_xlim(-most, most)
     beyond = [tick for tick in _TICKS if 4 * goal <= tick <= most / 1.8][-1:]  # room for its text
+    if most > goal and not beyond:  # a scale that is not linear says so by a tick beyond the goal
+        beyond = [next(tick for tick in _TICKS if tick >= 4 * goal)]
+        most = max(most, 1.8 * beyond[0])
+    axes.set_xlim(-most, most)
     ticks = [*(-tick for tick in beyond), -goal, 0.0, goal, *beyond]
     axes.set_xticks(ticks, [f"{tick:+g}" if tick else "0" for tick in ticks])
     axes.minorticks_off()

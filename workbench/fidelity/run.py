@@ -10,7 +10,7 @@ from simulator.profile import Profile
 from workbench.engine_driver import WallClock
 from workbench.engine_run import Build, Say, build_runner
 from workbench.engine_setup import EngineOptions
-from workbench.fidelity.cells import engine_digest
+from workbench.fidelity.cells import cell_files, engine_digest
 from workbench.fidelity.errors import FidelityError
 from workbench.fidelity.judge import Found, Judgement, find_cell, judge, write_judgement
 from workbench.fidelity.loads import Load
@@ -31,7 +31,9 @@ def run_suite(
     clock: WallClock | None = None,
     say: Say = lambda _: None,
 ) -> Judgement:
-    """Measure those loads whose cells are missing, judge all, and write the judgement.
+    """Measure those loads whose cells are missing, judge them, and write the judgement.
+
+    It is not written if there are cells of other loads, too, of which it says nothing.
 
     Args:
         suite: of the folder.
@@ -63,7 +65,9 @@ def run_suite(
         )
     say("simulating")
     judgement = judge(suite, found, profile, profile_path, left_out)
-    write_judgement(suite.folder, judgement)
+    others = (load for load in suite.basis.loads if load not in loads)
+    if not any(cell_files(suite.folder, load)[0].exists() for load in others):
+        write_judgement(suite.folder, judgement)  # else it would replace one of more loads
     return judgement
 
 

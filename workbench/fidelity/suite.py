@@ -102,7 +102,7 @@ def open_suite(
         profile_path: its file.
         repeats: runs of each load; None: as before, or `DEFAULT_REPEATS`.
         trace: whose beginning becomes a load; None: that of the folder, if it has one.
-        make: whether a folder that is none of a suite becomes one.
+        make: whether a folder that is none of a suite becomes one, and keeps `repeats`.
 
     Raises:
         FidelityError: the folder holds measurements of something else, or none and `make` is false.
@@ -126,9 +126,10 @@ def open_suite(
         possible = not load.is_of_trace or window is not None
         if load.share and possible and load.workload not in capacities:
             capacities[load.workload] = _capacity(suite, load, profile_path)
-    if not kept or len(capacities) > known or wanted != kept["repeats"]:
+    if not kept or len(capacities) > known or (make and wanted != kept.get("repeats")):
         predicted_by = {"profile": profile.name, "sha256": input_file(profile_path).sha256}
-        data = {**about, "repeats": wanted, "requests_per_s": capacities,
+        data = {**about, "repeats": wanted if make else kept["repeats"],
+                "requests_per_s": capacities,
                 "predicted_by": kept.get("predicted_by", predicted_by)}  # fmt: skip
         write_atomic(path, json.dumps(data, indent=1).encode() + b"\n")
     return suite
@@ -152,11 +153,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _refuse_other(path: Path, kept: dict[str, Any], about: dict[str, Any]) -> None:
+    engine = kept.get("engine")
+    if not isinstance(engine, dict) or not isinstance(kept.get("repeats"), int):
+        raise FidelityError(f"{path} is damaged (it lacks facts): delete it, and it is made again")
     other = [
         f"{key} {kept.get(key)}, not {value}" for key, value in about.items()
         if kept.get(key) != value and key != "engine"
     ]  # fmt: skip
-    engine = kept.get("engine", {})
     other += [
         f"an engine with {key} {engine.get(key)}, not {value}"
         for key, value in about["engine"].items()
