@@ -151,6 +151,9 @@ def test_the_suite_on_a_cpu(tmp_path: Path) -> None:
     assert again.stdout == f"{first.stdout}{picture}\n"
     assert {path: path.stat().st_mtime_ns for path in cells} == stamps
     assert picture.read_bytes().startswith(b"\x89PNG")
+    result = invoke("fidelity", str(profile), "--output-dir", str(out))
+    assert result.exit_code == 2
+    assert "is a profile of a CPU: add --cpu" in result.stderr
     other = json.loads(profile.read_bytes())
     other["identity"]["page_size"] = 64
     profile.write_text(json.dumps(other), encoding="utf-8")

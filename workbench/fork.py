@@ -170,7 +170,7 @@ def _unchanged_inputs(parent: RunReader) -> dict[str, str]:
         if now.sha256 != facts.sha256:
             raise ForkError(
                 f"cannot repeat {parent.path}: {facts.path} ({key}) has changed since it was "
-                "recorded"
+                f"recorded: put back the file whose sha256 begins with {facts.sha256[:12]}"
             )
         found[key] = now.path
     return found

@@ -76,12 +76,16 @@ def run(
     from workbench.fidelity.run import run_suite
     from workbench.fidelity.suite import open_suite
     from workbench.fidelity.table import table_lines
+    from workbench.profile_match import CPU
 
     if picture is not None and picture.suffix not in (".png", ".svg"):
         raise UsageError(f"--picture {picture}: give it the ending .png or .svg")
     if cpu and trace is not None:
         raise UsageError("--cpu has no load of a trace: leave --trace out")
     known = read_profile(profile)
+    if cpu != (known.identity.gpu == CPU):
+        what = "a CPU: add --cpu" if not cpu else f"{known.identity.gpu}: leave --cpu out"
+        raise UsageError(f"{profile} is a profile of {what}")
     basis, options = _set_up(known, model, load_format, gpu, cpu)
     try:
         wanted = chosen(basis.loads, loads)
