@@ -231,8 +231,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     Attributes:
         name: `<gpu>-<model>-<config>`, which is also its file's.
-        conditions: when and how it was measured: times, clocks, ceilings; of the call that ended
-            it, if it was interrupted; for the reader.
+        conditions: when and how it was measured: times, clocks, ceilings of each sitting that came
+            to its end; for the reader.
     """
 
     schema: str

@@ -323,6 +323,8 @@ def test_a_calibration_cut_short_does_not_replace_a_whole_one(
     monkeypatch.setattr(calibration, "measure_steps", measure)
     again, _ = calibrated(tmp_path)
     assert again.complete
+    assert len(again.profile.conditions["sittings"]) == 2
+    assert again.profile.conditions["sittings"][0]["ceilings"] == {"copy_tb_s": 4.0}
     assert len(again.profile.samples) == len(whole.profile.samples)
 
 

@@ -69,10 +69,14 @@ class Partial:
     Args:
         path: beside the profile to be.
         identity: of the engine; measurements of another one are not taken over.
+
+    Attributes:
+        sittings: when and under which conditions it was added to, as far as it was read.
     """
 
     def __init__(self, path: Path, identity: Identity) -> None:
         self.path = path
+        self.sittings: list[dict[str, Any]] = []
         self._head = {"schema": SCHEMA, "identity": msgspec.to_builtins(identity)}
 
     def read(self) -> Measurements:
@@ -106,18 +110,30 @@ class Partial:
                 "or name another --output-dir"
             )
         for line in lines[1:]:
-            shape, times = json.loads(line)
-            found.add(tuple(shape), times)
+            entry = json.loads(line)
+            if isinstance(entry, dict):
+                self.sittings.append(entry)
+            else:
+                shape, times = entry
+                found.add(tuple(shape), times)
         return found
 
     def append(self, shape: Features, times: list[int]) -> None:
         """Keep one pass over a step."""
+        self._write([shape, times])
+
+    def end_sitting(self, conditions: dict[str, Any]) -> None:
+        """Keep when and under which conditions the last steps were measured."""
+        self.sittings.append(conditions)
+        self._write(conditions)
+
+    def _write(self, entry: list[Any] | dict[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = not self.path.exists()
         with self.path.open("a", encoding="utf-8") as file:
             if new:
                 file.write(json.dumps(self._head) + "\n")
-            file.write(json.dumps([shape, times]) + "\n")
+            file.write(json.dumps(entry) + "\n")
 
 
 def calibrate(
@@ -154,11 +170,11 @@ def calibrate(
         ceilings = runner.ceilings()
     finally:
         runner.close()
-    conditions = {
+    measured.partial.end_sitting({
         "began_unix_s": round(begin), "seconds": round(now() - begin),
         "ceilings": ceilings, "gpu_state": state.summary(),
-    }  # fmt: skip
-    profile = _profile(measured, conditions)
+    })  # fmt: skip
+    profile = _profile(measured)
     path = folder / f"{profile.name}.json"
     if measured.complete or not path.exists():  # what is there may have seen more
         write_atomic(path, encode_profile(profile))
@@ -227,7 +243,7 @@ def _measure(runner: Runner, clock: HostClock, folder: Path, seconds: float, say
     )
 
 
-def _profile(measured: _Measured, conditions: dict[str, Any]) -> Profile:
+def _profile(measured: _Measured) -> Profile:
     """Measurements, fitted."""
     samples, host = _samples(measured.steps), _host_samples(measured.host)
     try:
@@ -245,10 +261,12 @@ def _profile(measured: _Measured, conditions: dict[str, Any]) -> Profile:
         host_samples=host,
         fit=fit,
         conditions={
-            **conditions, "complete": measured.complete, "designed_steps": measured.designed,
+            "sittings": measured.partial.sittings,
+            "complete": measured.complete,
+            "designed_steps": measured.designed,
             "kernels": measured.kernels,
         },
-    )  # fmt: skip
+    )
 
 
 def profile_name(identity: Identity) -> str:
