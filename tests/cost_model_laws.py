@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from simulator.cost_model import CostModel, StepFeatures, StepShape
 
 
@@ -26,3 +28,16 @@ def check_growing(model: CostModel, shape: StepShape, feature: str, more: int) -
     larger = shape._replace(**{feature: getattr(shape, feature) + more})
     assert model.step_cost(larger)[0] >= model.step_cost(shape)[0]
     assert model.step_cost(larger)[1] >= model.step_cost(shape)[1]
+
+
+def check_empty_steps(model: CostModel) -> None:
+    """No method invents the cost of a step without tokens, or of a run that does not decode."""
+    empty, some = StepShape(graph_batch=8), StepShape(prefill_tokens=3, prefill_requests=1)
+    with pytest.raises(ValueError, match="at least one token"):
+        model.step_cost(empty)
+    for shapes in ([empty], [some, empty]):
+        with pytest.raises(ValueError, match="at least one token"):
+            model.step_costs(StepFeatures.from_shapes(shapes))
+    for shape in (empty, StepShape(prefill_tokens=1, decode_requests=1, decode_tokens=1)):
+        with pytest.raises(ValueError, match="decodes and does not prefill"):
+            model.decode_run(shape, 3)

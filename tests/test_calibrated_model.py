@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 import pytest
-from cost_model_laws import check_decode_run, check_growing
+from cost_model_laws import check_decode_run, check_empty_steps, check_growing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from measured_steps import (
@@ -380,14 +380,7 @@ def test_known_experts_are_not_extrapolated():
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_an_empty_step_is_an_error(model):
     """No method invents the cost of a step without tokens, or of a run that does not decode."""
-    empty = StepShape(graph_batch=8)
-    with pytest.raises(ValueError, match="at least one token"):
-        model.step_cost(empty)
-    with pytest.raises(ValueError, match="at least one token"):
-        model.step_costs(columns_of(prefill(3), empty))
-    for shape in (empty, StepShape(prefill_tokens=1, decode_requests=1, decode_tokens=1)):
-        with pytest.raises(ValueError, match="decodes and does not prefill"):
-            model.decode_run(shape, 3)
+    check_empty_steps(model)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,10 @@ from measured_steps import (
 from simulator import fitting
 from simulator.calibrated import CalibratedCostModel
 from simulator.cost_model import StepShape
-from simulator.fitting import ascending, fit_host, fit_profile, nonnegative_costs
+from simulator.fit_base import nonnegative_costs
+from simulator.fit_decode import ascending
+from simulator.fit_host import fit_host
+from simulator.fitting import fit_profile
 from simulator.profile import HostSamples, LaunchFit, ProfileError, Samples
 
 SAMPLES = samples_of(gpu_shapes())

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cost_model_laws import check_decode_run, check_growing
+from cost_model_laws import check_decode_run, check_empty_steps, check_growing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -319,14 +319,7 @@ def test_quantized_weights_are_read_faster_and_computed_faster():
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_an_empty_step_is_an_error(model):
     """No method invents the cost of a step without tokens, or of a run that does not decode."""
-    empty = StepShape(graph_batch=8)
-    with pytest.raises(ValueError, match="at least one token"):
-        model.step_cost(empty)
-    with pytest.raises(ValueError, match="at least one token"):
-        model.step_costs(columns(empty))
-    for shape in (empty, StepShape(prefill_tokens=1, decode_requests=1, decode_tokens=1)):
-        with pytest.raises(ValueError, match="decodes and does not prefill"):
-            model.decode_run(shape, 3)
+    check_empty_steps(model)
 
 
 def test_no_steps_cost_nothing():

@@ -1,0 +1,112 @@
+"""The tables of decode steps that run as a CUDA Graph, straight from what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.calibrated import Curve
+from simulator.cost_model import Int64, StepFeatures
+from simulator.fit_base import LAST_INTERVAL, Float64, Steps, may_be_knots
+from simulator.profile import DecodeTable, ProfileError
+
+_EVEN: Final = 6.0  # times the mean context: no request of a usual batch has a longer one
+
+
+@dataclass(frozen=True, slots=True)
+class GraphKnots:
+    """What a decode table is made of.
+
+    Attributes:
+        graph_batch: whose.
+        context: int64[n], ascending.
+        ns: float64[n], median time at each.
+        weights: float64[n], how often each was measured.
+        others: steps of the graph that are no knots.
+    """
+
+    graph_batch: int
+    context: Int64
+    ns: Float64
+    weights: Float64
+    others: Steps
+
+    def curve(self, rows: NDArray[np.bool_] | slice = slice(None)) -> Curve:
+        """The table of some of them."""
+        return Curve(
+            self.context[rows].tolist(), ascending(self.ns[rows], self.weights[rows]).tolist()
+        )
+
+
+def decode_tables(graphs: Sequence[GraphKnots]) -> Iterator[DecodeTable]:
+    """The tables of those graphs that have one; the others lie between their neighbours."""
+    tabled = [knots for knots in graphs if len(knots.context) > 1]
+    if graphs and not tabled:
+        raise ProfileError(
+            f"graph batch {graphs[0].graph_batch} was measured at one context, its table needs two"
+            f" that differ by {LAST_INTERVAL - 1:.0%}"
+        )
+    for knots in tabled:
+        yield DecodeTable(
+            graph_batch=knots.graph_batch,
+            context=tuple(knots.context.tolist()),
+            ns=tuple(ascending(knots.ns, knots.weights).tolist()),
+        )
+
+
+def knots_by_graph(steps: Steps) -> Iterator[GraphKnots]:
+    """The knots of each graph batch, ascending."""
+    for graph_batch in np.unique(steps.features.graph_batch).tolist():
+        of_graph = steps.at(steps.features.graph_batch == graph_batch)
+        typical = _are_typical(of_graph.features)
+        if len(np.unique(of_graph.features.decode_context[typical])) < 2:
+            typical[:] = True
+        chosen = of_graph.at(typical)
+        contexts, knot = np.unique(chosen.features.decode_context, return_inverse=True)
+        kept = np.flatnonzero(may_be_knots(contexts))
+        yield GraphKnots(
+            graph_batch,
+            contexts[kept],
+            np.array([np.median(chosen.ns[knot == index]) for index in kept]),
+            np.array([chosen.repeats[knot == index].sum() for index in kept], np.float64),
+            of_graph.at(~typical),
+        )
+
+
+def _are_typical(f: StepFeatures) -> NDArray[np.bool_]:
+    """Which steps of one graph tell how it depends on context alone.
+
+    Those without a request that is much longer than the others. With one they take the same time
+    if the model is right; between knots they would bend the table if it is not.
+    """
+    typical: NDArray[np.bool_] = (
+        f.decode_max_context * f.decode_requests <= _EVEN * f.decode_context
+    )
+    return typical
+
+
+def ascending(values: Float64, weights: Float64) -> Float64:
+    """The nearest values that do not descend, by weighted least squares (pool adjacent violators).
+
+    Args:
+        values: float64[n].
+        weights: float64[n], above 0.
+    """
+    pools: list[tuple[float, float, int]] = []  # (mean, weight, how many)
+    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
+        pool = value, weight, 1
+        while pools and pools[-1][0] > pool[0]:
+            pool = _pooled(pools.pop(), pool)
+        pools.append(pool)
+    return np.concatenate([np.full(count, mean) for mean, _, count in pools])
+
+
+def _pooled(
+    one: tuple[float, float, int], other: tuple[float, float, int]
+) -> tuple[float, float, int]:
+    weight = one[1] + other[1]
+    return (one[0] * one[1] + other[0] * other[1]) / weight, weight, one[2] + other[2]
