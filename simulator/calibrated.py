@@ -148,10 +148,7 @@ class CalibratedCostModel:
 
     def _is_of_unknown_kind(self, shape: StepShape) -> bool:
         """Whether no step was measured that launches its kernels as this one does."""
-        if not shape.prefill_tokens:
-            return not self._known_kinds[_EAGER_DECODE]
-        tokens, graphs = shape.prefill_tokens + shape.decode_tokens, self._graph_tokens
-        kind = (2 if tokens > (graphs[-1] if graphs else 0) else 0) + (shape.decode_tokens > 0)
+        kind = _launch_kind(shape.prefill_tokens, shape.decode_tokens, self._graph_tokens)
         return not self._known_kinds[kind]
 
     def _other_steps(self) -> MixedCosts:
@@ -290,8 +287,7 @@ class MixedCosts:
         self._logits_ns = (fit.logits_ns, fit.logit_row_ns)
         least = msgspec.structs.astuple(fit.launches)
         self._launch_ns = np.array([int(ns + 0.5) for ns in least], np.int64)  # by `launch_kinds`
-        self._graph_launch_ns: list[int] = self._launch_ns[:2].tolist()
-        self._eager_launch_ns: list[int] = self._launch_ns[2:].tolist()
+        self._whole_launch_ns: list[int] = self._launch_ns.tolist()
 
     def terms(self, features: StepFeatures) -> dict[str, Int64]:
         """The terms of many steps, by their names."""
@@ -335,12 +331,11 @@ class MixedCosts:
         """(time without attention of decode items, time of launches)."""
         prefill, prefills, context, pairs, longest, decodes, decode, _, _, sampled, _, _ = shape
         tokens = prefill + decode
-        least = self._eager_launch_ns[1 if decode else 0] if prefill else self._eager_launch_ns[2]
+        least = self._whole_launch_ns[_launch_kind(prefill, decode, self._graph_tokens)]
         if prefill:
             at = bisect_left(self._graph_tokens, tokens)
             if at < len(self._graph_tokens):
                 tokens = self._graph_tokens[at]
-                least = self._graph_launch_ns[1 if decode else 0]
         pair_ns, context_ns, max_context_ns = self._prefill_ns
         prefill_request_ns, decode_request_ns = self._request_ns
         ns = self._tokens.whole_ns(tokens)
@@ -407,7 +402,15 @@ def launch_kinds(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:
     tokens = features.prefill_tokens + features.decode_tokens
     eager = tokens > (graph_tokens[-1] if graph_tokens else 0)
     kinds = np.where(eager, 2, 0) + (features.decode_tokens > 0)
-    return np.where(features.prefill_tokens > 0, kinds, 4)
+    return np.where(features.prefill_tokens > 0, kinds, _EAGER_DECODE)
+
+
+def _launch_kind(prefill: int, decode: int, graph_tokens: Sequence[int]) -> int:
+    """`launch_kinds` of a step of so many tokens of prompts and of decode items."""
+    if not prefill:
+        return _EAGER_DECODE
+    eager = prefill + decode > (graph_tokens[-1] if graph_tokens else 0)
+    return (2 if eager else 0) + (1 if decode else 0)
 
 
 def _measured_kinds(profile: Profile) -> NDArray[np.bool_]:
