@@ -38,6 +38,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.core.graph_sizes import FEWEST_CHUNKS, TOKENS_PER_CHUNK, least_graph_tokens
 from simulator.cost_model import Int64, StepCosts, StepFeatures, StepShape, sum_of_terms, whole_ns
 from simulator.profile import (
     DecodeTable,
@@ -148,8 +149,7 @@ class CalibratedCostModel:
 
     def _is_of_unknown_kind(self, shape: StepShape) -> bool:
         """Whether no step was measured that launches its kernels as this one does."""
-        kind = _launch_kind(shape.prefill_tokens, shape.decode_tokens, self._graph_tokens)
-        return not self._known_kinds[kind]
+        return not self._known_kinds[_launch_kind(shape, self._graph_tokens)]
 
     def _other_steps(self) -> MixedCosts:
         if self._mixed is None:
@@ -331,9 +331,9 @@ class MixedCosts:
         """(time without attention of decode items, time of launches)."""
         prefill, prefills, context, pairs, longest, decodes, decode, _, _, sampled, _, _ = shape
         tokens = prefill + decode
-        least = self._whole_launch_ns[_launch_kind(prefill, decode, self._graph_tokens)]
+        least = self._whole_launch_ns[_launch_kind(shape, self._graph_tokens)]
         if prefill:
-            at = bisect_left(self._graph_tokens, tokens)
+            at = bisect_left(self._graph_tokens, least_graph_tokens(tokens, prefills))
             if at < len(self._graph_tokens):
                 tokens = self._graph_tokens[at]
         pair_ns, context_ns, max_context_ns = self._prefill_ns
@@ -383,10 +383,9 @@ def padded_tokens(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:
     tokens = features.prefill_tokens + features.decode_tokens
     if not graph_tokens:
         return tokens
-    sizes = np.array(graph_tokens, np.int64)
-    next_size = sizes[np.minimum(np.searchsorted(sizes, tokens), len(sizes) - 1)]
-    # Beyond the last size the step is larger than it, and stays what it is.
-    return np.where(features.prefill_tokens > 0, np.maximum(tokens, next_size), tokens)
+    sizes = np.append(np.array(graph_tokens, np.int64), 0)  # no graph: the step stays what it is
+    size = sizes[np.searchsorted(sizes[:-1], _least_graph_tokens(features))]
+    return np.where((features.prefill_tokens > 0) & (size > 0), size, tokens)
 
 
 def launch_kinds(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:
@@ -399,18 +398,26 @@ def launch_kinds(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:
     Returns:
         int64[n].
     """
-    tokens = features.prefill_tokens + features.decode_tokens
-    eager = tokens > (graph_tokens[-1] if graph_tokens else 0)
+    eager = _least_graph_tokens(features) > (graph_tokens[-1] if graph_tokens else 0)
     kinds = np.where(eager, 2, 0) + (features.decode_tokens > 0)
     return np.where(features.prefill_tokens > 0, kinds, _EAGER_DECODE)
 
 
-def _launch_kind(prefill: int, decode: int, graph_tokens: Sequence[int]) -> int:
-    """`launch_kinds` of a step of so many tokens of prompts and of decode items."""
+def _least_graph_tokens(features: StepFeatures) -> Int64:
+    """`least_graph_tokens` of n steps: int64[n]."""
+    f = features
+    chunks_need: Int64 = TOKENS_PER_CHUNK * (f.prefill_requests - FEWEST_CHUNKS)
+    tokens: Int64 = np.maximum(f.prefill_tokens + f.decode_tokens, chunks_need)
+    return tokens
+
+
+def _launch_kind(shape: StepShape, graph_tokens: Sequence[int]) -> int:
+    """`launch_kinds` of a step."""
+    prefill, decode = shape.prefill_tokens, shape.decode_tokens
     if not prefill:
         return _EAGER_DECODE
-    eager = prefill + decode > (graph_tokens[-1] if graph_tokens else 0)
-    return (2 if eager else 0) + (1 if decode else 0)
+    least = least_graph_tokens(prefill + decode, shape.prefill_requests)
+    return (2 if least > (graph_tokens[-1] if graph_tokens else 0) else 0) + (1 if decode else 0)
 
 
 def _measured_kinds(profile: Profile) -> NDArray[np.bool_]:

@@ -137,8 +137,8 @@ class LaunchFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """What the host takes to launch the kernels of a step, which no step is shorter than.
 
     Attributes:
-        graph_prefill_ns, graph_mixed_ns: of a step whose prompts run as graphs piece by piece,
-            alone and beside decode items.
+        graph_prefill_ns, graph_mixed_ns: of a step with prompts that runs as a graph, alone and
+            beside decode items.
         eager_prefill_ns, eager_mixed_ns: of one whose kernels are launched one by one.
         eager_decode_ns: of such a step without prompts.
     """

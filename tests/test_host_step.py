@@ -62,7 +62,7 @@ def laws(world: dict[int, PageTable]):
         table = world[id(run)]
         step = table.take(plan)
         members = plan.decode_members()
-        at, ends = 0, []
+        at, ends = len(members) if plan.prefills else 0, []
         for index, item in enumerate(plan.prefills):
             stop = item.context_tokens + item.num_tokens
             part = slice(at, at + item.num_tokens)
@@ -74,13 +74,15 @@ def laws(world: dict[int, PageTable]):
             table.check_row(row.pop(), item.request, stop)
             at += item.num_tokens
             ends += [at - 1] * item.samples
-        assert step.rows[at:].tolist() == (-1 - step.token_ids[at:]).tolist()
+        decodes = slice(0, len(members))
+        assert step.rows[decodes].tolist() == (-1 - step.token_ids[decodes]).tolist()
         for row, position, (request, _) in zip(
-            step.rows[at:], step.positions[at:], members, strict=True
+            step.rows[decodes], step.positions[decodes], members, strict=True
         ):
             assert position == request.offset + plan.decode_iteration - 1
             table.check_row(row, request, position + 1)
-        assert step.logit_rows.tolist() == ends + list(range(at, at + len(members)))
+        assert len(step.rows) == max(at, len(members))
+        assert step.logit_rows.tolist() == ends + list(range(len(members)))
         assert step.sampled == plan.sampling_requests()
         assert len(set(step.rows.tolist())) == len(plan.prefills) + len(members)
         check_prefill(plan, step)
@@ -96,8 +98,9 @@ def check_prefill(plan: StepPlan, step: HostStep) -> None:
         assert step.prefill is None
         return
     lengths = [item.num_tokens for item in plan.prefills]
-    assert list(step.prefill.lengths) == lengths
-    assert step.prefill.starts.tolist() == np.cumsum([0, *lengths]).tolist()
+    decodes = len(plan.decode_members())
+    assert step.prefill.decodes == decodes
+    assert step.prefill.starts.tolist() == np.cumsum([decodes, *lengths]).tolist()
     assert step.prefill.contexts.tolist() == [item.context_tokens for item in plan.prefills]
 
 

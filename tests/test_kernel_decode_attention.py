@@ -150,6 +150,22 @@ def test_padding_on_the_dummy_row_does_not_disturb() -> None:
         assert relative_error(out[:2], expected(q[:2], world, 0.3)) < TOLERANCE[torch.float32]
 
 
+def test_nothing_happens_at_position_minus_one() -> None:
+    """Requests at position -1 at the end keep what is there, whether there are others or not."""
+    world = paged([40, 3], 16, 1, 16, torch.float32)
+    q = torch.randn(7, 2, 16, device=DEVICE)
+    for real in (2, 0):
+        _, k_cache, v_cache, table, rows, positions = arguments(world, q)
+        rows = torch.cat((rows[:real], rows.new_zeros(7 - real)))
+        positions = torch.cat((positions[:real], positions.new_full((7 - real,), -1)))
+        for name, attend in op.IMPLEMENTATIONS.items():
+            out = torch.full_like(q, math.nan)
+            attend(q, k_cache, v_cache, table, rows, positions, 0.3, 128, out=out)
+            assert out[real:].isnan().all(), name
+            if real:
+                assert relative_error(out[:real], expected(q[:real], world, 0.3)) < 2e-6, name
+
+
 def test_large_logits_do_not_overflow() -> None:
     """Logits in the thousands give the softmax of float64, not infinities."""
     world = paged([50], 16, 1, 16, torch.float32)

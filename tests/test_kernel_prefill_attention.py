@@ -118,18 +118,31 @@ def test_tiles_of_any_size(block_queries: int, block_tokens: int) -> None:
     assert relative_error(out, expected(q, world, 0.4)) < TOLERANCE[torch.float32], chunks
 
 
-def test_padding_disturbs_nobody() -> None:
-    """Queries after the last request, and requests of no token on the dummy row, are harmless."""
-    world = paged([(5, 20), (0, 3)], 16, 1, 16, torch.float32)
-    q = torch.randn(40, 2, 16, device=DEVICE)
+def among_others(world: Paged, before: int, after: int) -> tuple[torch.Tensor, ...]:
+    """The arguments of `Paged.inputs` with `before` queries of nobody, and `after` empty chunks."""
     k_cache, v_cache, table, starts, rows, contexts = world.inputs()
-    dummy = min(set(range(4)) - set(world.rows.tolist()))
-    starts = torch.cat((starts, starts[-1:], starts[-1:]))
-    rows = torch.cat((rows, torch.full_like(rows, dummy)))
-    contexts = torch.cat((contexts, torch.zeros_like(contexts)))
+    dummy = min(set(range(len(table))) - set(world.rows.tolist()))
+    starts = torch.cat((starts, starts[-1:].repeat(after))) + before
+    rows = torch.cat((rows, torch.full((after,), dummy, dtype=torch.int32, device=DEVICE)))
+    contexts = torch.cat((contexts, contexts.new_zeros(after)))
+    return k_cache, v_cache, table, starts, rows, contexts
+
+
+@pytest.mark.parametrize("before", [0, 3, 150])
+def test_padding_disturbs_nobody(before: int) -> None:
+    """Queries of no request keep what is there; requests of no token, on the dummy row, do nothing.
+
+    Queries of nobody before the first request may fill whole tiles.
+    """
+    world = paged([(5, 20), (0, 3)], 16, 1, 16, torch.float32)
+    q = torch.randn(before + 40, 2, 16, device=DEVICE)
     for name, attend in op.IMPLEMENTATIONS.items():
-        out = attend(q, k_cache, v_cache, table, starts, rows, contexts, 0.3)
-        assert relative_error(out[:23], expected(q[:23], world, 0.3)) < 2e-6, name
+        out = torch.full_like(q, math.nan)
+        attend(q, *among_others(world, before, 2), 0.3, out=out)
+        mine = slice(before, before + 23)
+        assert relative_error(out[mine], expected(q[mine], world, 0.3)) < 2e-6, name
+        assert out[:before].isnan().all()
+        assert out[before + 23 :].isnan().all()
 
 
 def test_strided_queries_of_a_fused_projection() -> None:
@@ -166,6 +179,20 @@ def test_hopper_equals_softmax_attention(page_size: int, dtype: torch.dtype) -> 
     out = torch.full_like(q, math.nan)
     op.launch_hopper(q, *world.inputs(), 0.1, out=out)
     assert relative_error(out, expected(q, world, 0.1)) < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.skipif(not ON_GPU, reason="Hopper's own instructions")
+@pytest.mark.parametrize("before", [1, 300])
+def test_padding_disturbs_nobody_on_hopper(before: int) -> None:
+    """As `test_padding_disturbs_nobody`."""
+    world = paged([(5, 200), (1000, 3)], 16, 2, 128, torch.bfloat16)
+    q = torch.randn(before + 640, 8, 128, dtype=torch.bfloat16, device=DEVICE)
+    out = torch.full_like(q, math.nan)
+    op.launch_hopper(q, *among_others(world, before, 20), 0.1, out=out)
+    mine = slice(before, before + 203)
+    assert relative_error(out[mine], expected(q[mine], world, 0.1)) < TOLERANCE[torch.bfloat16]
+    assert out[:before].isnan().all()
+    assert out[before + 203 :].isnan().all()
 
 
 def test_hopper_takes_what_it_can() -> None:

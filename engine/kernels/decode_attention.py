@@ -50,7 +50,8 @@ def decode_attention_reference(
         v_cache: as `k_cache`.
         page_table: int32[R, max_pages]; token x of row r: page `page_table[r, x // page_size]`.
         rows: int32[B], the row of each request.
-        positions: int32[B], the index of its token; `positions + 1` tokens are attended.
+        positions: int32[B], the index of its token; `positions + 1` tokens are attended. At the end
+            there may be requests at position -1, whose results are not written.
         scale: factor of the logits.
         max_context: no context is longer; picks the grid only.
         counters: int32[>= B * Hk] zeros, owned by whoever owns the stream and left as zeros;
@@ -67,6 +68,8 @@ def decode_attention_reference(
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
     for request in range(batch):
         context = int(positions[request]) + 1
+        if not context:
+            break
         pages = page_table[int(rows[request]), : -(-context // page_size)].long()
         k, v = (cache[pages].flatten(0, 1)[:context].float() for cache in (k_cache, v_cache))
         query = q[request].float().reshape(kv_heads, heads // kv_heads, -1)

@@ -59,15 +59,16 @@ def prefill_attention_reference(
         k_cache: [pages, page_size, Hk, D]; Hk divides Hq. The chunks' entries are there.
         v_cache: as `k_cache`.
         page_table: int32[R, max_pages]; token x of row r: page `page_table[r, x // page_size]`.
-        starts: int32[P + 1]; request p has the queries `starts[p] : starts[p + 1]`.
+        starts: int32[P + 1]; request p has the queries `starts[p] : starts[p + 1]`, of which there
+            may be none.
         rows: int32[P], the row of each request.
         contexts: int32[P], its tokens before the chunk; its query i attends `contexts[p] + i + 1`.
         scale: factor of the logits.
         out: where to write the result, contiguous.
 
     Returns:
-        `out`, or else a new [T, Hq, D], contiguous, in the dtype of `q`. Queries of no request are
-        undefined.
+        `out`, or else a new [T, Hq, D], contiguous, in the dtype of `q`. For queries of no request
+        nothing is written.
     """
     heads = q.shape[1]
     page_size, kv_heads = k_cache.shape[1:3]
@@ -143,13 +144,14 @@ def _prefill_attention_kernel(
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
     launch_dependents(PDL)
     wait(PDL)
-    request = _find_request(starts, requests, tile, BLOCK_M)
+    # Tiles before the first request are nobody's.
+    request = tl.maximum(_find_request(starts, requests, tile, BLOCK_M), 0)
     start = tl.load(starts + request)
     length = tl.load(starts + request + 1) - start
     context = tl.load(contexts + request)
     row = tl.load(rows + request).to(tl.int64)
     begin = (tile - request - start // BLOCK_M) * BLOCK_M
-    if begin >= length:
+    if (begin < 0) | (begin >= length):
         return
     dims = tl.arange(0, HEAD_DIM)
     query = begin + tl.arange(0, BLOCK_M)

@@ -219,11 +219,12 @@ def _prefill_attention_hopper_kernel(
         start_of = gl.load(starts + index, mask=index < requests, other=0)
         begun = (start_of // BLOCK_M + index <= tile) & (index < requests)
         request += gl.sum(begun.to(gl.int32), 0)
+    request = gl.maximum(request, 0)  # tiles before the first request are nobody's
     start = gl.load(starts + request)
     length = gl.load(starts + request + 1) - start
     context = gl.load(contexts + request)
     begin = (tile - request - start // BLOCK_M) * BLOCK_M
-    if begin >= length:
+    if (begin < 0) | (begin >= length):
         return
     table = page_table + gl.load(rows + request).to(gl.int64) * table_stride
     end = context + gl.minimum(begin + BLOCK_M, length)

@@ -9,16 +9,16 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class PrefillInputs:
-    """The prefill chunks of a step, which come first among its tokens.
+    """The prefill chunks of a step, and the decoding requests before them among its tokens.
+
+    There may be room for more of both than there are: chunks without tokens, and decoding requests
+    at position -1, to whose queries nothing happens.
 
     Attributes:
         starts: int32[P + 1], where each chunk starts among the tokens, and where the last ends.
         rows: int32[P], row of the page table of each.
         contexts: int32[P], tokens cached before each chunk.
-        decode_rows, decode_positions: int32[T - starts[P]], those of the tokens behind the chunks
-            once more, at addresses of their own: a kernel is compiled anew for addresses that are
-            not multiples of 16, and that takes a second while everybody waits.
-        lengths: the same chunks' lengths, known to the host.
+        decode_rows, decode_positions: int32[D], of the decoding requests once more.
     """
 
     starts: torch.Tensor
@@ -26,17 +26,11 @@ class PrefillInputs:
     contexts: torch.Tensor
     decode_rows: torch.Tensor
     decode_positions: torch.Tensor
-    lengths: tuple[int, ...]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all chunks."""
-        return sum(self.lengths)
 
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """Tokens of a step: prefill chunks first, then one token per decoding request.
+    """Tokens of a step: one per decoding request first, then prefill chunks.
 
     Attributes:
         token_ids: int32[T]; `-1 - row` stands for the token sampled last for that row.

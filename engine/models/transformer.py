@@ -75,28 +75,47 @@ class Transformer:
         """Compute a step: writes the KV of its tokens and returns logits [S, V].
 
         Logits are in the weights' dtype. With no logit rows the result is empty, and nothing is
-        computed but what the cache needs. The pieces below are the same computation, cut where
-        attention, which depends on the requests, meets the rest, which depends on the number of
-        tokens only.
+        computed but what the cache needs.
         """
-        hidden, last = self.embed(step), self.spec.num_layers - 1
+        return self.finish(*self.begin(step, cache), step, cache)
+
+    def begin(
+        self,
+        step: StepInputs,
+        cache: KvCache,
+        query: torch.Tensor | None = None,
+        attended: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute a step up to the attention of the last layer; writes the KV of all its tokens.
+
+        Args:
+            step: the step.
+            cache: of the KV.
+            query: [T, Hq, D], where the result goes; None: to a new one.
+            attended: [T, Hq, D], what attention writes to. Rows of tokens that belong to no request
+                keep what is there.
+
+        Returns:
+            The queries of the last layer, and the residual stream [T, H] before its attention.
+        """
+        hidden, last = self._embed(step), self.spec.num_layers - 1
         for index in range(last):
             with annotate("attention"):
-                query = self.project(index, hidden, step, cache)
-                attended = self.attend(index, query, step, cache)
-                hidden = self.merge(index, attended, hidden)
+                queries = self._project(index, hidden, step, cache)
+                mixed = self._attend(index, queries, step, cache, attended)
+                hidden = self._merge(index, mixed, hidden)
             with annotate("mlp"):
-                hidden = self.feed_forward(index, hidden)
+                hidden = self._feed_forward(index, hidden)
         with annotate("attention"):
-            query = self.project(last, hidden, step, cache)
-        return self.finish(query, hidden.residual, step, cache)
+            query = self._project(last, hidden, step, cache, query)
+        return query, hidden.residual
 
-    def embed(self, step: StepInputs) -> Hidden:
+    def _embed(self, step: StepInputs) -> Hidden:
         """The residual stream of the tokens before the first layer."""
         table = self.weights.embed
         return Hidden(self.kernels.embed_tokens(step.token_ids, step.last_tokens, table), None)
 
-    def project(
+    def _project(
         self,
         index: int,
         hidden: Hidden,
@@ -126,7 +145,7 @@ class Transformer:
             out=out,
         )
 
-    def attend(
+    def _attend(
         self,
         index: int,
         query: torch.Tensor,
@@ -134,16 +153,16 @@ class Transformer:
         cache: KvCache,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Attention of a layer, [T, Hq, D] (into `out`, if given): chunks first, then decodes."""
+        """Attention of a layer, [T, Hq, D] (into `out`, if given)."""
         k_cache, v_cache = cache.layers[index]
         if out is None:
             out = torch.empty_like(query)
         prefill = step.prefill
-        first, rows, positions = 0, step.rows, step.positions
+        rows, positions = step.rows, step.positions
         if prefill is not None:
-            first, rows, positions = prefill.tokens, prefill.decode_rows, prefill.decode_positions
+            rows, positions = prefill.decode_rows, prefill.decode_positions
             self.kernels.prefill_attention(
-                query[:first],
+                query,
                 k_cache,
                 v_cache,
                 step.page_table,
@@ -151,12 +170,11 @@ class Transformer:
                 prefill.rows,
                 prefill.contexts,
                 self._scale,
-                out=out[:first],
+                out=out,
             )
-        last = len(step.rows)
-        if first < last:
+        if decodes := len(rows):
             self.kernels.decode_attention(
-                query[first:last],
+                query[:decodes],
                 k_cache,
                 v_cache,
                 step.page_table,
@@ -165,18 +183,18 @@ class Transformer:
                 self._scale,
                 step.page_table.shape[1] * cache.page_size,
                 step.counters,
-                out=out[first:last],
+                out=out[:decodes],
             )
         return out
 
-    def merge(self, index: int, attended: torch.Tensor, hidden: Hidden) -> Hidden:
+    def _merge(self, index: int, attended: torch.Tensor, hidden: Hidden) -> Hidden:
         """Project what attention brought back to the residual stream."""
         layer, residual = self.weights.layers[index], hidden.residual
         flat = attended.view(len(attended), -1)
         pending = self.kernels.residual_linear(flat, layer.o, layer.o_bias, residual)
         return Hidden(residual, pending)
 
-    def feed_forward(self, index: int, hidden: Hidden) -> Hidden:
+    def _feed_forward(self, index: int, hidden: Hidden) -> Hidden:
         """The MLP of a layer, or its mixture of experts."""
         layer, ops = self.weights.layers[index], self.kernels
         residual, pending = hidden
@@ -210,12 +228,12 @@ class Transformer:
         if rows is not None and len(rows) == 0:
             return residual.new_empty(0, self.spec.vocab_size)
         with annotate("attention"):
-            attended = self.attend(last, query, step, cache)
+            attended = self._attend(last, query, step, cache)
             if rows is not None:
                 attended, residual = (part.index_select(0, rows) for part in (attended, residual))
-            hidden = self.merge(last, attended, Hidden(residual, None))
+            hidden = self._merge(last, attended, Hidden(residual, None))
         with annotate("mlp"):
-            residual, pending = self.feed_forward(last, hidden)
+            residual, pending = self._feed_forward(last, hidden)
         head = self.weights.lm_head
         return self.kernels.norm_linear(
             pending, residual, self.weights.final_norm, self._eps, head, whole=True

@@ -21,9 +21,9 @@ from engine.models.weight_loading import load_weights
 from engine.runtime.executor import EngineError
 from engine.runtime.memory_measurement import TRIAL_PAGES, measure, page_bytes
 from engine.runtime.model_runner import ModelRunner
+from engine.runtime.prefill_graphs import default_graph_tokens
 from engine.runtime.runner_config import RunnerConfig
 from engine.runtime.running_step import on_device
-from engine.runtime.token_graphs import default_graph_tokens
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _GIB = 1 << 30

@@ -26,7 +26,11 @@ class HostPrefill:
     starts: Int32
     rows: Int32
     contexts: Int32
-    lengths: tuple[int, ...]
+
+    @property
+    def decodes(self) -> int:
+        """Decoding requests, whose tokens lie before the chunks."""
+        return int(self.starts[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +91,8 @@ class StepBuilder:
         decode_positions: Int32,
         updates: list[tuple[int, list[int]]],
     ) -> HostStep:
-        ids, positions, rows = [], [], []
-        lengths, contexts, logit_rows, at = [], [], [], 0
+        ids, positions, rows = [-1 - decode_rows], [decode_positions], []
+        contexts, logit_rows, starts = [], [], [len(decode_rows)]
         for item in plan.prefills:
             request, stop = item.request, item.context_tokens + item.num_tokens
             if request.tokens is None:
@@ -101,24 +105,17 @@ class StepBuilder:
             ids.append(request.tokens.ids(item.context_tokens, stop))
             positions.append(np.arange(item.context_tokens, stop, dtype=np.int32))
             rows.append(row.index)
-            lengths.append(item.num_tokens)
             contexts.append(item.context_tokens)
-            at += item.num_tokens
+            starts.append(starts[-1] + item.num_tokens)
             if item.samples:
-                logit_rows.append(at - 1)
-        logit_rows += range(at, at + len(decode_rows))
-        chunk_rows = np.array(rows, np.int32)
-        prefill = HostPrefill(
-            np.cumsum([0, *lengths], dtype=np.int32),
-            chunk_rows,
-            np.array(contexts, np.int32),
-            tuple(lengths),
-        )
+                logit_rows.append(starts[-1] - 1)
+        logit_rows += range(len(decode_rows))
+        chunk_rows, edges = np.array(rows, np.int32), np.array(starts, np.int32)
         return HostStep(
-            np.concatenate([*ids, -1 - decode_rows]).astype(np.int32, copy=False),
-            np.concatenate([*positions, decode_positions]),
-            np.concatenate([np.repeat(chunk_rows, lengths), decode_rows]),
-            prefill,
+            np.concatenate(ids).astype(np.int32, copy=False),
+            np.concatenate(positions),
+            np.concatenate([decode_rows, np.repeat(chunk_rows, np.diff(edges))]),
+            HostPrefill(edges, chunk_rows, np.array(contexts, np.int32)),
             np.array(logit_rows, np.int32),
             *_flatten(updates),
             plan.sampling_requests(),

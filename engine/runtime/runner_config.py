@@ -34,9 +34,8 @@ class RunnerConfig:
         max_running_requests: most requests in a step.
         max_model_len: longest prompt plus output; None: the model's own.
         cuda_graph_batch_sizes: decode batches that are captured; () runs everything eagerly.
-        cuda_graph_tokens: numbers of tokens for which steps with prefill are captured, piece by
-            piece; None: where launches would take longer than the GPU, if decode batches are
-            captured, else none.
+        cuda_graph_tokens: numbers of tokens for which steps with prefill are captured; None: where
+            launches would take longer than the GPU, if decode batches are captured, else none.
         kernels: op name -> implementation, where the default is not wanted.
     """
 

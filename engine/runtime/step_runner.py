@@ -1,13 +1,13 @@
 """Runs steps on a device: kernel by kernel, or by replaying CUDA Graphs.
 
-A pure decode step replays the graph of its bucket. A step with few tokens of prefill replays pieces
-of a graph between its attentions. Everything else is launched as it comes. Nothing waits for the
-device.
+A pure decode step replays the graph of its bucket, a step with few tokens of prefill that of its
+number of tokens. Everything else is launched as it comes. Nothing waits for the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -22,9 +22,9 @@ from engine.nvtx_ranges import annotate
 from engine.runtime.decode_graphs import DecodeColumns, DecodeGraphs, DecodeOutputs
 from engine.runtime.device_state import COMMON_ASKS, NOTHING_SPECIAL, DeviceState, SamplingAsks
 from engine.runtime.graph_capture import GraphSpace
-from engine.runtime.host_step import HostStep
+from engine.runtime.host_step import HostPrefill, HostStep
+from engine.runtime.prefill_graphs import PrefillGraphs
 from engine.runtime.runner_config import RunnerConfig
-from engine.runtime.token_graphs import TokenGraphs
 from engine.runtime.transfers_to_device import Upload
 from engine.runtime.trial_steps import trial_decode, trial_prefill
 
@@ -56,7 +56,7 @@ class StepRunner:
         self._upload = Upload(device, 5 * config.max_num_batched_tokens + 64)
         self._logits: torch.Tensor | None = None  # of any captured step that does not choose
         self._decode_graphs: DecodeGraphs | None = None
-        self._token_graphs: TokenGraphs | None = None
+        self._prefill_graphs: PrefillGraphs | None = None
         if device.type == "cuda" and config.cuda_graph_batch_sizes:
             space, dummy_row = GraphSpace(device), self.state.dummy_row
             self._decode_graphs = DecodeGraphs(self._run_decode, dummy_row, device, space)
@@ -65,9 +65,10 @@ class StepRunner:
             if config.graph_tokens:
                 nothing = torch.empty(0, dtype=torch.int32, device=device)
                 template = self._inputs(nothing, nothing, nothing)
-                self._token_graphs = TokenGraphs(
-                    transformer, cache, template, config.graph_tokens, space
-                )
+                self._prefill_graphs = PrefillGraphs(
+                    transformer, cache, template, config.graph_tokens,
+                    config.max_running_requests, space,
+                )  # fmt: skip
 
     def run(self, host: HostStep, asks: SamplingAsks, graph_batch: int = 0) -> SampleResult:
         """Queue a step.
@@ -79,17 +80,21 @@ class StepRunner:
         """
         if graph_batch and self._decode_graphs is not None:
             return self._replay(self._decode_graphs, graph_batch, host, asks)
+        if (chunks := host.prefill) is not None and (graphs := self._prefill_graphs) is not None:
+            size = graphs.size_for(len(host.rows), len(chunks.rows))
+            if size is not None:
+                return self._replay_prefill(graphs, size, host, chunks, asks)
         return self._run_eagerly(host, asks)
 
     def close(self) -> None:
         """Let go of the graphs, which refer to this object."""
-        self._decode_graphs = self._token_graphs = None
+        self._decode_graphs = self._prefill_graphs = None
 
     def graph_captures(self) -> list[tuple[Callable[[int], object], tuple[int, ...]]]:
         """For each kind of CUDA Graph, what captures one of a size, and the sizes, ascending."""
         captures: list[tuple[Callable[[int], object], tuple[int, ...]]] = []
-        if self._token_graphs is not None:
-            captures.append((self._token_graphs.get, self._config.graph_tokens))
+        if self._prefill_graphs is not None:
+            captures.append((self._prefill_graphs.get, self._config.graph_tokens))
         if (graphs := self._decode_graphs) is not None:
             sizes = self._config.cuda_graph_batch_sizes
             captures.append((lambda size: graphs.get(size, chooses=True), sizes))
@@ -116,14 +121,17 @@ class StepRunner:
             # Prefill first: its attention is what takes longest to compile.
             longest = min(self._config.max_num_batched_tokens, self._max_model_len)
             # An odd number of tokens is another variant of some kernels; few tokens are, too.
-            lengths = {longest, longest - 1, *self._config.graph_tokens, *HOPPER_ROWS, 5, 2} - {0}
+            lengths = {longest, longest - 1, *HOPPER_ROWS, 5, 2} - {0}
             for tokens in sorted(length for length in lengths if length <= longest):
                 for context in (0, 1):
                     chunk = max(1, min(tokens, self._max_model_len - 1))
                     self._trial_prefill(tokens, chunk, context)
+            if (graphs := self._prefill_graphs) is not None:
+                for size in self._config.graph_tokens:
+                    graphs.walk(size)
             for asks in (NOTHING_SPECIAL, *COMMON_ASKS):
                 step = trial_decode(2, self.state.dummy_row)
-                self._run_eagerly(step, asks, allow_graphs=False)
+                self._run_eagerly(step, asks)
             most = self._config.max_running_requests
             for batch in sorted({1, most, *HOPPER_ROWS, *self._config.cuda_graph_batch_sizes}):
                 if batch <= most:
@@ -145,12 +153,10 @@ class StepRunner:
     def _trial_prefill(self, tokens: int, longest: int, context: int) -> None:
         step = trial_prefill(tokens, longest, self.state.dummy_row, context=context)
         if len(step.sampled) <= self._config.max_running_requests:
-            self._run_eagerly(step, NOTHING_SPECIAL, allow_graphs=False)
+            self._run_eagerly(step, NOTHING_SPECIAL)
 
     def _run_decode_eagerly(self, batch: int) -> None:
-        self._run_eagerly(
-            trial_decode(batch, self.state.dummy_row), NOTHING_SPECIAL, allow_graphs=False
-        )
+        self._run_eagerly(trial_decode(batch, self.state.dummy_row), NOTHING_SPECIAL)
 
     def _replay(
         self, graphs: DecodeGraphs, batch: int, host: HostStep, asks: SamplingAsks
@@ -184,39 +190,52 @@ class StepRunner:
             sampled = self._sample(logits, columns.rows, columns.positions, NOTHING_SPECIAL)
         return DecodeOutputs(None, sampled)
 
-    def _run_eagerly(
-        self, host: HostStep, asks: SamplingAsks, *, allow_graphs: bool = True
+    def _replay_prefill(
+        self,
+        graphs: PrefillGraphs,
+        size: int,
+        host: HostStep,
+        chunks: HostPrefill,
+        asks: SamplingAsks,
     ) -> SampleResult:
-        """A step with prefill, or one too large for the graphs of decode steps."""
-        chunks, graphs = host.prefill, self._token_graphs if allow_graphs else None
+        captured = graphs.get(size)
+        arrays = [graphs.columns(host, chunks, size), host.logit_rows, host.new_at, host.new_pages]
+        inputs, logit_rows, new_at, new_pages = self._upload.send(arrays)
+        captured.inputs.copy_(inputs)
+        self._write_pages(new_at, new_pages)
+        step = replace(captured.step, logit_rows=logit_rows)
+        with annotate("forward"):
+            captured.graph.replay()
+            logits = self._transformer.finish(captured.query, captured.residual, step, self._cache)
+        return self._sample_some(logits, step, asks)
+
+    def _run_eagerly(self, host: HostStep, asks: SamplingAsks) -> SampleResult:
+        """A step too large for graphs, or of a kind that has none."""
+        chunks = host.prefill
         arrays = [host.token_ids, host.positions, host.rows, host.logit_rows]
         arrays += [host.new_at, host.new_pages]
         if chunks is not None:
             arrays += [chunks.starts, chunks.rows, chunks.contexts]
-            arrays += [part[chunks.starts[-1] :] for part in (host.rows, host.positions)]
+            arrays += [column[: chunks.decodes] for column in (host.rows, host.positions)]
         ids, positions, rows, logit_rows, new_at, new_pages, *rest = self._upload.send(arrays)
         self._write_pages(new_at, new_pages)
-        size = graphs.size_for(len(ids)) if graphs is not None else None
-        prefill = None
-        if chunks is not None:
-            prefill = PrefillInputs(*rest, lengths=chunks.lengths)
+        prefill = None if chunks is None else PrefillInputs(*rest)
         step = self._inputs(ids, positions, rows, prefill, logit_rows)
         with annotate("forward"):
-            if graphs is not None and size is not None:
-                logits = self._replay_pieces(graphs, size, step)
-            else:
-                logits = self._transformer.forward(step, self._cache)
-        if not len(logits):
-            return SampleResult(ids[:0])
-        with annotate("sample"):
-            rows, positions = (part.index_select(0, logit_rows) for part in (rows, positions))
-            return self._sample(logits, rows, positions, asks)
+            logits = self._transformer.forward(step, self._cache)
+        return self._sample_some(logits, step, asks)
 
-    def _replay_pieces(self, graphs: TokenGraphs, size: int, step: StepInputs) -> torch.Tensor:
-        captured = graphs.get(size)
-        graphs.fill(captured, step, self.state.dummy_row)
-        query, residual = graphs.run(captured, step)
-        return self._transformer.finish(query, residual, step, self._cache)
+    def _sample_some(
+        self, logits: torch.Tensor, step: StepInputs, asks: SamplingAsks
+    ) -> SampleResult:
+        """Tokens of the step's logit rows."""
+        if step.logit_rows is None or not len(logits):
+            return SampleResult(step.token_ids[:0])
+        with annotate("sample"):
+            columns = (
+                part.index_select(0, step.logit_rows) for part in (step.rows, step.positions)
+            )
+            return self._sample(logits, *columns, asks)
 
     def _inputs(
         self,

@@ -34,7 +34,7 @@ def trial_prefill(tokens: int, longest: int, dummy_row: int, *, context: int = 0
         np.zeros(tokens, np.int32),
         np.concatenate(positions),
         np.full(tokens, dummy_row, np.int32),
-        HostPrefill(starts, rows, np.full(len(lengths), context, np.int32), tuple(lengths)),
+        HostPrefill(starts, rows, np.full(len(lengths), context, np.int32)),
         starts[1:] - 1,
         _NONE,
         _NONE,
