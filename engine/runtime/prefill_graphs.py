@@ -27,9 +27,9 @@ from engine.runtime.transfers_to_device import pieces
 
 # Without 448, for which cuBLAS takes longer than for 512.
 SIZES = (16, 32, *range(64, 385, 64), *range(512, 1025, 64), *range(1280, 4097, 256))
-# Of a layer's kernels, one by one. Alone it is 350e-6 beside no decoding requests and 450e-6 beside
-# some, but the interpreter has other work, too.
-LAUNCH_SECONDS = 600e-6
+# Of the kernels of a layer, and of one with experts, one by one. Alone it is 350e-6 beside no
+# decoding requests, 450e-6 beside some, and 740e-6 with experts, but the interpreter has other work.
+LAUNCH_SECONDS, MOE_LAUNCH_SECONDS = 600e-6, 900e-6
 _WEIGHT_BYTES = 2  # a parameter
 BYTES, FLOPS = 4e12, 6e14  # of a second of prefill, as measured
 
@@ -43,8 +43,10 @@ def default_graph_tokens(spec: ModelSpec) -> tuple[int, ...]:
     """
     flops = spec.flops_per_token_by_group()
     flops.pop("lm_head", None)  # of sampled tokens only
-    seconds = spec.num_layers * LAUNCH_SECONDS - _WEIGHT_BYTES * spec.num_parameters / BYTES
-    most = seconds * FLOPS / sum(flops.values())
+    mixtures = len(spec.moe.layers) if spec.moe is not None else 0
+    launches = (spec.num_layers - mixtures) * LAUNCH_SECONDS + mixtures * MOE_LAUNCH_SECONDS
+    weights = _WEIGHT_BYTES * spec.num_parameters / BYTES
+    most = (launches - weights) * FLOPS / sum(flops.values())
     return SIZES[: bisect.bisect_left(SIZES, most) + 1]
 
 
