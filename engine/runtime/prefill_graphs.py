@@ -28,7 +28,7 @@ from engine.runtime.transfers_to_device import pieces
 # Without 448, for which cuBLAS takes longer than for 512.
 SIZES = (16, 32, *range(64, 385, 64), *range(512, 1025, 64), *range(1280, 4097, 256))
 # Of the kernels of a layer, and of one with experts, one by one. Alone it is 350e-6 beside no
-# decoding requests, 450e-6 beside some, and 740e-6 with experts, but the interpreter has other work.
+# decoding requests, 450e-6 beside some, 740e-6 with experts; the interpreter has other work, too.
 LAUNCH_SECONDS, MOE_LAUNCH_SECONDS = 600e-6, 900e-6
 _WEIGHT_BYTES = 2  # a parameter
 BYTES, FLOPS = 4e12, 6e14  # of a second of prefill, as measured
