@@ -169,26 +169,28 @@ class Curve:
     Args:
         at: ascending whole places, two at least.
         ns: values there, not descending.
+        least: no whole value is less: 0 or 1.
     """
 
-    def __init__(self, at: Sequence[float], ns: Sequence[float]) -> None:
+    def __init__(self, at: Sequence[float], ns: Sequence[float], *, least: int = 1) -> None:
+        self._least = least
         self.at = np.array(at, np.float64)
         self._ns = np.array(ns, np.float64)
         self._slope = np.diff(self._ns) / np.diff(self.at)
         segments = (self.at[:-1].tolist(), self._ns[:-1].tolist(), self._slope.tolist())
         self._segments: list[tuple[float, float, float]] = list(zip(*segments, strict=True))
         self._inner: list[float] = self.at[1:-1].tolist()
-        self.first_ns = max(1, int(self._ns[0] + 0.5))
+        self.first_ns = max(least, int(self._ns[0] + 0.5))
 
     def whole_ns(self, place: int) -> int:
-        """The value at a place in whole ns, at least 1."""
+        """The value at a place in whole ns."""
         start, ns, slope = self._segments[bisect_right(self._inner, place)]
         beyond = place - start
-        return int(ns + slope * (beyond if beyond > 0.0 else 0.0) + 0.5) or 1
+        return int(ns + slope * (beyond if beyond > 0.0 else 0.0) + 0.5) or self._least
 
     def whole_column(self, places: Int64) -> Int64:
         """`whole_ns` of many places."""
-        return np.maximum(whole_ns(self.column(places)), 1)
+        return np.maximum(whole_ns(self.column(places)), self._least)
 
     def column(self, places: NDArray[np.integer | np.floating]) -> NDArray[np.float64]:
         """Values at many places, not rounded."""
@@ -200,6 +202,7 @@ class Curve:
     def run(self, places: range) -> list[int]:
         """`whole_ns` of ascending places."""
         whole: list[int] = []
+        least = self._least
         while len(whole) < len(places):
             rest = places[len(whole) :]
             segment = bisect_right(self._inner, rest[0])
@@ -209,7 +212,7 @@ class Curve:
             if rest[0] < start:  # before the first knot
                 whole += map(self.whole_ns, rest)
             else:
-                whole += [int(ns + slope * (place - start) + 0.5) or 1 for place in rest]
+                whole += [int(ns + slope * (place - start) + 0.5) or least for place in rest]
         return whole
 
 
@@ -282,7 +285,7 @@ class MixedCosts:
         self._graph_tokens = tuple(graph_tokens)
         self._tokens = Curve(fit.tokens, fit.ns)
         self._prefill_ns = (fit.pair_ns, fit.context_ns, fit.max_context_ns)
-        self._decode_context_ns = fit.decode_context_ns
+        self._decode_context = Curve(fit.decode_context, fit.decode_context_ns, least=0)
         self._request_ns = (fit.prefill_request_ns, fit.decode_request_ns)
         self._logits_ns = (fit.logits_ns, fit.logit_row_ns)
         least = msgspec.structs.astuple(fit.launches)
@@ -303,7 +306,7 @@ class MixedCosts:
                     max_context_ns * f.prefill_max_context,
                 )
             ),
-            "attention_decode": whole_ns(self._decode_context_ns * f.decode_context),
+            "attention_decode": self._decode_context.whole_column(f.decode_context),
             "requests": whole_ns(
                 prefill_request_ns * f.prefill_requests + decode_request_ns * f.decode_requests
             ),
@@ -318,14 +321,13 @@ class MixedCosts:
     def gpu_ns(self, shape: StepShape) -> int:
         """The time of one step."""
         ns, least = self._without_decode_context(shape)
-        ns += int(self._decode_context_ns * shape.decode_context + 0.5)
+        ns += self._decode_context.whole_ns(shape.decode_context)
         return ns if ns > least else least
 
     def run(self, shape: StepShape, decode_contexts: range) -> list[int]:
         """The times of steps that differ in decode_context only."""
-        slope = self._decode_context_ns
         base_ns, least = self._without_decode_context(shape)
-        return [max(base_ns + int(slope * context + 0.5), least) for context in decode_contexts]
+        return [max(base_ns + ns, least) for ns in self._decode_context.run(decode_contexts)]
 
     def _without_decode_context(self, shape: StepShape) -> tuple[int, int]:
         """(time without attention of decode items, time of launches)."""

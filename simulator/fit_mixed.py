@@ -27,12 +27,15 @@ _OUTLIER: Final = 2.5  # times the typical error: beyond that a step counts for 
 _LEAST_ERROR: Final = 0.005  # of a step's time, which is as good as none
 _FEW_TOKENS: Final = 256  # of a prompt: its attention leaves multiprocessors idle, at first guess
 
-# The columns that follow the table's in a fit of mixed steps: fields of `MixedFit`.
+# Where the cost of attending to the KV of decode items bends, in tokens: few hide latencies worse.
+_DECODE_KNOTS: Final = (0, 4096, 16384, 65536, 262144)
+
+# The columns that follow the table's in a fit of mixed steps: fields of `MixedFit`. Those of the
+# table of decode_context come last.
 _RATES: Final = (
     "pair_ns",
     "context_ns",
     "max_context_ns",
-    "decode_context_ns",
     "prefill_request_ns",
     "decode_request_ns",
     "logits_ns",
@@ -65,7 +68,9 @@ def best_mixed_fit(steps: Steps, graph_tokens: Sequence[int]) -> MixedFit:
     """The best of a series of fits, each with what the one before says of what bounds each step."""
     f = steps.features
     knots = _token_knots(f, graph_tokens)
-    rises, rates = _rises(padded_tokens(f, graph_tokens), knots), _rate_columns(f)
+    decode_knots = _decode_knots(f)
+    rises = _rises(padded_tokens(f, graph_tokens), knots)
+    rates = np.hstack([_rate_columns(f), _rises(f.decode_context, decode_knots)[:, 1:]])
     kinds = launch_kinds(f, graph_tokens)
     least = _first_launches(kinds, steps.ns)
     serial = (f.prefill_requests == 1) & (f.prefill_context > 0) & (f.prefill_tokens <= _FEW_TOKENS)
@@ -96,10 +101,13 @@ def best_mixed_fit(steps: Steps, graph_tokens: Sequence[int]) -> MixedFit:
     if best is None:
         raise AssertionError("an error of a fit is finite")
     costs, least = best
+    of_tokens, of_rates, of_decodes = np.split(costs, [len(knots), len(knots) + len(_RATES)])
     return MixedFit(
         tokens=tuple(knots.tolist()),
-        ns=tuple(np.cumsum(costs[: len(knots)]).tolist()),
-        **dict(zip(_RATES, costs[len(knots) :].tolist(), strict=True)),
+        ns=tuple(np.cumsum(of_tokens).tolist()),
+        decode_context=tuple(decode_knots.tolist()),
+        decode_context_ns=(0.0, *np.cumsum(of_decodes).tolist()),
+        **dict(zip(_RATES, of_rates.tolist(), strict=True)),
         launches=LaunchFit(**dict(zip(LaunchFit.__struct_fields__, least.tolist(), strict=True))),
     )
 
@@ -115,8 +123,8 @@ def _costs(
     """Costs of `rises` and `rates`.
 
     Args:
-        rises: float64[n, knots].
-        rates: float64[n, len(_RATES)].
+        rises: float64[n, knots], of tokens.
+        rates: float64[n, m], what `_RATES` are multiplied by, and rises of decode_context.
         ns: float64[n], times of the steps.
         trust: float64[n], weights of relative errors.
         serial: bool[n], which attend to prompts for as long as the longest takes.
@@ -137,7 +145,6 @@ def _rate_columns(f: StepFeatures) -> Float64:
         f.prefill_pairs,
         f.prefill_context,
         np.maximum(f.prefill_max_context, 0),
-        f.decode_context,
         f.prefill_requests,
         f.decode_requests,
         f.sampled_tokens > 0,
@@ -172,6 +179,12 @@ def _best_launches(kinds: Int64, work_ns: Float64, ns: Float64) -> Float64:
         errors = np.maximum(tried[:, None], work_ns[rows]) / ns[rows] - 1
         least[kind] = tried[np.argmin(np.sum(np.abs(errors), axis=1))]
     return least
+
+
+def _decode_knots(features: StepFeatures) -> Int64:
+    """Where the table of decode_context bends: int64, ascending from 0, 2 and more."""
+    most = max(1, int(features.decode_context.max()))
+    return np.array([*(knot for knot in _DECODE_KNOTS if knot < most), most], np.int64)
 
 
 def _token_knots(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:

@@ -16,7 +16,7 @@ import numpy as np
 from engine.core.defaults import MEMORY_FRACTION
 from simulator.cost_model import StepFeatures, StepShape
 
-SCHEMA: Final = "profile/v2"
+SCHEMA: Final = "profile/v3"
 
 # Checked when a profile is read or written: whole numbers that a float64 holds, finite costs.
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
@@ -162,7 +162,9 @@ class MixedFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         pair_ns: of a (query, key) pair of a prompt.
         context_ns: of a token cached before a chunk.
         max_context_ns: of a token of the longest prompt as far as it goes.
-        decode_context_ns: of a token of KV that a decode item attends to.
+        decode_context: ascending totals of the KV lengths of decode items, from 0 on.
+        decode_context_ns: what attending to them costs, not descending, from 0 on; read as a decode
+            table is.
         prefill_request_ns, decode_request_ns: of a chunk, of a decode item.
         logits_ns: of a step that samples at all; logit_row_ns: of each sampled row.
         launches: the least that a step takes.
@@ -173,7 +175,8 @@ class MixedFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     pair_ns: Cost
     context_ns: Cost
     max_context_ns: Cost
-    decode_context_ns: Cost
+    decode_context: tuple[Count, ...]
+    decode_context_ns: tuple[Cost, ...]
     prefill_request_ns: Cost
     decode_request_ns: Cost
     logits_ns: Cost

@@ -23,7 +23,7 @@ from measured_steps import (
     samples_of,
 )
 
-from simulator.calibrated import TERMS, CalibratedCostModel, padded_tokens
+from simulator.calibrated import TERMS, CalibratedCostModel, launch_kinds, padded_tokens
 from simulator.cost_model import CostModel, StepFeatures, StepShape
 from simulator.profile import (
     DecodeTable,
@@ -47,7 +47,8 @@ MIXED = MixedFit(
     pair_ns=0.25,
     context_ns=0.5,
     max_context_ns=3.0,
-    decode_context_ns=2.0,
+    decode_context=(0, 4000, 90_000),
+    decode_context_ns=(0.0, 8000.0, 94_000.0),
     prefill_request_ns=30.0,
     decode_request_ns=7.0,
     logits_ns=500.0,
@@ -155,14 +156,27 @@ def test_costs_do_not_depend_on_what_was_asked_before(model):
     assert [model.step_cost(shape) for shape in reversed(shapes)] == first[::-1]
 
 
+def launch_kind_of(model: CalibratedCostModel, shape: StepShape) -> int:
+    kinds = launch_kinds(StepFeatures.from_shapes([shape]), model._graph_tokens)
+    return int(kinds[0])
+
+
 GROWING = tuple(name for name in StepShape._fields if name not in ("graph_batch", "active_experts"))
 
 
 @settings(max_examples=500)
 @given(models, steps(), st.sampled_from(GROWING), st.integers(1, 5000))
 def test_more_of_anything_never_costs_less(model, shape, feature, more):
-    """Both costs are monotone in every feature, as long as the step stays of its kind."""
+    """Both costs are monotone in every feature, as long as the step stays of its kind.
+
+    More chunks than a graph has room for are not padded any more.
+    """
     if feature == "prefill_tokens" and not shape.prefill_tokens:
+        return
+    larger = shape._replace(**{feature: getattr(shape, feature) + more})
+    if feature == "prefill_requests" and launch_kind_of(model, larger) != launch_kind_of(
+        model, shape
+    ):
         return
     check_growing(model, shape, feature, more)
 
@@ -407,6 +421,7 @@ def test_a_fit_of_zeros_still_takes_time():
     none = MixedFit(
         **dict.fromkeys(MIXED.__struct_fields__, 0.0)
         | {"tokens": (1, 2), "ns": (0.0, 0.0), "launches": LaunchFit()}
+        | {"decode_context": (0, 1), "decode_context_ns": (0.0, 0.0)}
     )
     model = model_of((DecodeTable(graph_batch=4, context=(1, 2), ns=(0.0, 0.0)),), none)
     for shape in (decode(4, 9, 4), decode(4, 9), prefill(9)):

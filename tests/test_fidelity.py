@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -139,10 +140,10 @@ def test_the_suite_on_a_cpu(tmp_path: Path) -> None:
     for each in judgement["loads"]:
         assert each["parity"].startswith("all ")
         assert each["steps"]["calibrated"]["all"]["count"] > 20
-        # Calibrated to this machine: far nearer than a formula for an H200 could be.
-        own, analytic = (each["metrics"][whose]["mean_tpot_ms"]["error"]
+        # Calibrated to this machine, however busy: nearer than a formula for an H200 could be.
+        own, analytic = (1 + each["metrics"][whose]["mean_tpot_ms"]["error"] / 100
                          for whose in ("calibrated", "analytic"))  # fmt: skip
-        assert abs(own) < 80 < abs(analytic)
+        assert abs(math.log(own)) < abs(math.log(analytic)) / 2
     cells = [path for path in out.iterdir() if not path.name.startswith("judged")]
     assert len(cells) == 1 + 2 * len(CPU_LOADS)
     stamps = {path: path.stat().st_mtime_ns for path in cells}
