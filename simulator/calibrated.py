@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 
 from engine.core.graph_sizes import FEWEST_CHUNKS, TOKENS_PER_CHUNK, least_graph_tokens
 from simulator.cost_model import Int64, StepCosts, StepFeatures, StepShape, sum_of_terms, whole_ns
+from simulator.power_state import PowerFit
 from simulator.profile import (
     DecodeTable,
     HostFit,
@@ -68,6 +69,7 @@ class CalibratedCostModel:
     def __init__(self, profile: Profile) -> None:
         fit = profile.fit
         self._name = profile.name
+        self._power = fit.power
         self._decode = DecodeCurves(fit.decode)
         self._mixed = None
         if fit.mixed is not None:
@@ -81,6 +83,11 @@ class CalibratedCostModel:
     def name(self) -> str:
         """The profile's name; stands in every result that this model made."""
         return self._name
+
+    @property
+    def power(self) -> PowerFit | None:
+        """As it was fitted."""
+        return self._power
 
     def step_costs(self, features: StepFeatures) -> StepCosts:
         """Costs of many steps, with their terms."""

@@ -15,6 +15,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.power_state import PowerFit
+
 Int64 = NDArray[np.int64]
 
 EAGER = 0
@@ -115,12 +117,18 @@ def sum_of_terms(terms: dict[str, Int64]) -> Int64:
 class CostModel(Protocol):
     """Predicts step durations. `step_cost` and `decode_run` equal `step_costs` bit for bit.
 
-    A step has at least one token; all methods raise ValueError for a step without.
+    A step has at least one token; all methods raise ValueError for a step without. The times are
+    those of a GPU with cool clocks; `power` says how they grow with what it does.
     """
 
     @property
     def name(self) -> str:
         """Who speaks: "analytic, uncalibrated", or the name of a calibrated profile."""
+        ...
+
+    @property
+    def power(self) -> PowerFit | None:
+        """What the GPU's power limit does to steps (`simulator.power_state`); None: nothing."""
         ...
 
     def step_costs(self, features: StepFeatures) -> StepCosts:

@@ -15,13 +15,13 @@ import numpy as np
 
 from engine.core.defaults import MEMORY_FRACTION
 from simulator.cost_model import StepFeatures, StepShape
+from simulator.power_state import Cost, PowerFit, Share
 
 SCHEMA: Final = "profile/v3"
 
 # Checked when a profile is read or written: whole numbers that a float64 holds, finite costs.
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=1 << 53)]
-Cost = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class ProfileError(ValueError):
@@ -85,12 +85,15 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         gpu_ns: median over the repetitions.
         spread_ns: median absolute deviation from it.
         repeats: how many were counted.
+        load: median load of the GPU before the repetitions (`simulator.power_state`); empty: it is
+            not known, and counts as none.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     gpu_ns: tuple[Positive, ...]
     spread_ns: tuple[Count, ...]
     repeats: tuple[Positive, ...]
+    load: tuple[Share, ...] = ()
 
     def features(self) -> StepFeatures:
         """The shapes as columns."""
@@ -116,6 +119,21 @@ class HostSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __len__(self) -> int:
         return len(self.host_ns)
+
+
+class PowerSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Steps that ran one right after the other, so that the GPU computed more and more.
+
+    Attributes:
+        tokens: of each step.
+        gpu_ns: of each step.
+    """
+
+    tokens: tuple[Positive, ...]
+    gpu_ns: tuple[Positive, ...]
+
+    def __len__(self) -> int:
+        return len(self.gpu_ns)
 
 
 class DecodeTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -218,6 +236,7 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         decode: tables, by ascending graph batch.
         mixed: all other steps, or None where none were measured.
         host: CPU time.
+        power: what lower clocks make of all that; None: it is not known.
         limits: feature -> largest value measured; beyond it a prediction extrapolates.
         residuals: by region of shapes, cross-validated.
     """
@@ -227,6 +246,7 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     host: HostFit
     limits: dict[str, int]
     residuals: tuple[Residual, ...]
+    power: PowerFit | None = None
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -245,6 +265,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     samples: Samples
     host_samples: HostSamples
     fit: Fit
+    power_samples: PowerSamples | None = None
     conditions: dict[str, Any] = {}
 
 
@@ -326,9 +347,26 @@ def _problem(profile: Profile) -> str | None:
         problem = _table_problem(fit.mixed.tokens, fit.mixed.ns)
         if problem:
             return f"the table of tokens {problem}"
+        problem = _table_problem(fit.mixed.decode_context, fit.mixed.decode_context_ns)
+        if problem:
+            return f"the table of decode_context {problem}"
+    if fit.power is not None and (problem := _power_problem(fit.power)):
+        return f"the table of slowdowns {problem}"
+    if profile.samples.load and len(profile.samples.load) != len(profile.samples):
+        return f"it has {len(profile.samples)} samples and {len(profile.samples.load)} loads"
     unknown = sorted(set(fit.limits) - set(StepShape._fields))
     if unknown:
         return f"it limits {unknown[0]!r}, which is no feature of a step"
+    return None
+
+
+def _power_problem(fit: PowerFit) -> str | None:
+    if len(fit.load) != len(fit.slowdown) or not fit.load:
+        return f"has {len(fit.load)} loads and {len(fit.slowdown)} values"
+    if np.any(np.diff(fit.load) <= 0):
+        return "does not ascend"
+    if np.any(np.diff(fit.slowdown) < 0):
+        return "has values that descend"
     return None
 
 

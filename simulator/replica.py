@@ -26,6 +26,7 @@ from engine.core.scheduler import Scheduler
 from simulator.behaviour import OutputLengths
 from simulator.clock import Clock
 from simulator.cost_model import CostModel, StepShape
+from simulator.power_state import PowerState
 
 _FLUSH_EVERY = 4096  # steps between looks at the buffers' size
 _LONGEST_RUN = 4096  # steps skipped at once
@@ -88,6 +89,8 @@ class Replica:
         self._alarm_ns: int | None = None
         self._flush_at = _FLUSH_EVERY
         self._pace_ns = 1_000_000  # GPU time of the last step
+        power = cost_model.power
+        self._power = PowerState(power) if power is not None else None
 
     @property
     def live_requests(self) -> int:
@@ -141,6 +144,9 @@ class Replica:
         gpu_ns, host_ns, extrapolated = self.cost_model.step_cost(_shape(plan))
         ready = now + host_ns
         start = ready if ready > self._gpu_free_ns else self._gpu_free_ns
+        if self._power is not None:
+            tokens = plan.prefill_tokens + plan.decode_tokens
+            gpu_ns = self._power.lengthen(gpu_ns, tokens, start)
         done = start + gpu_ns
         self._host_free_ns, self._gpu_free_ns, self._pace_ns = ready, done, gpu_ns
         self._running.append(_Running(plan, now, start, done, gpu_ns, host_ns, extrapolated))
@@ -181,13 +187,16 @@ class Replica:
         flying = self._running[0]
         shape = self._next_shape()
         gpu, host_ns, extrapolated = self.cost_model.decode_run(shape, steps)
-        plan_ns, done = now, flying.done_ns
+        plan_ns, done, power = now, flying.done_ns, self._power
         timeline: list[tuple[int, int, int]] = []  # (planned, starts, ends on the GPU)
-        for gpu_ns in gpu:
+        for at, cool_ns in enumerate(gpu):
             ready = plan_ns + host_ns
             start = ready if ready > done else done
             if start >= horizon:
                 break
+            gpu_ns = cool_ns
+            if power is not None:
+                gpu[at] = gpu_ns = power.lengthen(cool_ns, shape.decode_tokens, start)
             done = start + gpu_ns
             timeline.append((plan_ns, start, done))
             plan_ns = start
@@ -209,11 +218,17 @@ class Replica:
         """Skip with nothing in flight: plan, run, commit, one after the other."""
         shape = self._next_shape()
         gpu, host_ns, extrapolated = self.cost_model.decode_run(shape, steps)
-        plan_ns = now
+        plan_ns, power = now, self._power
         timeline: list[tuple[int, int, int]] = []
-        for gpu_ns in gpu:
+        for at, cool_ns in enumerate(gpu):
             start = plan_ns + host_ns
+            gpu_ns = cool_ns
+            if power is not None:
+                before = power.snapshot()
+                gpu[at] = gpu_ns = power.lengthen(cool_ns, shape.decode_tokens, start)
             if start + gpu_ns >= horizon:
+                if power is not None:
+                    power.restore(before)
                 break
             timeline.append((plan_ns, start, start + gpu_ns))
             plan_ns = start + gpu_ns

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from simulator.cost_model import StepCosts, StepFeatures, StepShape
+from simulator.power_state import PowerFit
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,7 @@ class ConstantCosts:
     gpu_ns: int
     host_ns: int = 0
     name: str = "constant"
+    power: PowerFit | None = None
 
     def step_costs(self, features: StepFeatures) -> StepCosts:
         gpu_ns = np.full(len(features), self.gpu_ns, np.int64)

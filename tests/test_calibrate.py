@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -13,11 +16,13 @@ from command_line import invoke
 
 from engine.core.model_spec import load_model_spec
 from engine.core.plan import StepPlan
-from engine.profiling.measuring import features_of
+from engine.profiling import measuring
+from engine.profiling.measuring import Pass, features_of
 from engine.runtime.executor import StepOutput
 from engine.runtime.runner_config import RunnerConfig
 from simulator.calibrated import CalibratedCostModel
-from simulator.cost_model import UNKNOWN, StepShape
+from simulator.cost_model import UNKNOWN, StepFeatures, StepShape
+from simulator.power_state import PowerFit, PowerState, lengthened
 from simulator.profile import ProfileError, encode_profile, read_profile
 from workbench import calibrate as calibration
 from workbench.analysis.rebuilt_models import rebuild_cost_models
@@ -182,7 +187,7 @@ def test_measurements_of_another_engine_are_not_taken_over(tmp_path: Path) -> No
         identity_of({**engine.facts(), "page_size": 64}, engine.spec),
     )
     assert identity.page_size == 16
-    other.append((1,) * 10, [5])
+    other.append(Pass((1,) * 11, 7, [5]))
     with pytest.raises(ProfileError, match=r"partial\.jsonl holds measurements of another engine"):
         calibrated(tmp_path)
 
@@ -342,8 +347,57 @@ def test_a_damaged_partial_file_is_named(tmp_path: Path) -> None:
     engine = MadeUpEngine(CONFIG)
     name = "nvidia-h200-llama-3.1-8b-bf16-tp1.partial.jsonl"
     partial = calibration.Partial(tmp_path / name, identity_of(engine.facts(), engine.spec))
-    partial.append((1,) * 11, [5])
+    partial.append(Pass((1,) * 11, 7, [5]))
     with partial.path.open("a", encoding="utf-8") as file:
         file.write("garbage\n")
     with pytest.raises(ProfileError, match=rf"{name} is damaged .*delete it"):
         calibrated(tmp_path)
+
+
+HOT = PowerFit(
+    token_ns=20_000.0, load=(0.25, 0.65), slowdown=(0.0, 0.15), memory_share=0.3
+)  # fmt: skip
+WIDE = replace(CONFIG, max_running_requests=64, max_num_batched_tokens=2048)
+
+
+class HotEngine(MadeUpEngine):
+    """One whose clocks get lower while it computes; its steps start when the last has ended."""
+
+    def __init__(self, config: RunnerConfig) -> None:
+        super().__init__(config)
+        self.now_ns, self.state = 10**9, PowerState(HOT)
+
+    def launch(self, plan: StepPlan) -> MadeUpStep:
+        step = MadeUpStep(plan, 1 + 0.002 * self._rng.standard_normal())
+        tokens = plan.prefill_tokens + plan.decode_tokens
+        step._ns = self.state.lengthen(step._ns, tokens, self.now_ns)
+        self.now_ns += step._ns
+        return step
+
+
+def test_what_clocks_do_is_told_apart_from_what_steps_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fit has steps as they are with cool clocks, and how much longer they get."""
+    engine = HotEngine(WIDE)
+    clock = SimpleNamespace(monotonic=time.monotonic, monotonic_ns=lambda: engine.now_ns)
+    monkeypatch.setattr(measuring, "time", clock)
+    build: Any = lambda *_: engine  # noqa: E731
+    profile = calibrate(WIDE, tmp_path, 5.0, build=build).profile
+    assert max(profile.samples.load) > 0.5
+    prompt = StepShape(prefill_tokens=700, prefill_requests=1, prefill_pairs=700 * 701 // 2,
+                       prefill_max_context=700, sampled_tokens=1)  # fmt: skip
+    decode = StepShape(decode_requests=8, decode_tokens=8, decode_context=4000,
+                       decode_max_context=800, sampled_tokens=8, graph_batch=8)  # fmt: skip
+    served = [decode] * 50 + ([prompt] + [decode] * 4) * 30 + [prompt] * 30 + [decode] * 50
+    tokens = np.array([shape.prefill_tokens + shape.decode_tokens for shape in served])
+    model = CalibratedCostModel(profile)
+    found = lengthened(model.power, gpu_ns(model, served), tokens)
+    cool = np.array([true_ns(shape) for shape in served])
+    true = lengthened(HOT, cool, tokens)
+    assert np.max(true / cool) > 1.09
+    assert np.max(np.abs(found / true - 1)) < 0.02
+
+
+def gpu_ns(model: CalibratedCostModel, shapes: list[StepShape]) -> Any:
+    return model.step_costs(StepFeatures.from_shapes(shapes)).gpu_ns

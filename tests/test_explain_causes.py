@@ -109,6 +109,7 @@ class _LinearModel:
     """GPU time 1000 + 10 per prefill token + 5 per decode, or 700 + 5 per row on a CUDA Graph."""
 
     name = "linear"
+    power = None
 
     def step_costs(self, features: StepFeatures) -> StepCosts:
         eager = 1000 + 10 * features.prefill_tokens + 5 * features.decode_requests

@@ -21,6 +21,7 @@ from engine.core.model_spec import load_model_spec
 from engine.core.scheduler import Scheduler
 from engine.core.workload import PromptSegments, Workload
 from simulator.cost_model import CostModel, StepCosts, StepFeatures, StepShape
+from simulator.power_state import PowerFit
 from simulator.roofline import RooflineCostModel
 from simulator.router import RouterConfig
 from simulator.world import ReplicaConfig, SimulationResult, World
@@ -110,6 +111,7 @@ class HashCosts:
 
     slow_host: bool
     name: str = "hash"
+    power: PowerFit | None = None
 
     def _gpu_ns(self, shape: StepShape) -> int:
         mixed = shape.decode_context * 2654435761 + shape.prefill_tokens * 40503
@@ -140,6 +142,7 @@ class HashCosts:
         return [self._gpu_ns(one) for one in shapes], self._host_ns(shape), False
 
 
+HOT = PowerFit(token_ns=70_000.0, load=(0.05, 0.3, 0.6), slowdown=(0.0, 0.5, 2.0), memory_share=0.3)
 ROOFLINE = RooflineCostModel(load_model_spec("llama-3.1-8b"), load_hardware_spec("h200"))
 
 
@@ -211,8 +214,12 @@ def random_world(seed: int, costs: CostModel, fast_forward: bool) -> SimulationR
 
 @pytest.mark.parametrize("block", range(4))
 @pytest.mark.parametrize(
-    "costs", [ROOFLINE, HashCosts(slow_host=False), HashCosts(slow_host=True)],
-    ids=["roofline", "hash", "slow host"],
+    "costs",
+    [
+        ROOFLINE, HashCosts(slow_host=False), HashCosts(slow_host=True),
+        HashCosts(slow_host=False, power=HOT), HashCosts(slow_host=True, power=HOT),
+    ],
+    ids=["roofline", "hash", "slow host", "hot", "slow host, hot"],
 )  # fmt: skip
 def test_a_simulation_that_skips_equals_one_that_does_not(costs: CostModel, block: int) -> None:
     """Every plan, time, request and page event is the same with and without fast-forward."""

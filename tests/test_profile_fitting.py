@@ -173,7 +173,7 @@ def test_the_same_samples_give_the_same_fit():
     assert fit_profile(SAMPLES, HOST, GPU_ENGINE) == PROFILE.fit
     order = np.random.default_rng(1).permutation(len(SAMPLES)).tolist()
     columns = (SAMPLES.shapes, SAMPLES.gpu_ns, SAMPLES.spread_ns, SAMPLES.repeats)
-    names = SAMPLES.__struct_fields__
+    names = ("shapes", "gpu_ns", "spread_ns", "repeats")
     shuffled = Samples(
         **{n: tuple(c[i] for i in order) for n, c in zip(names, columns, strict=True)}
     )

@@ -10,12 +10,14 @@ import json
 import re
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from engine.core.config import SchedulerConfig
 from engine.profiling.gpu_state import GpuState
@@ -24,18 +26,22 @@ from engine.profiling.measuring import (
     Features,
     HostTimes,
     Measurements,
+    Pass,
     measure_host,
     measure_steps,
 )
 from engine.profiling.step_shapes import EngineLimits, design_steps
+from engine.profiling.warming import WarmingTimes, measure_warming
 from engine.runtime.runner_config import RunnerConfig
-from simulator.cost_model import UNKNOWN
+from simulator.cost_model import UNKNOWN, StepFeatures, StepShape
+from simulator.fit_power import Run, least_token_ns, loads_before
 from simulator.fitting import fit_profile
 from simulator.profile import (
     SCHEMA,
     EngineFacts,
     HostSamples,
     Identity,
+    PowerSamples,
     Profile,
     ProfileError,
     Samples,
@@ -114,13 +120,13 @@ class Partial:
             if isinstance(entry, dict):
                 self.sittings.append(entry)
             else:
-                shape, times = entry
-                found.add(tuple(shape), times)
+                shape, begin_ns, times = entry
+                found.add(Pass(tuple(shape), begin_ns, times))
         return found
 
-    def append(self, shape: Features, times: list[int]) -> None:
+    def append(self, one: Pass) -> None:
         """Keep one pass over a step."""
-        self._write([shape, times])
+        self._write([*one])
 
     def end_sitting(self, conditions: dict[str, Any]) -> None:
         """Keep when and under which conditions the last steps were measured."""
@@ -193,7 +199,7 @@ def refit(path: Path) -> Calibration:
         ProfileError: it cannot be read, or its samples carry no fit.
     """
     profile = read_profile(path)
-    fit = fit_profile(profile.samples, profile.host_samples, profile.engine)
+    fit = fit_profile(profile.samples, profile.host_samples, profile.engine, profile.power_samples)
     profile = msgspec.structs.replace(profile, fit=fit)
     write_atomic(path, encode_profile(profile))
     return Calibration(profile, path, bool(profile.conditions.get("complete", True)))
@@ -209,6 +215,7 @@ class _Measured:
     partial: Partial
     steps: Measurements
     host: HostTimes
+    warming: WarmingTimes
     designed: int
     complete: bool
 
@@ -225,8 +232,11 @@ def _measure(runner: Runner, clock: HostClock, folder: Path, seconds: float, say
     say(f"{name}: host time")
     host = measure_host(runner, _scheduler(limits), clock, spec.vocab_size)
 
-    def measured(shape: Features, times: list[int], share: float) -> None:
-        partial.append(shape, times)
+    say(f"{name}: clocks")
+    warming = measure_warming(runner, limits, spec.vocab_size)
+
+    def measured(one: Pass, share: float) -> None:
+        partial.append(one)
         say(f"{name}: {share:.0%} of {len(designs):,} steps, three passes each")
 
     complete = measure_steps(
@@ -239,15 +249,18 @@ def _measure(runner: Runner, clock: HostClock, folder: Path, seconds: float, say
     )
     engine = _engine_facts(limits, runner.config, facts)
     return _Measured(
-        identity, engine, facts["kernels"], partial, steps, host, len(designs), complete
+        identity, engine, facts["kernels"], partial, steps, host, warming, len(designs), complete
     )
 
 
 def _profile(measured: _Measured) -> Profile:
     """Measurements, fitted."""
     samples, host = _samples(measured.steps), _host_samples(measured.host)
+    power = PowerSamples(
+        tokens=tuple(measured.warming.tokens), gpu_ns=tuple(measured.warming.gpu_ns)
+    )
     try:
-        fit = fit_profile(samples, host, measured.engine)
+        fit = fit_profile(samples, host, measured.engine, power)
     except ProfileError as error:
         raise ProfileError(
             f"{error}; the same command goes on where this one stopped ({measured.partial.path})"
@@ -260,6 +273,7 @@ def _profile(measured: _Measured) -> Profile:
         samples=samples,
         host_samples=host,
         fit=fit,
+        power_samples=power,
         conditions={
             "sittings": measured.partial.sittings,
             "complete": measured.complete,
@@ -314,18 +328,43 @@ def _engine_facts(limits: EngineLimits, config: RunnerConfig, facts: dict[str, A
 
 def _samples(done: Measurements) -> Samples:
     """Medians and their spread; the shapes get the one feature that is not measured."""
-    shapes = sorted(done.times)
-    medians = [statistics.median(done.times[shape]) for shape in shapes]
+    times: defaultdict[Features, list[int]] = defaultdict(list)
+    for one in done.passes:
+        times[one.shape] += one.times
+    shapes = sorted(times)
+    medians = [statistics.median(times[shape]) for shape in shapes]
     spreads = [
-        statistics.median(abs(time - median) for time in done.times[shape])
+        statistics.median(abs(time - median) for time in times[shape])
         for shape, median in zip(shapes, medians, strict=True)
     ]
+    whole = tuple((*shape, UNKNOWN) for shape in shapes)
+    loads = _loads(done.passes, whole, medians)
     return Samples(
-        shapes=tuple((*shape, UNKNOWN) for shape in shapes),
+        shapes=whole,
         gpu_ns=tuple(map(round, medians)),
         spread_ns=tuple(map(round, spreads)),
-        repeats=tuple(len(done.times[shape]) for shape in shapes),
+        repeats=tuple(len(times[shape]) for shape in shapes),
+        load=tuple(round(loads[shape], 4) for shape in shapes),
     )
+
+
+def _loads(
+    passes: list[Pass], shapes: tuple[Features, ...], medians: list[float]
+) -> dict[Features, float]:
+    """Median load before the repetitions of each shape."""
+    features = StepFeatures.from_shapes([StepShape(*shape) for shape in shapes])
+    token_ns = least_token_ns(features, np.array(medians, np.float64))
+    tokens = dict(
+        zip(shapes, (features.prefill_tokens + features.decode_tokens).tolist(), strict=True)
+    )
+    runs = []
+    for shape, begin_ns, times in passes:
+        all_times = [round(statistics.median(times)), *times]  # the first was not recorded
+        runs.append(Run(begin_ns, [tokens[*shape, UNKNOWN]] * len(all_times), all_times))
+    found: defaultdict[Features, list[float]] = defaultdict(list)
+    for one, loads in zip(passes, loads_before(token_ns, runs), strict=True):
+        found[one.shape] += loads[1:]
+    return {shape: statistics.median(loads) for shape, loads in found.items()}
 
 
 def _host_samples(host: HostTimes) -> HostSamples:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
+from typing import NamedTuple
 
 from engine.core.config import SchedulerConfig
 from engine.core.events import Columns, EventLog
@@ -46,22 +47,36 @@ def features_of(plan: StepPlan) -> Features:
     )  # fmt: skip
 
 
-@dataclass(slots=True)
-class Measurements:
-    """Times of the device in ns, one list a shape; what is here need not be measured again.
+class Pass(NamedTuple):
+    """One step, repeated without a pause.
 
     Attributes:
-        times: shape -> one time a repetition.
-        passes: shape -> how often all its repetitions were made.
+        shape: of the step.
+        begin_ns: when the first repetition started, on `time.monotonic_ns`.
+        times: ns of the device, one a repetition; the first is not among them.
     """
 
-    times: dict[Features, list[int]] = field(default_factory=dict)
-    passes: dict[Features, int] = field(default_factory=dict)
+    shape: Features
+    begin_ns: int
+    times: list[int]
 
-    def add(self, shape: Features, times: Iterable[int]) -> None:
-        """One more pass over a shape."""
-        self.times.setdefault(shape, []).extend(times)
-        self.passes[shape] = self.passes.get(shape, 0) + 1
+
+@dataclass(slots=True)
+class Measurements:
+    """Passes over steps in the order of time; what is here need not be measured again.
+
+    Attributes:
+        passes: in order.
+        counts: shape -> how many of them.
+    """
+
+    passes: list[Pass] = field(default_factory=list)
+    counts: Counter[Features] = field(default_factory=Counter)
+
+    def add(self, one: Pass) -> None:
+        """One more."""
+        self.passes.append(one)
+        self.counts[one.shape] += 1
 
 
 def measure_steps(
@@ -71,7 +86,7 @@ def measure_steps(
     done: Measurements,
     *,
     deadline_s: float,
-    measured: Callable[[Features, list[int], float], object],
+    measured: Callable[[Pass, float], object],
 ) -> bool:
     """Measure all steps in several passes, as far as time allows.
 
@@ -83,7 +98,7 @@ def measure_steps(
         designs: what to run.
         done: what there is already; grows.
         deadline_s: on `time.monotonic`.
-        measured: told (shape, times in ns, share of all passes that are done) after each.
+        measured: told of each pass, and the share of all that are done.
 
     Returns:
         Whether all passes were made.
@@ -95,15 +110,15 @@ def measure_steps(
             at += 1
             before, plan = maker.make(design)
             shape = features_of(plan)
-            if done.passes.get(shape, 0) > number:
+            if done.counts[shape] > number:
                 continue
             if time.monotonic() >= deadline_s:
                 return False
             if before is not None:
                 executor.launch(before).result()
-            times = repeat(executor, plan)
-            done.add(shape, times)
-            measured(shape, times, at / total)
+            one = Pass(shape, time.monotonic_ns(), repeat(executor, plan))
+            done.add(one)
+            measured(one, at / total)
         shuffle.shuffle(order)
     return True
 

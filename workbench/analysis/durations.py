@@ -26,8 +26,8 @@ import numpy as np
 
 from engine.core.events import Columns
 from workbench import latency
-from workbench.analysis.decode_share import features_of
 from workbench.analysis.divergence import Divergence
+from workbench.analysis.predicted_steps import predicted_ns
 from workbench.analysis.run_facts import pool_of
 from workbench.analysis.samples import samples_of
 from workbench.analysis.source import Bool, Float64, Int64, RunTables, int64
@@ -181,7 +181,7 @@ def _step_errors(
             known[rest] = True
             basis += ", the cost model that both share after it"
         elif model is not None:
-            gpu = model.step_costs(features_of(b.steps, rest)).gpu_ns
+            gpu = predicted_ns(model, b.steps)[rest]
             error[rest] = b.steps["gpu_ns"][rest] - gpu
             known[rest] = True
             basis += f", A's cost model ({model.name}) after it"

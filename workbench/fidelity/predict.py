@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from simulator.cost_model import CostModel, Int64, StepCosts, StepFeatures, StepShape, whole_ns
+from simulator.power_state import PowerFit
 from workbench.fidelity.loads import Load
 from workbench.fidelity.suite import Suite
 from workbench.simulate import Simulation, prepare
@@ -26,6 +27,10 @@ class Longer:
     def name(self) -> str:
         """Whose steps, and how much longer."""
         return f"{self._model.name}, times {self._factor:g}"
+
+    @property
+    def power(self) -> PowerFit | None:
+        return self._model.power
 
     def step_costs(self, features: StepFeatures) -> StepCosts:
         costs = self._model.step_costs(features)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from engine.core.events import Columns
 from simulator.cost_model import CostModel
+from simulator.power_state import lengthened
 from workbench.analysis.decode_share import features_of
 
 REGIONS: Final = ("decode", "prefill", "mixed", "all")
@@ -30,7 +31,12 @@ def step_errors(model: CostModel, runs: Sequence[Columns]) -> dict[str, Errors]:
         decodes, prefills = steps["decode_requests"] > 0, steps["prefill_tokens"] > 0
         rows = rows[decodes | prefills]
         decodes, prefills = decodes[rows], prefills[rows]
-        predicted = model.step_costs(features_of(steps, rows)).gpu_ns
+        features = features_of(steps, rows)
+        predicted = lengthened(
+            model.power,
+            model.step_costs(features).gpu_ns,
+            features.prefill_tokens + features.decode_tokens,
+        )
         measured = np.maximum(steps["gpu_ns"][rows].astype(np.int64), 1)
         errors = 100.0 * (predicted - measured) / measured
         found["decode"].append(errors[~prefills])

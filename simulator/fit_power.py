@@ -1,0 +1,162 @@
+"""The fit of what a GPU's power limit does to steps.
+
+It is made of steps of two kinds that ran one after the other, more and more of those that compute
+among those that read memory. What each kind takes longer than with cool clocks, by the load before
+it, is a table that does not descend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from simulator.cost_model import Int64, StepFeatures
+from simulator.fit_base import Float64, Steps
+from simulator.fit_decode import ascending
+from simulator.power_state import PowerFit, PowerState, slowdown
+from simulator.profile import PowerSamples
+
+_KNOTS: Final = tuple(round(0.05 + 0.1 * at, 2) for at in range(10))
+_COOL: Final = 0.2  # loads up to here are cool, or as cool as there were any
+_FEWEST: Final = 5  # steps of a kind that tell its time
+
+
+class Run(NamedTuple):
+    """Steps that ran one right after the other.
+
+    Attributes:
+        begin_ns: of the first.
+        tokens: of each.
+        gpu_ns: of each.
+    """
+
+    begin_ns: int
+    tokens: Sequence[int]
+    gpu_ns: Sequence[int]
+
+
+def fit_power(steps: Steps, samples: PowerSamples | None) -> PowerFit | None:
+    """The fit; None: there is nothing to fit it to.
+
+    Args:
+        steps: measured, of all kinds.
+        samples: measured one after the other; steps of the most tokens compute, all others read.
+    """
+    token_ns = least_token_ns(steps.features, steps.ns)
+    if samples is None or not len(samples) or token_ns == 0.0:
+        return None
+    tokens = np.array(samples.tokens, np.float64)
+    ns = np.array(samples.gpu_ns, np.float64)
+    (before,) = loads_before(token_ns, [Run(0, samples.tokens, samples.gpu_ns)])
+    loads = np.array(before)
+    computes = tokens == tokens.max()
+    if min(np.count_nonzero(computes), np.count_nonzero(~computes)) < _FEWEST:
+        return None
+    computing, reading = (
+        _Kind.of(loads[rows], ns[rows], tokens[rows], token_ns) for rows in (computes, ~computes)
+    )
+    return _fit_of(token_ns, computing, reading)
+
+
+def loads_before(token_ns: float, runs: Iterable[Run]) -> list[list[float]]:
+    """The load before each step of each run, of a GPU that was cool before the first.
+
+    Args:
+        token_ns: arithmetic of a token.
+        runs: in the order of time; one that begins before the last has ended is of another day.
+    """
+    state = PowerState(PowerFit(token_ns=token_ns, load=(0.0,), slowdown=(0.0,), memory_share=0.0))
+    found: list[list[float]] = []
+    end = 0
+    for run in runs:
+        now = run.begin_ns
+        if now < end:
+            state.restore((0.0, now))
+        found.append([])
+        for tokens, gpu_ns in zip(run.tokens, run.gpu_ns, strict=True):
+            found[-1].append(load := state.load_at(now))
+            state.passed(gpu_ns, tokens * token_ns, load, now)
+            now += gpu_ns
+        end = now
+    return found
+
+
+def cool_ns(fit: PowerFit | None, steps: Steps, loads: tuple[float, ...]) -> Float64:
+    """What steps would have taken with cool clocks: float64[n].
+
+    Args:
+        fit: None: clocks were never anything else.
+        steps: n, measured.
+        loads: n, before them; empty: they are not known.
+    """
+    if fit is None or not loads:
+        return steps.ns
+    tokens = steps.features.prefill_tokens + steps.features.decode_tokens
+    busy = np.minimum(1.0, tokens * fit.token_ns / steps.ns)
+    longer = np.array([slowdown(fit, load) for load in loads])
+    cool: Float64 = steps.ns / (1.0 + longer * (fit.memory_share + (1.0 - fit.memory_share) * busy))
+    return cool
+
+
+class _Kind:
+    """Steps of one kind: what they take longer than with cool clocks, by the load before them."""
+
+    def __init__(self, busy: float, longer: Float64, counts: Float64) -> None:
+        self.busy, self.longer, self.counts = busy, longer, counts
+
+    @classmethod
+    def of(cls, loads: Float64, ns: Float64, tokens: Float64, token_ns: float) -> _Kind:
+        cool = loads <= max(_COOL, float(np.quantile(loads, 0.05)))
+        base = float(np.median(ns[cool]))
+        nearest = np.abs(loads[:, None] - np.array(_KNOTS)).argmin(axis=1)
+        counts = np.array([np.count_nonzero(nearest == knot) for knot in range(len(_KNOTS))])
+        longer = np.array([
+            np.median(ns[nearest == knot]) / base - 1 if counts[knot] >= _FEWEST else np.nan
+            for knot in range(len(_KNOTS))
+        ])  # fmt: skip
+        busy = min(1.0, float(np.median(tokens)) * token_ns / base)
+        return cls(busy, longer, counts.astype(np.float64))
+
+
+def _fit_of(token_ns: float, computing: _Kind, reading: _Kind) -> PowerFit | None:
+    seen = np.flatnonzero(~np.isnan(computing.longer))
+    if len(seen) < 2:
+        return None
+    longer = np.maximum(ascending(computing.longer[seen], computing.counts[seen]), 0.0)
+    memory_share = _memory_share(computing, reading, longer, seen)
+    whole = longer / (memory_share + (1.0 - memory_share) * computing.busy)
+    return PowerFit(
+        token_ns=token_ns,
+        load=tuple(_KNOTS[at] for at in seen),
+        slowdown=tuple(whole.tolist()),
+        memory_share=memory_share,
+    )
+
+
+def _memory_share(computing: _Kind, reading: _Kind, longer: Float64, seen: Int64) -> float:
+    """How much of the slowdown steps have that only read, from what both kinds take longer."""
+    other = reading.longer[seen]
+    both = ~np.isnan(other)
+    weight = float(np.sum(longer[both] ** 2))
+    if weight == 0.0:
+        return 0.0
+    ratio = float(np.sum(np.maximum(other[both], 0.0) * longer[both])) / weight
+    # ratio = (m + (1 - m) busy of the readers) / (m + (1 - m) busy of those that compute)
+    rest = 1.0 - reading.busy - ratio * (1.0 - computing.busy)
+    share = (ratio * computing.busy - reading.busy) / rest if rest > 0.0 else 1.0
+    return min(1.0, max(0.0, share))
+
+
+def least_token_ns(f: StepFeatures, ns: Float64) -> float:
+    """The least time that a token of a prompt was seen to take; 0: there were no prompts.
+
+    Args:
+        f: n steps.
+        ns: float64[n], what they took.
+    """
+    prompts = (f.decode_tokens == 0) & (f.prefill_context == 0) & (f.prefill_tokens > 0)
+    if not prompts.any():
+        return 0.0
+    return float(np.min(ns[prompts] / f.prefill_tokens[prompts]))

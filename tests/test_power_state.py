@@ -1,0 +1,98 @@
+"""What a GPU's power limit does to steps: who gets longer, when, and by how much."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator.power_state import TAU_NS, PowerFit, PowerState, lengthened, slowdown
+
+FIT = PowerFit(token_ns=20_000.0, load=(0.2, 0.6), slowdown=(0.0, 0.14), memory_share=0.25)
+PROMPT = (12_000_000, 512)  # ns and tokens of a step that computes
+DECODE = (4_500_000, 16)
+steps = st.lists(
+    st.tuples(st.integers(1, 50_000_000), st.integers(1, 4096), st.integers(0, 300_000_000)),
+    max_size=30,
+)
+
+
+def run(
+    state: PowerState, step: tuple[int, int], count: int, now: int = 0
+) -> tuple[list[int], int]:
+    """Times of a step that runs again and again, and when the last ends."""
+    times = []
+    for _ in range(count):
+        times.append(state.lengthen(*step, now))
+        now += times[-1]
+    return times, now
+
+
+def test_prompts_one_after_another_get_longer_and_decodes_cool_down() -> None:
+    """By what the table says, for steps of either kind, within the time that the load takes."""
+    state = PowerState(FIT)
+    prompts, now = run(state, PROMPT, 40)
+    assert prompts[0] == PROMPT[0]
+    assert prompts == sorted(prompts)
+    busy = 512 * 20_000 / 12_000_000
+    assert prompts[-1] / PROMPT[0] == pytest.approx(1 + 0.14 * (0.25 + 0.75 * busy), rel=1e-6)
+    decodes, _ = run(state, DECODE, 100, now)
+    busy = 16 * 20_000 / 4_500_000
+    assert decodes[0] / DECODE[0] == pytest.approx(1 + 0.14 * (0.25 + 0.75 * busy), rel=1e-6)
+    assert decodes == sorted(decodes, reverse=True)
+    assert decodes[-1] == DECODE[0]
+
+
+def test_idling_cools() -> None:
+    """After ten times the time that counts, next to nothing is left of the load."""
+    state = PowerState(FIT)
+    _, now = run(state, PROMPT, 40)
+    hot = state.load
+    assert state.load_at(now + round(TAU_NS)) == pytest.approx(hot / 2)
+    assert state.lengthen(*PROMPT, now + 10 * round(TAU_NS)) == PROMPT[0]
+
+
+@given(steps)
+def test_no_step_gets_shorter_and_loads_are_shares(work: list[tuple[int, int, int]]) -> None:
+    """Nor longer than the table's last value says."""
+    state, now = PowerState(FIT), 0
+    for gpu_ns, tokens, idle_ns in work:
+        now += idle_ns
+        longer = state.lengthen(gpu_ns, tokens, now)
+        assert gpu_ns <= longer <= 1.14 * gpu_ns + 1
+        assert 0 <= state.load <= 1
+        now += longer
+
+
+@given(steps)
+def test_many_at_once_are_the_same_as_one_by_one(work: list[tuple[int, int, int]]) -> None:
+    """To the last ns, with pauses and without; a snapshot forgets what came after it."""
+    for paused in (True, False):
+        state, now = PowerState(FIT), 0
+        starts, times = [], []
+        for gpu_ns, tokens, idle_ns in work:
+            now += idle_ns * paused
+            starts.append(now)
+            before = state.snapshot()
+            first = state.lengthen(gpu_ns, tokens, now)
+            state.restore(before)
+            times.append(state.lengthen(gpu_ns, tokens, now))
+            assert times[-1] == first
+            now += times[-1]
+        gpu_ns, tokens = (np.array([row[at] for row in work], np.int64) for at in (0, 1))
+        given_starts = np.array(starts, np.int64) if paused else None
+        assert lengthened(FIT, gpu_ns, tokens, given_starts).tolist() == times
+
+
+def test_without_a_fit_nothing_changes() -> None:
+    """Of the analytic model, and of a profile of a CPU."""
+    assert PowerState(None).lengthen(5, 10_000, 0) == 5
+    assert lengthened(None, np.array([5, 6]), np.array([9, 9])).tolist() == [5, 6]
+
+
+def test_the_table_is_read_in_between_and_constant_outside() -> None:
+    """Loads before the first knot and beyond the last have its value."""
+    assert [slowdown(FIT, load) for load in (0.0, 0.2, 0.3, 0.4, 0.6, 1.0)] == pytest.approx(
+        [0, 0, 0.035, 0.07, 0.14, 0.14]
+    )
