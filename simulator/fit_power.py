@@ -7,15 +7,14 @@ it, is a table that does not descend.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
 from simulator.cost_model import Int64, StepFeatures
 from simulator.fit_base import Float64, Steps
 from simulator.fit_decode import ascending
-from simulator.power_state import PowerFit, PowerState, slowdown
+from simulator.power_state import PowerFit, PowerState
 from simulator.profile import PowerSamples
 
 _KNOTS: Final = tuple(round(0.05 + 0.1 * at, 2) for at in range(10))
@@ -23,25 +22,11 @@ _COOL: Final = 0.2  # loads up to here are cool, or as cool as there were any
 _FEWEST: Final = 5  # steps of a kind that tell its time
 
 
-class Run(NamedTuple):
-    """Steps that ran one right after the other.
-
-    Attributes:
-        begin_ns: of the first.
-        tokens: of each.
-        gpu_ns: of each.
-    """
-
-    begin_ns: int
-    tokens: Sequence[int]
-    gpu_ns: Sequence[int]
-
-
 def fit_power(steps: Steps, samples: PowerSamples | None) -> PowerFit | None:
     """The fit; None: there is nothing to fit it to.
 
     Args:
-        steps: measured, of all kinds.
+        steps: measured with cool clocks, of all kinds.
         samples: measured one after the other; steps of the most tokens compute, all others read.
     """
     token_ns = least_token_ns(steps.features, steps.ns)
@@ -49,8 +34,7 @@ def fit_power(steps: Steps, samples: PowerSamples | None) -> PowerFit | None:
         return None
     tokens = np.array(samples.tokens, np.float64)
     ns = np.array(samples.gpu_ns, np.float64)
-    (before,) = loads_before(token_ns, [Run(0, samples.tokens, samples.gpu_ns)])
-    loads = np.array(before)
+    loads = loads_before(token_ns, samples)
     computes = tokens == tokens.max()
     if min(np.count_nonzero(computes), np.count_nonzero(~computes)) < _FEWEST:
         return None
@@ -60,44 +44,15 @@ def fit_power(steps: Steps, samples: PowerSamples | None) -> PowerFit | None:
     return _fit_of(token_ns, computing, reading)
 
 
-def loads_before(token_ns: float, runs: Iterable[Run]) -> list[list[float]]:
-    """The load before each step of each run, of a GPU that was cool before the first.
-
-    Args:
-        token_ns: arithmetic of a token.
-        runs: in the order of time; one that begins before the last has ended is of another day.
-    """
+def loads_before(token_ns: float, samples: PowerSamples) -> Float64:
+    """The load before each step, of a GPU that was cool before the first: float64[n]."""
     state = PowerState(PowerFit(token_ns=token_ns, load=(0.0,), slowdown=(0.0,), memory_share=0.0))
-    found: list[list[float]] = []
-    end = 0
-    for run in runs:
-        now = run.begin_ns
-        if now < end:
-            state.restore((0.0, now))
-        found.append([])
-        for tokens, gpu_ns in zip(run.tokens, run.gpu_ns, strict=True):
-            found[-1].append(load := state.load_at(now))
-            state.passed(gpu_ns, tokens * token_ns, load, now)
-            now += gpu_ns
-        end = now
-    return found
-
-
-def cool_ns(fit: PowerFit | None, steps: Steps, loads: tuple[float, ...]) -> Float64:
-    """What steps would have taken with cool clocks: float64[n].
-
-    Args:
-        fit: None: clocks were never anything else.
-        steps: n, measured.
-        loads: n, before them; empty: they are not known.
-    """
-    if fit is None or not loads:
-        return steps.ns
-    tokens = steps.features.prefill_tokens + steps.features.decode_tokens
-    busy = np.minimum(1.0, tokens * fit.token_ns / steps.ns)
-    longer = np.array([slowdown(fit, load) for load in loads])
-    cool: Float64 = steps.ns / (1.0 + longer * (fit.memory_share + (1.0 - fit.memory_share) * busy))
-    return cool
+    loads, now = np.empty(len(samples)), 0
+    for at, (tokens, gpu_ns) in enumerate(zip(samples.tokens, samples.gpu_ns, strict=True)):
+        loads[at] = load = state.load_at(now)
+        state.passed(gpu_ns, tokens * token_ns, load, now)
+        now += gpu_ns
+    return loads
 
 
 class _Kind:

@@ -2,7 +2,7 @@
 
 Decode steps of a CUDA Graph get a table each (`fit_decode`), all others share one fit
 (`fit_mixed`), and the host has its own (`fit_host`). All are of a GPU with cool clocks; what lower
-clocks do to any step is one more fit (`fit_power`), which comes first.
+clocks do to any step is one more fit (`fit_power`).
 
 Residuals say how well steps are predicted that were not fitted to: a knot of a decode table by its
 neighbours, a decode step of another batch by the table, all other steps by a fit to four fifths of
@@ -12,7 +12,6 @@ the shapes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -24,7 +23,7 @@ from simulator.fit_base import Float64, Steps
 from simulator.fit_decode import GraphKnots, decode_tables, knots_by_graph
 from simulator.fit_host import fit_host
 from simulator.fit_mixed import best_mixed_fit, fit_mixed
-from simulator.fit_power import cool_ns, fit_power
+from simulator.fit_power import fit_power
 from simulator.profile import (
     EngineFacts,
     Fit,
@@ -75,8 +74,6 @@ def fit_profile(
     )
     if steps.ns.min() <= 0:
         raise ProfileError("a sample took no time")
-    power = fit_power(steps, power_samples)
-    steps = replace(steps, ns=cool_ns(power, steps, samples.load))
     graphed = (steps.features.prefill_tokens == 0) & (steps.features.graph_batch > 0)
     decode, others = steps.at(graphed), steps.at(~graphed)
     graphs = list(knots_by_graph(decode))
@@ -87,7 +84,7 @@ def fit_profile(
         host=fit_host(host_samples),
         limits=_limits(steps.features),
         residuals=tuple(_residuals(graphs, others, engine.graph_tokens)),
-        power=power,
+        power=fit_power(steps, power_samples),
     )
 
 

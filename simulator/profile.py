@@ -15,7 +15,7 @@ import numpy as np
 
 from engine.core.defaults import MEMORY_FRACTION
 from simulator.cost_model import StepFeatures, StepShape
-from simulator.power_state import Cost, PowerFit, Share
+from simulator.power_state import Cost, PowerFit
 
 SCHEMA: Final = "profile/v3"
 
@@ -78,22 +78,19 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Samples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Measured steps, one entry a distinct shape.
+    """Measured steps, one entry a distinct shape; before each, the GPU's clocks could recover.
 
     Attributes:
         shapes: `simulator.cost_model.StepShape` fields, in its order.
         gpu_ns: median over the repetitions.
         spread_ns: median absolute deviation from it.
         repeats: how many were counted.
-        load: median load of the GPU before the repetitions (`simulator.power_state`); empty: it is
-            not known, and counts as none.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     gpu_ns: tuple[Positive, ...]
     spread_ns: tuple[Count, ...]
     repeats: tuple[Positive, ...]
-    load: tuple[Share, ...] = ()
 
     def features(self) -> StepFeatures:
         """The shapes as columns."""
@@ -352,8 +349,6 @@ def _problem(profile: Profile) -> str | None:
             return f"the table of decode_context {problem}"
     if fit.power is not None and (problem := _power_problem(fit.power)):
         return f"the table of slowdowns {problem}"
-    if profile.samples.load and len(profile.samples.load) != len(profile.samples):
-        return f"it has {len(profile.samples)} samples and {len(profile.samples.load)} loads"
     unknown = sorted(set(fit.limits) - set(StepShape._fields))
     if unknown:
         return f"it limits {unknown[0]!r}, which is no feature of a step"

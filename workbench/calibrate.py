@@ -10,14 +10,12 @@ import json
 import re
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from engine.core.config import SchedulerConfig
 from engine.profiling.gpu_state import GpuState
@@ -26,15 +24,13 @@ from engine.profiling.measuring import (
     Features,
     HostTimes,
     Measurements,
-    Pass,
     measure_host,
     measure_steps,
 )
 from engine.profiling.step_shapes import EngineLimits, design_steps
-from engine.profiling.warming import WarmingTimes, measure_warming
+from engine.profiling.warming import LightSteps, WarmingTimes, measure_warming
 from engine.runtime.runner_config import RunnerConfig
-from simulator.cost_model import UNKNOWN, StepFeatures, StepShape
-from simulator.fit_power import Run, least_token_ns, loads_before
+from simulator.cost_model import UNKNOWN
 from simulator.fitting import fit_profile
 from simulator.profile import (
     SCHEMA,
@@ -120,13 +116,13 @@ class Partial:
             if isinstance(entry, dict):
                 self.sittings.append(entry)
             else:
-                shape, begin_ns, times = entry
-                found.add(Pass(tuple(shape), begin_ns, times))
+                shape, times = entry
+                found.add(tuple(shape), times)
         return found
 
-    def append(self, one: Pass) -> None:
+    def append(self, shape: Features, times: list[int]) -> None:
         """Keep one pass over a step."""
-        self._write([*one])
+        self._write([shape, times])
 
     def end_sitting(self, conditions: dict[str, Any]) -> None:
         """Keep when and under which conditions the last steps were measured."""
@@ -227,25 +223,26 @@ def _measure(runner: Runner, clock: HostClock, folder: Path, seconds: float, say
     partial = Partial(folder / f"{name}.partial.jsonl", identity)
     steps = partial.read()
     limits = _limits(runner.config, runner.num_pages, runner.max_model_len, facts)
-    designs = design_steps(limits)
     runner.fill_cache_with_noise()
     say(f"{name}: host time")
     host = measure_host(runner, _scheduler(limits), clock, spec.vocab_size)
-
     say(f"{name}: clocks")
-    warming = measure_warming(runner, limits, spec.vocab_size)
+    light = LightSteps(runner, limits, spec.vocab_size)
+    maker, designs = PlanMaker(light.limits, spec.vocab_size), design_steps(light.limits)
+    warming = measure_warming(runner, light, maker)
 
-    def measured(one: Pass, share: float) -> None:
-        partial.append(one)
+    def measured(shape: Features, times: list[int], share: float) -> None:
+        partial.append(shape, times)
         say(f"{name}: {share:.0%} of {len(designs):,} steps, three passes each")
 
     complete = measure_steps(
         runner,
-        PlanMaker(limits, spec.vocab_size),
+        maker,
         designs,
         steps,
         deadline_s=time.monotonic() + seconds,
         measured=measured,
+        rest=light.rest,
     )
     engine = _engine_facts(limits, runner.config, facts)
     return _Measured(
@@ -328,43 +325,18 @@ def _engine_facts(limits: EngineLimits, config: RunnerConfig, facts: dict[str, A
 
 def _samples(done: Measurements) -> Samples:
     """Medians and their spread; the shapes get the one feature that is not measured."""
-    times: defaultdict[Features, list[int]] = defaultdict(list)
-    for one in done.passes:
-        times[one.shape] += one.times
-    shapes = sorted(times)
-    medians = [statistics.median(times[shape]) for shape in shapes]
+    shapes = sorted(done.times)
+    medians = [statistics.median(done.times[shape]) for shape in shapes]
     spreads = [
-        statistics.median(abs(time - median) for time in times[shape])
+        statistics.median(abs(time - median) for time in done.times[shape])
         for shape, median in zip(shapes, medians, strict=True)
     ]
-    whole = tuple((*shape, UNKNOWN) for shape in shapes)
-    loads = _loads(done.passes, whole, medians)
     return Samples(
-        shapes=whole,
+        shapes=tuple((*shape, UNKNOWN) for shape in shapes),
         gpu_ns=tuple(map(round, medians)),
         spread_ns=tuple(map(round, spreads)),
-        repeats=tuple(len(times[shape]) for shape in shapes),
-        load=tuple(round(loads[shape], 4) for shape in shapes),
+        repeats=tuple(len(done.times[shape]) for shape in shapes),
     )
-
-
-def _loads(
-    passes: list[Pass], shapes: tuple[Features, ...], medians: list[float]
-) -> dict[Features, float]:
-    """Median load before the repetitions of each shape."""
-    features = StepFeatures.from_shapes([StepShape(*shape) for shape in shapes])
-    token_ns = least_token_ns(features, np.array(medians, np.float64))
-    tokens = dict(
-        zip(shapes, (features.prefill_tokens + features.decode_tokens).tolist(), strict=True)
-    )
-    runs = []
-    for shape, begin_ns, times in passes:
-        all_times = [round(statistics.median(times)), *times]  # the first was not recorded
-        runs.append(Run(begin_ns, [tokens[*shape, UNKNOWN]] * len(all_times), all_times))
-    found: defaultdict[Features, list[float]] = defaultdict(list)
-    for one, loads in zip(passes, loads_before(token_ns, runs), strict=True):
-        found[one.shape] += loads[1:]
-    return {shape: statistics.median(loads) for shape, loads in found.items()}
 
 
 def _host_samples(host: HostTimes) -> HostSamples:

@@ -20,30 +20,34 @@ _SEED = 1
 
 
 class PlanMaker:
-    """Makes plans for one executor, which must be told of no other requests meanwhile.
+    """Makes plans for one executor, which must be told of no requests with the same numbers.
 
     Args:
         limits: of the engine.
         vocab_size: prompts are of random tokens below it.
-        part: requests and pages are shared by so many makers, and this is its number, from 0 on.
+        first_request, first_page: of its own, where another maker has those before.
     """
 
     def __init__(
-        self, limits: EngineLimits, vocab_size: int, *, part: tuple[int, int] = (0, 1)
+        self,
+        limits: EngineLimits,
+        vocab_size: int,
+        *,
+        first_request: int = 0,
+        first_page: int = 0,
     ) -> None:
         self._limits = limits
-        number, makers = part
         ids = np.random.default_rng(_SEED).integers(
             0, vocab_size, limits.max_model_len, dtype=np.int32
         )
         self._tokens = TokenBuffer(ids)
         # In service, too, the pages of a request lie anywhere.
         order = np.random.default_rng(_SEED).permutation(limits.num_pages)
-        self._pages: list[int] = order[number::makers].tolist()
+        self._pages: list[int] = (first_page + order).tolist()
         # The same requests again and again: a new epoch says that their pages are others.
         self._requests = [
             Request(number, limits.max_model_len - 1, 1, tokens=self._tokens)
-            for number in range(number, limits.max_running_requests, makers)
+            for number in range(first_request, first_request + limits.max_running_requests)
         ]
         self._epochs, self._plan_ids = count(1), count()
 
@@ -55,11 +59,9 @@ class PlanMaker:
         Raises:
             ValueError: the engine could not run such a step.
         """
-        lengths = [chunk.tokens + chunk.context for chunk in design.chunks] + [*design.decodes]
-        pages = sum(-(-length // self._limits.page_size) for length in lengths)
-        room = len(lengths) <= len(self._requests) and pages <= len(self._pages)
-        if not room or not self._limits.allows(design):
+        if not self._limits.allows(design):
             raise ValueError(f"the engine cannot run {design}")
+        lengths = [chunk.tokens + chunk.context for chunk in design.chunks] + [*design.decodes]
         requests = self._with_pages(lengths)
         decoding = requests[len(design.chunks) :]
         before = self._introduction(decoding, design.decodes)

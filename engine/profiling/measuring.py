@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections import Counter, deque
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import NamedTuple
 
 from engine.core.config import SchedulerConfig
 from engine.core.events import Columns, EventLog
@@ -25,6 +24,7 @@ PASSES = 3  # over all steps, in another order each, so that a drift of the cloc
 _IN_FLIGHT = 2
 _MOST_REPEATS, _LEAST_REPEATS = 10, 3
 _PASS_SECONDS = 0.08  # of one step's repetitions
+_RESTED = 2  # repetitions of a pass, where each needs a rest before it
 HOST_BATCHES = (1, 4, 16, 64, 128, 256)
 _HOST_PROMPTS = ((8, 64), (200, 1000))  # tokens: what a prompt costs, and what each token of it
 _HOST_STEPS = 24
@@ -47,36 +47,22 @@ def features_of(plan: StepPlan) -> Features:
     )  # fmt: skip
 
 
-class Pass(NamedTuple):
-    """One step, repeated without a pause.
-
-    Attributes:
-        shape: of the step.
-        begin_ns: when the first repetition started, on `time.monotonic_ns`.
-        times: ns of the device, one a repetition; the first is not among them.
-    """
-
-    shape: Features
-    begin_ns: int
-    times: list[int]
-
-
 @dataclass(slots=True)
 class Measurements:
-    """Passes over steps in the order of time; what is here need not be measured again.
+    """Times of the device in ns, one list a shape; what is here need not be measured again.
 
     Attributes:
-        passes: in order.
-        counts: shape -> how many of them.
+        times: shape -> one time a repetition.
+        passes: shape -> how often all its repetitions were made.
     """
 
-    passes: list[Pass] = field(default_factory=list)
-    counts: Counter[Features] = field(default_factory=Counter)
+    times: dict[Features, list[int]] = field(default_factory=dict)
+    passes: dict[Features, int] = field(default_factory=dict)
 
-    def add(self, one: Pass) -> None:
-        """One more."""
-        self.passes.append(one)
-        self.counts[one.shape] += 1
+    def add(self, shape: Features, times: Iterable[int]) -> None:
+        """One more pass over a shape."""
+        self.times.setdefault(shape, []).extend(times)
+        self.passes[shape] = self.passes.get(shape, 0) + 1
 
 
 def measure_steps(
@@ -86,7 +72,8 @@ def measure_steps(
     done: Measurements,
     *,
     deadline_s: float,
-    measured: Callable[[Pass, float], object],
+    measured: Callable[[Features, list[int], float], object],
+    rest: Sequence[StepPlan] = (),
 ) -> bool:
     """Measure all steps in several passes, as far as time allows.
 
@@ -98,7 +85,8 @@ def measure_steps(
         designs: what to run.
         done: what there is already; grows.
         deadline_s: on `time.monotonic`.
-        measured: told of each pass, and the share of all that are done.
+        measured: told (shape, times in ns, share of all passes that are done) after each.
+        rest: steps that run before each that is measured, so that the clocks recover.
 
     Returns:
         Whether all passes were made.
@@ -110,15 +98,15 @@ def measure_steps(
             at += 1
             before, plan = maker.make(design)
             shape = features_of(plan)
-            if done.counts[shape] > number:
+            if done.passes.get(shape, 0) > number:
                 continue
             if time.monotonic() >= deadline_s:
                 return False
             if before is not None:
                 executor.launch(before).result()
-            one = Pass(shape, time.monotonic_ns(), repeat(executor, plan))
-            done.add(one)
-            measured(one, at / total)
+            times = repeat_rested(executor, plan, rest) if rest else repeat(executor, plan)
+            done.add(shape, times)
+            measured(shape, times, at / total)
         shuffle.shuffle(order)
     return True
 
@@ -141,6 +129,24 @@ def repeat(executor: Executor, plan: StepPlan) -> list[int]:
             times.append(flying.popleft().result().gpu_ns)
     times += [step.result().gpu_ns for step in flying]
     return times
+
+
+def repeat_rested(executor: Executor, plan: StepPlan, rest: Sequence[StepPlan]) -> list[int]:
+    """Times in ns of a plan, each after steps that let the clocks recover; as `repeat`."""
+    executor.launch(plan).result()
+    return [ns for ran, ns in run_in_turn(executor, [*rest, plan] * _RESTED) if ran is plan]
+
+
+def run_in_turn(executor: Executor, plans: Iterable[StepPlan]) -> Iterator[tuple[StepPlan, int]]:
+    """(plan, its time in ns), of steps that follow each other as when serving."""
+    flying: deque[tuple[StepPlan, RunningStep]] = deque()
+    for plan in plans:
+        flying.append((plan, executor.launch(plan)))
+        if len(flying) == _IN_FLIGHT:
+            done, step = flying.popleft()
+            yield done, step.result().gpu_ns
+    for done, step in flying:
+        yield done, step.result().gpu_ns
 
 
 @dataclass(frozen=True, slots=True)

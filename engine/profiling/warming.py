@@ -1,25 +1,29 @@
-"""Steps that compute among steps that read memory, more and more of them, without a pause.
+"""What a GPU's clocks do: light steps that let them recover, and what steps take when they do not.
 
-A GPU that computes a lot comes to its power limit and lowers its clocks: how much longer steps of
-both kinds take then, and when, is what these measurements tell.
+A GPU that computes a lot comes to its power limit and lowers its clocks; steps take longer then.
+Calibration measures each step after light ones, as most are when serving, and the rest apart: steps
+that compute among steps that read memory, more and more of them.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
+import statistics
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 
 from engine.core.plan import StepPlan
 from engine.profiling.made_plans import PlanMaker
+from engine.profiling.measuring import repeat, run_in_turn
 from engine.profiling.step_shapes import Chunk, EngineLimits, StepDesign, as_served
-from engine.runtime.executor import Executor, RunningStep
+from engine.runtime.executor import Executor
 
 # How many steps of each kind take turns: prompts, decode steps.
 PATTERNS = ((0, 1), (1, 16), (1, 8), (1, 5), (1, 3), (1, 2), (1, 1), (2, 1), (4, 1), (1, 0))
 PATTERN_NS = 700_000_000  # of device time, for each
-_PROMPT_TOKENS, _DECODES, _CONTEXT = 512, 16, 512
-_IN_FLIGHT = 2
+REST_NS = 50_000_000  # half the time that the power limit looks at (`simulator.power_state`)
+_LIGHT = StepDesign(decodes=as_served(16, 512, 4096))
+_PROMPT = StepDesign((Chunk(512),))
+_SHARE = 8  # of all pages at most, for light steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,48 +34,62 @@ class WarmingTimes:
     gpu_ns: list[int] = field(default_factory=list)
 
 
-def measure_warming(executor: Executor, limits: EngineLimits, vocab_size: int) -> WarmingTimes:
+class LightSteps:
+    """Decode steps with requests and pages of their own.
+
+    Args:
+        executor: of the engine.
+        limits: of the engine.
+        vocab_size: prompts are of random tokens below it.
+
+    Attributes:
+        rest: the same step as often as it takes for the clocks to recover; empty on an engine that
+            is too small for it.
+        limits: what is left of the engine for other steps.
+    """
+
+    def __init__(self, executor: Executor, limits: EngineLimits, vocab_size: int) -> None:
+        own = replace(limits, num_pages=_pages(limits), max_running_requests=len(_LIGHT.decodes))
+        self.rest: list[StepPlan] = []
+        self.limits = limits
+        if own.num_pages * _SHARE > limits.num_pages or not limits.allows(_LIGHT):
+            return
+        self.limits = replace(limits, num_pages=limits.num_pages - own.num_pages)
+        maker = PlanMaker(
+            own,
+            vocab_size,
+            first_request=limits.max_running_requests,
+            first_page=self.limits.num_pages,
+        )
+        before, plan = maker.make(_LIGHT)
+        if before is not None:
+            executor.launch(before).result()
+        count = -(-REST_NS // round(statistics.median(repeat(executor, plan))))
+        self.rest = [plan] * count
+
+
+def measure_warming(executor: Executor, light: LightSteps, maker: PlanMaker) -> WarmingTimes:
     """Run all patterns, one after the other.
 
     Args:
         executor: of the engine.
-        limits: of the engine; one too small for such steps gives no times.
-        vocab_size: prompts are of random tokens below it.
+        light: steps; without any there are no times.
+        maker: of plans beside them.
     """
     found = WarmingTimes()
-    prompt = StepDesign((Chunk(_PROMPT_TOKENS),))
-    decode = StepDesign(decodes=as_served(_DECODES, _CONTEXT, limits.max_model_len))
-    if (
-        not (limits.allows(prompt) and limits.allows(decode))
-        or limits.max_running_requests < 2 * _DECODES
-    ):
+    if not light.rest or not light.limits.allows(_PROMPT):
         return found
-    plans: list[StepPlan] = []
-    for number, design in enumerate((prompt, decode)):
-        before, plan = PlanMaker(limits, vocab_size, part=(number, 2)).make(design)
-        if before is not None:
-            executor.launch(before).result()
-        executor.launch(plan).result()  # the first may compile or allocate something
-        plans.append(plan)
-    for pattern in PATTERNS:
-        turn = [plan for plan, count in zip(plans, pattern, strict=True) for _ in range(count)]
-        _run(executor, turn, found)
+    _, prompt = maker.make(_PROMPT)
+    executor.launch(prompt).result()  # the first may compile or allocate something
+    for prompts, decodes in PATTERNS:
+        turn, total = [prompt] * prompts + light.rest[:1] * decodes, 0
+        for plan, gpu_ns in run_in_turn(executor, cycle(turn)):
+            found.tokens.append(plan.prefill_tokens + plan.decode_tokens)
+            found.gpu_ns.append(gpu_ns)
+            if (total := total + gpu_ns) >= PATTERN_NS:
+                break
     return found
 
 
-def _run(executor: Executor, turn: list[StepPlan], found: WarmingTimes) -> None:
-    """Repeat the steps of a turn for a while; they follow each other as when serving."""
-    flying: deque[tuple[int, RunningStep]] = deque()
-    total = 0
-    for plan in cycle(turn):
-        flying.append((plan.prefill_tokens + plan.decode_tokens, executor.launch(plan)))
-        if len(flying) == _IN_FLIGHT or total >= PATTERN_NS:
-            tokens, step = flying.popleft()
-            total += (gpu_ns := step.result().gpu_ns)
-            found.tokens.append(tokens)
-            found.gpu_ns.append(gpu_ns)
-        if total >= PATTERN_NS:
-            break
-    for tokens, step in flying:
-        found.tokens.append(tokens)
-        found.gpu_ns.append(step.result().gpu_ns)
+def _pages(limits: EngineLimits) -> int:
+    return sum(-(-length // limits.page_size) for length in _LIGHT.decodes)
