@@ -1,7 +1,7 @@
 """The fit of what a GPU's power limit does to steps.
 
 It is made of steps of two kinds that ran one after the other, more and more of those that compute
-among those that read memory. What each kind takes longer than with cool clocks, by the load before
+among those that read memory. What each kind takes longer than with cool clocks, by the load during
 it, is a table that does not descend.
 """
 
@@ -14,12 +14,13 @@ import numpy as np
 from simulator.cost_model import Int64, StepFeatures
 from simulator.fit_base import Float64, Steps
 from simulator.fit_decode import ascending
-from simulator.power_state import PowerFit, PowerState
+from simulator.power_state import PowerFit, kept, left
 from simulator.profile import PowerSamples
 
 _KNOTS: Final = tuple(round(0.05 + 0.1 * at, 2) for at in range(10))
 _COOL: Final = 0.2  # loads up to here are cool, or as cool as there were any
 _FEWEST: Final = 5  # steps of a kind that tell its time
+_NOTHING: Final = 0.005  # slower by less than that is as good as not at all
 
 
 def fit_power(steps: Steps, samples: PowerSamples | None) -> PowerFit | None:
@@ -34,7 +35,7 @@ def fit_power(steps: Steps, samples: PowerSamples | None) -> PowerFit | None:
         return None
     tokens = np.array(samples.tokens, np.float64)
     ns = np.array(samples.gpu_ns, np.float64)
-    loads = loads_before(token_ns, samples)
+    loads = loads_during(token_ns, samples)
     computes = tokens == tokens.max()
     if min(np.count_nonzero(computes), np.count_nonzero(~computes)) < _FEWEST:
         return None
@@ -44,19 +45,18 @@ def fit_power(steps: Steps, samples: PowerSamples | None) -> PowerFit | None:
     return _fit_of(token_ns, computing, reading)
 
 
-def loads_before(token_ns: float, samples: PowerSamples) -> Float64:
-    """The load before each step, of a GPU that was cool before the first: float64[n]."""
-    state = PowerState(PowerFit(token_ns=token_ns, load=(0.0,), slowdown=(0.0,), memory_share=0.0))
-    loads, now = np.empty(len(samples)), 0
+def loads_during(token_ns: float, samples: PowerSamples) -> Float64:
+    """The mean load during each step, on a GPU that was cool before the first: float64[n]."""
+    loads, load = np.empty(len(samples)), 0.0
     for at, (tokens, gpu_ns) in enumerate(zip(samples.tokens, samples.gpu_ns, strict=True)):
-        loads[at] = load = state.load_at(now)
-        state.passed(gpu_ns, tokens * token_ns, load, now)
-        now += gpu_ns
+        busy = min(1.0, tokens * token_ns / gpu_ns)
+        loads[at] = busy + (load - busy) * kept(gpu_ns)
+        load = busy + (load - busy) * left(gpu_ns)
     return loads
 
 
 class _Kind:
-    """Steps of one kind: what they take longer than with cool clocks, by the load before them."""
+    """Steps of one kind: what they take longer than with cool clocks, by the load."""
 
     def __init__(self, busy: float, longer: Float64, counts: Float64) -> None:
         self.busy, self.longer, self.counts = busy, longer, counts
@@ -80,6 +80,8 @@ def _fit_of(token_ns: float, computing: _Kind, reading: _Kind) -> PowerFit | Non
     if len(seen) < 2:
         return None
     longer = np.maximum(ascending(computing.longer[seen], computing.counts[seen]), 0.0)
+    if longer.max() < _NOTHING:  # the GPU has power to spare for such a model
+        return None
     memory_share = _memory_share(computing, reading, longer, seen)
     whole = longer / (memory_share + (1.0 - memory_share) * computing.busy)
     return PowerFit(
@@ -87,6 +89,7 @@ def _fit_of(token_ns: float, computing: _Kind, reading: _Kind) -> PowerFit | Non
         load=tuple(_KNOTS[at] for at in seen),
         slowdown=tuple(whole.tolist()),
         memory_share=memory_share,
+        light_busy=reading.busy,
     )
 
 

@@ -1,21 +1,26 @@
 """What a GPU's power limit does to steps: the clocks of one that computes a lot are lower.
 
 A GPU at its power limit lowers its clocks, and the same step takes longer than on one that was busy
-reading memory, or idle, a moment ago: of Llama-3.1-8B on an H200 a prompt's step up to 14 %, a
-decode step up to 4 %. What counts is the load: the share of the last tenth of a second in which
+reading memory, or idle, a moment ago: of Llama-3.1-8B on an H200 a prompt's step up to 18 %, a
+decode step up to 5 %. What counts is the load: the share of the last tenth of a second in which
 arithmetic kept the GPU busy, recent times counting more.
 
-The law is simple on purpose. With gpu_ns of a step that meets cool clocks, its tokens, and when it
-starts:
+The law is simple on purpose. Let a step take `gpu_ns` where it was calibrated, after light steps
+that ran for REST_NS, and let
 
-    load       decays while the GPU is idle: load * TAU / (TAU + idle time)
-    busy       min(1, tokens * token_ns / gpu_ns), the share of the step that is arithmetic
-    gpu_ns     times 1 + slowdown(load) * (memory_share + (1 - memory_share) * busy), rounded
-    load       (TAU * load + min(gpu_ns, tokens * token_ns)) / (TAU + gpu_ns) after the step
+    busy     min(1, tokens * token_ns / gpu_ns), the share of the step that is arithmetic
+    x        gpu_ns / TAU_NS
+    kept     1 / (1 + x / 2 + x^2 / 12), how much the load before counts during it, on average
+    left     1 / (1 + x + x^2 / 2), how much of it is left at its end
+    longer   1 + slowdown(busy + (load - busy) * kept) * (memory_share + (1 - memory_share) * busy)
 
-slowdown is a table of what a step of nothing but arithmetic takes longer. Every operation is one
-IEEE double operation, in the order in which steps run, so that results are the same integers
-everywhere.
+Then with the load that it meets, the step takes gpu_ns * longer(load) / longer(load where it was
+calibrated), and the load after it is busy + (load - busy) * left. While the GPU idles, the load
+goes down as during a step without arithmetic. `kept` and `left` are the exponentials that belong to
+them, nearly, by operations that are the same everywhere: results are the same integers.
+
+The load where a step was calibrated is that of light steps and of the step itself taking turns:
+light + (after - light) * left(REST_NS), where `after` is the load that the step leaves.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 TAU_NS: Final = 100_000_000.0  # of all tried from 10 ms to 10 s, what explains most on an H200
+REST_NS: Final = 50_000_000  # of light steps before each that is calibrated
 
 
 Cost = Annotated[float, msgspec.Meta(ge=0)]
@@ -44,12 +50,14 @@ class PowerFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         slowdown: share of its time that a step of nothing but arithmetic takes longer at each, not
             descending; linear in between, constant outside.
         memory_share: as much of it concerns a step without arithmetic.
+        light_busy: share of arithmetic of the light steps before each calibrated one.
     """
 
     token_ns: Cost
     load: tuple[Share, ...]
     slowdown: tuple[Cost, ...]
     memory_share: Share
+    light_busy: Share
 
 
 class PowerState:
@@ -62,17 +70,16 @@ class PowerState:
         load: share of recent time that went into arithmetic, 0 to 1, at the end of the last step.
     """
 
-    __slots__ = ("_cool", "_fit", "_token_ns", "_until_ns", "load")
+    __slots__ = ("_cool", "_fit", "_until_ns", "load")
 
     def __init__(self, fit: PowerFit | None) -> None:
         self._fit = fit
-        self._token_ns = 0.0 if fit is None else fit.token_ns
         self._cool = 0.0 if fit is None else _coolest(fit)
         self._until_ns = 0
         self.load = 0.0
 
     def lengthen(self, gpu_ns: int, tokens: int, start_ns: int) -> int:
-        """What a step takes that takes `gpu_ns` when clocks are cool; it becomes the last one.
+        """What a step takes that took `gpu_ns` when it was calibrated; it becomes the last one.
 
         Args:
             gpu_ns: of the step, at least 1.
@@ -82,23 +89,22 @@ class PowerState:
         if (fit := self._fit) is None:
             return gpu_ns
         load = self.load_at(start_ns)
-        arithmetic_ns = tokens * self._token_ns
-        if load > self._cool:
-            busy = arithmetic_ns / gpu_ns if arithmetic_ns < gpu_ns else 1.0
-            share = fit.memory_share + (1.0 - fit.memory_share) * busy
-            gpu_ns = int(gpu_ns * (1.0 + slowdown(fit, load) * share) + 0.5)
-        self.passed(gpu_ns, arithmetic_ns, load, start_ns)
+        busy = tokens * fit.token_ns / gpu_ns
+        if busy > 1.0:
+            busy = 1.0
+        if load > self._cool or busy > self._cool:
+            gpu_ns = _longer_ns(fit, gpu_ns, busy, load)
+        self.passed(gpu_ns, busy, load, start_ns)
         return gpu_ns
 
     def load_at(self, time_ns: int) -> float:
         """The load after idling since the last step."""
         idle_ns = time_ns - self._until_ns
-        return self.load * (TAU_NS / (TAU_NS + idle_ns)) if idle_ns > 0 else self.load
+        return self.load * left(idle_ns) if idle_ns > 0 else self.load
 
-    def passed(self, gpu_ns: int, arithmetic_ns: float, load: float, start_ns: int) -> None:
+    def passed(self, gpu_ns: int, busy: float, load: float, start_ns: int) -> None:
         """A step ran from `start_ns` on for `gpu_ns`, when the load was `load`."""
-        work_ns = arithmetic_ns if arithmetic_ns < gpu_ns else gpu_ns
-        self.load = (TAU_NS * load + work_ns) / (TAU_NS + gpu_ns)
+        self.load = busy + (load - busy) * left(gpu_ns)
         self._until_ns = start_ns + gpu_ns
 
     def snapshot(self) -> tuple[float, int]:
@@ -108,6 +114,38 @@ class PowerState:
     def restore(self, snapshot: tuple[float, int]) -> None:
         """Forget the steps since the snapshot."""
         self.load, self._until_ns = snapshot
+
+
+def left(ns: float) -> float:
+    """How much of a load is left after so many ns."""
+    x = ns / TAU_NS
+    return 1.0 / (1.0 + x + x * x / 2.0)
+
+
+def kept(ns: float) -> float:
+    """How much of a load before a step of so many ns is there during it, on average."""
+    x = ns / TAU_NS
+    return 1.0 / (1.0 + x / 2.0 + x * x / 12.0)
+
+
+def calibrated_load(fit: PowerFit, gpu_ns: float, busy: float) -> float:
+    """The load before a step where it was calibrated."""
+    of_rest, of_step = left(REST_NS), left(gpu_ns)
+    after = (busy * (1.0 - of_step) + fit.light_busy * (1.0 - of_rest) * of_step) / (
+        1.0 - of_rest * of_step
+    )
+    return fit.light_busy + (after - fit.light_busy) * of_rest
+
+
+def longer(fit: PowerFit, gpu_ns: float, busy: float, load: float) -> float:
+    """How many times as long a step takes as it would with clocks that are never lowered."""
+    during = busy + (load - busy) * kept(gpu_ns)
+    return 1.0 + slowdown(fit, during) * (fit.memory_share + (1.0 - fit.memory_share) * busy)
+
+
+def _longer_ns(fit: PowerFit, gpu_ns: int, busy: float, load: float) -> int:
+    before = calibrated_load(fit, gpu_ns, busy)
+    return int(gpu_ns * longer(fit, gpu_ns, busy, load) / longer(fit, gpu_ns, busy, before) + 0.5)
 
 
 def slowdown(fit: PowerFit, load: float) -> float:
@@ -129,7 +167,7 @@ def lengthened(
 
     Args:
         fit: None: they stay as they are.
-        gpu_ns: int64[n], with cool clocks, in the order in which they ran.
+        gpu_ns: int64[n], as calibrated, in the order in which they ran.
         tokens: int64[n], that they computed.
         starts_ns: int64[n], when they started; None: each when the last ended.
 

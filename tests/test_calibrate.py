@@ -352,7 +352,7 @@ def test_a_damaged_partial_file_is_named(tmp_path: Path) -> None:
 
 
 HOT = PowerFit(
-    token_ns=20_000.0, load=(0.25, 0.65), slowdown=(0.0, 0.15), memory_share=0.3
+    token_ns=20_000.0, load=(0.25, 0.65), slowdown=(0.0, 0.15), memory_share=0.3, light_busy=0.05
 )  # fmt: skip
 WIDE = replace(CONFIG, max_running_requests=64, max_num_batched_tokens=2048)
 
@@ -388,7 +388,7 @@ def test_what_clocks_do_is_told_apart_from_what_steps_cost(tmp_path: Path) -> No
     cool = np.array([true_ns(shape) for shape in served])
     true = lengthened(HOT, cool, tokens)
     assert np.max(true / cool) > 1.09
-    assert np.max(np.abs(found / true - 1)) < 0.02
+    assert np.max(np.abs(found / true - 1)) < 0.03
 
 
 def gpu_ns(model: CalibratedCostModel, shapes: list[StepShape]) -> Any:

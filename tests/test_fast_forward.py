@@ -142,7 +142,13 @@ class HashCosts:
         return [self._gpu_ns(one) for one in shapes], self._host_ns(shape), False
 
 
-HOT = PowerFit(token_ns=70_000.0, load=(0.05, 0.3, 0.6), slowdown=(0.0, 0.5, 2.0), memory_share=0.3)
+HOT = PowerFit(
+    token_ns=70_000.0,
+    load=(0.05, 0.3, 0.6),
+    slowdown=(0.0, 0.5, 2.0),
+    memory_share=0.3,
+    light_busy=0.1,
+)
 ROOFLINE = RooflineCostModel(load_model_spec("llama-3.1-8b"), load_hardware_spec("h200"))
 
 

@@ -20,7 +20,7 @@ from engine.runtime.executor import Executor
 # How many steps of each kind take turns: prompts, decode steps.
 PATTERNS = ((0, 1), (1, 16), (1, 8), (1, 5), (1, 3), (1, 2), (1, 1), (2, 1), (4, 1), (1, 0))
 PATTERN_NS = 700_000_000  # of device time, for each
-REST_NS = 50_000_000  # half the time that the power limit looks at (`simulator.power_state`)
+REST_NS = 50_000_000  # of light steps; `simulator.power_state` must know
 _LIGHT = StepDesign(decodes=as_served(16, 512, 4096))
 _PROMPT = StepDesign((Chunk(512),))
 _SHARE = 8  # of all pages at most, for light steps
