@@ -1,0 +1,178 @@
+"""A scenario that is being changed, and what is known of it: problems, memory, an estimate.
+
+`assess` is pure and takes 20 to 200 ms, so the screen calls it in a worker at each key.
+"""
+
+from __future__ import annotations
+
+import copy
+import shlex
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from workbench.deployment import Deployment, resolve_deployment
+from workbench.estimate import Estimate, estimate
+from workbench.scenario_errors import ScenarioError, ScenarioErrors
+from workbench.scenario_source import LoadedScenario, load_scenario, load_text, scenario_text
+from workbench.simulate import prepare
+from workbench.trace_errors import WorkloadError
+from workbench.tui.child_run import RunCommand
+from workbench.tui.scenarios.settings import settings_between
+from workbench.tui.scenarios.workload_preview import WorkloadPreview, preview
+
+Executor = Literal["simulate", "run"]
+DetailName = Literal["steps", "items", "pages"]
+DETAILS: Final[tuple[DetailName, ...]] = ("steps", "items", "pages")
+_PATHS: Final = (("model", "path"), ("workload", "path"), ("hardware", "profile"))
+EXECUTORS: Final[tuple[Executor, ...]] = ("simulate", "run")
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A scenario and the changes that were made to it, none of which is in its file.
+
+    Attributes:
+        name: of the scenario on the command line: a shipped name or a path.
+        path: its file; None for a shipped one.
+        original: its text.
+        text: the text as edited.
+        settings: dotted key -> value as YAML, from the form; they count over the text.
+        executor: what runs it.
+        detail: how much of the run is recorded.
+        dummy_weights: whether the engine makes random weights.
+    """
+
+    name: str
+    path: Path | None
+    original: str
+    text: str
+    settings: dict[str, str] = field(default_factory=dict)
+    executor: Executor = "simulate"
+    detail: DetailName = "pages"
+    dummy_weights: bool = True
+
+    @classmethod
+    def of(cls, name: str, executor: Executor, detail: DetailName) -> Draft:
+        """An unchanged scenario. Raises ScenarioErrors if it cannot be read."""
+        path, text = scenario_text(name)
+        return cls(name, path, text, text, {}, executor, detail)
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """The settings of the form as `--set` takes them."""
+        return tuple(f"{key}={value}" for key, value in self.settings.items())
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything differs from the file."""
+        return bool(self.settings) or self.text != self.original
+
+    def with_setting(self, key: str, value: str | None) -> Draft:
+        """With a key set by the form, or (None) as the text has it."""
+        settings = {name: old for name, old in self.settings.items() if name != key}
+        if value is not None:
+            settings[key] = value
+        return replace(self, settings=settings)
+
+    def with_text(self, text: str) -> Draft:
+        """With another text."""
+        return replace(self, text=text)
+
+    def unchanged(self) -> Draft:
+        """As the file is."""
+        return replace(self, text=self.original, settings={})
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """What is known of a draft.
+
+    Attributes:
+        draft: that was assessed.
+        errors: what is wrong with it, in order.
+        trouble: what else stands against running it, such as an unreadable trace; None: nothing.
+        loaded: the scenario, if its text is one.
+        deployment: its replicas, if they can exist.
+        preview: its requests, if they can be made.
+        estimate: what a run will roughly do, if it can run.
+        command: that runs it; None unless it can be run.
+        notes: remarks of the run's header.
+    """
+
+    draft: Draft
+    errors: tuple[ScenarioError, ...] = ()
+    trouble: str | None = None
+    loaded: LoadedScenario | None = None
+    deployment: Deployment | None = None
+    preview: WorkloadPreview | None = None
+    estimate: Estimate | None = None
+    command: RunCommand | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can be run."""
+        return self.command is not None
+
+
+def assess(draft: Draft) -> Assessment:
+    """Everything that can be said of a draft without running it."""
+    label = str(draft.path) if draft.path else f"{draft.name}.yaml"
+    try:
+        loaded = load_text(draft.text, label, draft.path, draft.overrides)
+    except ScenarioErrors as errors:
+        return Assessment(draft, errors.errors)
+    try:
+        simulation = prepare(loaded, "none")
+    except ScenarioErrors as errors:
+        return Assessment(draft, errors.errors, loaded=loaded, deployment=_deployment(loaded))
+    except WorkloadError as error:
+        return Assessment(draft, trouble=str(error), loaded=loaded, deployment=_deployment(loaded))
+    found = Assessment(
+        draft,
+        loaded=loaded,
+        deployment=simulation.deployment,
+        preview=preview(simulation.workload),
+        estimate=estimate(loaded.scenario, simulation.deployment, simulation.workload),
+        notes=simulation.header.notes,
+    )
+    try:
+        return replace(found, command=_command(draft, loaded))
+    except ScenarioErrors:
+        return replace(found, trouble="the file itself has errors: save these changes, then run")
+
+
+def _deployment(loaded: LoadedScenario) -> Deployment | None:
+    """The deployment alone, where only the requests are at fault."""
+    try:
+        return resolve_deployment(loaded)
+    except ScenarioErrors:
+        return None
+
+
+def _command(draft: Draft, loaded: LoadedScenario) -> RunCommand:
+    """The command that runs a draft: its file, and a `--set` for each key that differs from it."""
+    arguments = [draft.executor, draft.name]
+    for setting in settings_between(*_before_and_after(draft, loaded)) if draft.changed else ():
+        arguments += ["--set", setting]
+    if draft.executor == "run" and draft.dummy_weights:
+        arguments += ["--load-format", "dummy"]
+    return RunCommand((*arguments, "--detail", draft.detail))
+
+
+def _before_and_after(
+    draft: Draft, loaded: LoadedScenario
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The file and the draft, resolved; paths that changed as the current folder sees them."""
+    before = load_scenario(draft.name).resolved
+    after = copy.deepcopy(loaded.resolved)
+    for part, key in _PATHS:
+        if after[part].get(key) != before[part].get(key):
+            after[part][key] = getattr(getattr(loaded.scenario, part), key)
+    return before, after
+
+
+def shown_command(draft: Draft) -> str:
+    """What to show as the command line of a draft that cannot be run yet."""
+    return shlex.join(("workbench", draft.executor, draft.name))

@@ -1,0 +1,18 @@
+"""Which screen shows which mode; each is imported when it is first gone to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from workbench.tui.app import WorkbenchApp
+    from workbench.tui.workbench_screen import WorkbenchScreen
+
+
+def make_screen(app: WorkbenchApp, mode: str) -> WorkbenchScreen:
+    """A new screen of a mode, for the runs that the application has open."""
+    if mode == "scenarios":
+        from workbench.tui.scenarios.screen import ScenariosScreen
+
+        return ScenariosScreen(app.saved)
+    raise KeyError(mode)
