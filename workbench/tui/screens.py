@@ -15,4 +15,8 @@ def make_screen(app: WorkbenchApp, mode: str) -> WorkbenchScreen:
         from workbench.tui.scenarios.screen import ScenariosScreen
 
         return ScenariosScreen(app.saved)
+    if mode == "live" and app.current is not None:
+        from workbench.tui.live.screen import LiveScreen
+
+        return LiveScreen(app.current.store, app.current.player)
     raise KeyError(mode)

@@ -16,7 +16,7 @@ Int64 = NDArray[np.int64]
 EIGHTHS: Final = np.array([ord(glyph) for glyph in " ▁▂▃▄▅▆▇█"], np.uint32)
 
 
-def eighths(values: Float64, top: float, height: int) -> Int64:
+def eighths(values: Float64 | Int64, top: float, height: int) -> Int64:
     """Heights of bars in eighths of a cell; what is not zero is at least one eighth high."""
     scaled = np.round(np.asarray(values, np.float64) / max(top, 1e-12) * height * 8)
     level = np.clip(scaled, 0, height * 8).astype(np.int64)

@@ -17,7 +17,7 @@ from rich.style import Style
 from textual.color import Color
 
 HUES: Final = 12  # colours that tell requests apart; neighbours are far from each other
-RAMP: Final = 8  # shades of a quantity
+RAMP: Final = 8  # shades of a quantity, 0 to 7
 _HUE_STEP: Final = 5  # coprime to HUES
 
 NORMAL: Final = 0  # the ink of plain text
@@ -25,7 +25,7 @@ NORMAL: Final = 0  # the ink of plain text
 
 @dataclass(frozen=True, slots=True)
 class Ink:
-    """How a cell looks; names of colours as `Palette.colour` takes them, None: the pane's own."""
+    """How a cell looks; colours by name, None: those of plain text."""
 
     fg: str | None = None
     bg: str | None = None
@@ -89,8 +89,8 @@ class Palette:
 
     def _style(self, ink: Ink) -> Style:
         return Style(
-            color=None if ink.fg is None else self.colour(ink.fg).rich_color,
-            bgcolor=None if ink.bg is None else self.colour(ink.bg).rich_color,
+            color=self.colour(ink.fg or "foreground").rich_color,
+            bgcolor=self.colour(ink.bg or "background").rich_color,
             bold=ink.bold,
             reverse=ink.reverse,
             underline=ink.underline,
@@ -100,5 +100,5 @@ class Palette:
 _RAMPS: Final = {
     "age": ("data-age-old", "data-age-new"),
     "refs": ("data-cached", "data-age-new"),
-    "heat": ("data-free", "data-step"),
+    "unused": ("data-hit", "data-free"),
 }

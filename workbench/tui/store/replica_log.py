@@ -20,7 +20,7 @@ class ReplicaLog:
         number: of the replica.
         facts: what it was given.
         steps: its steps.
-        lifecycle: its rows of that table.
+        lifecycle: its rows of that table, in order of time.
         spans: its rows of the table `decode_spans`.
         items: its rows of that table.
         kv: pages and prefix cache.
@@ -37,13 +37,11 @@ class ReplicaLog:
 
     def append(self, tables: dict[str, Columns]) -> None:
         """Add rows of this replica."""
-        for name, log in (
-            ("lifecycle", self.lifecycle),
-            ("decode_spans", self.spans),
-            ("items", self.items),
-        ):
+        for name, log in (("decode_spans", self.spans), ("items", self.items)):
             if name in tables:
                 log.append(tables[name])
+        if "lifecycle" in tables:
+            self._append_lifecycle(tables["lifecycle"])
         if "steps" in tables:
             self.steps.append(tables["steps"])
         if "memory" in tables or "radix" in tables:
@@ -69,14 +67,22 @@ class ReplicaLog:
             self.items.first + int(np.searchsorted(self.items["step"], first["step"]))
         )
         self.lifecycle.drop_before(
-            self.lifecycle.first
-            + int(np.searchsorted(np.maximum.accumulate(self.lifecycle["t_ns"]), first["plan_ns"]))
+            self.lifecycle.first + int(np.searchsorted(self.lifecycle["t_ns"], first["plan_ns"]))
         )
         if first["decode_iteration"] >= 0:
             last = np.maximum.accumulate(self.spans["first_iteration"] + self.spans["scheduled"])
             gone = int(np.searchsorted(last, first["decode_iteration"]))
             self.spans.drop_before(self.spans.first + gone)
         self.steps.drop_before(position)
+
+    def _append_lifecycle(self, columns: Columns) -> None:
+        """Events of one segment in order of time; one that comes late counts as of now."""
+        order = np.argsort(columns["t_ns"], kind="stable")
+        sorted_columns = {name: column[order] for name, column in columns.items()}
+        if len(self.lifecycle):
+            newest = self.lifecycle["t_ns"][-1]
+            sorted_columns["t_ns"] = np.maximum(sorted_columns["t_ns"], newest)
+        self.lifecycle.append(sorted_columns)
 
     def _folded_to(self, position: int) -> int:
         """The id of the step at a position, everything up to which has been folded."""
