@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rich.table import Table
 from rich.text import Text
@@ -30,7 +30,7 @@ def key_name(key: str) -> str:
     return _KEY_NAMES.get(key, key.replace("ctrl+", "^"))
 
 
-def keys_of(screen: Screen[object]) -> list[tuple[str, str, str]]:
+def keys_of(screen: Screen[Any]) -> list[tuple[str, str, str]]:
     """(keys, what they do, id) of all bindings that work on a screen, the screen's own first."""
     found: dict[str, tuple[list[str], str, str]] = {}
     own: list[str] = []
@@ -67,6 +67,7 @@ class HelpDialog(ModalScreen[None]):
         border-title-color: $accent; border-subtitle-color: $foreground 60%;
     }
     HelpDialog Static { height: auto; margin: 0 0 1 0; }
+    HelpDialog .heading { margin: 0; }
     """
 
     def __init__(self, guide: ScreenHelp, keys: Iterable[tuple[str, str, str]]) -> None:
@@ -79,12 +80,12 @@ class HelpDialog(ModalScreen[None]):
         with VerticalScroll() as box:
             box.border_title = f"Help: {self._guide.title}"
             box.border_subtitle = "esc closes"
-            yield Static(_heading("How to read this screen"))
+            yield Static(_heading("How to read this screen"), classes="heading")
             yield Static(_two_columns(self._guide.how_to_read, "bold", 24))
-            yield Static(_heading("Keys, and the ids to remap them by"))
+            yield Static(_heading("Keys, and the ids to remap them by"), classes="heading")
             yield Static(_key_table(self._keys))
             if self._guide.words:
-                yield Static(_heading("Words"))
+                yield Static(_heading("Words"), classes="heading")
                 words = ((word, GLOSSARY[word]) for word in self._guide.words)
                 yield Static(_two_columns(words, "bold", 24))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -14,8 +15,14 @@ from typing import Any, Final, Literal
 from workbench.deployment import Deployment, resolve_deployment
 from workbench.estimate import Estimate, estimate
 from workbench.scenario_errors import ScenarioError, ScenarioErrors
-from workbench.scenario_source import LoadedScenario, load_scenario, load_text, scenario_text
-from workbench.simulate import prepare
+from workbench.scenario_source import (
+    LoadedScenario,
+    load_resolved,
+    load_scenario,
+    load_text,
+    scenario_text,
+)
+from workbench.simulate import Simulation, prepare
 from workbench.trace_errors import WorkloadError
 from workbench.tui.child_run import RunCommand
 from workbench.tui.scenarios.settings import settings_between
@@ -26,6 +33,16 @@ DetailName = Literal["steps", "items", "pages"]
 DETAILS: Final[tuple[DetailName, ...]] = ("steps", "items", "pages")
 _PATHS: Final = (("model", "path"), ("workload", "path"), ("hardware", "profile"))
 EXECUTORS: Final[tuple[Executor, ...]] = ("simulate", "run")
+
+
+def detail_named(name: str) -> DetailName:
+    """The detail of that name, or else the most."""
+    return next((detail for detail in DETAILS if detail == name), "pages")
+
+
+def executor_named(name: str) -> Executor:
+    """The executor of that name, or else the simulator."""
+    return next((executor for executor in EXECUTORS if executor == name), "simulate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +146,28 @@ def assess(draft: Draft) -> Assessment:
         return Assessment(draft, errors.errors, loaded=loaded, deployment=_deployment(loaded))
     except WorkloadError as error:
         return Assessment(draft, trouble=str(error), loaded=loaded, deployment=_deployment(loaded))
-    found = Assessment(
+    found = _assessment(draft, loaded, simulation)
+    try:
+        return replace(found, command=_command(draft, loaded))
+    except ScenarioErrors:
+        return replace(found, trouble="the file itself has errors: save these changes, then run")
+
+
+def assess_resolved(resolved: Mapping[str, Any], name: str) -> Assessment:
+    """What is known of the scenario that a run was made from."""
+    draft = Draft(name, None, "", "")
+    try:
+        loaded = load_resolved(resolved, name)
+        simulation = prepare(loaded, "none")
+    except ScenarioErrors as errors:
+        return Assessment(draft, errors.errors)
+    except WorkloadError as error:
+        return Assessment(draft, trouble=str(error))
+    return _assessment(draft, loaded, simulation)
+
+
+def _assessment(draft: Draft, loaded: LoadedScenario, simulation: Simulation) -> Assessment:
+    return Assessment(
         draft,
         loaded=loaded,
         deployment=simulation.deployment,
@@ -137,10 +175,6 @@ def assess(draft: Draft) -> Assessment:
         estimate=estimate(loaded.scenario, simulation.deployment, simulation.workload),
         notes=simulation.header.notes,
     )
-    try:
-        return replace(found, command=_command(draft, loaded))
-    except ScenarioErrors:
-        return replace(found, trouble="the file itself has errors: save these changes, then run")
 
 
 def _deployment(loaded: LoadedScenario) -> Deployment | None:

@@ -36,7 +36,7 @@ class FormRow:
         section: heading that it stands under.
         key: dotted key of the scenario; of `RUN`, the name of an attribute of the draft.
         label: what the line calls it.
-        value: as YAML on one line; "" where the scenario leaves it to the program.
+        value: as YAML on one line, to be edited; "" where the scenario leaves it to the program.
         options: values it may take, if they are few.
         help: a sentence.
         changed: whether it differs from the file.
@@ -49,6 +49,18 @@ class FormRow:
     options: tuple[str, ...]
     help: str
     changed: bool
+
+    @property
+    def shown(self) -> str:
+        """The value as the form shows it: distributions in short."""
+        return in_short(self.value)
+
+
+def in_short(value: str) -> str:
+    """`{kind: lognormal, mean: 600, max: 4096}` as `lognormal mean 600 max 4096`."""
+    if not value.startswith("{kind: "):
+        return value
+    return value.strip("{}").removeprefix("kind: ").replace(":", "").replace(",", "")
 
 
 def form_rows(draft: Draft, resolved: Mapping[str, Any]) -> list[FormRow]:
@@ -141,6 +153,8 @@ def _row(
     about: str,
 ) -> FormRow:
     text = "" if value is None else one_line(_short(value))
+    if key in draft.settings and not draft.settings[key].startswith("{"):
+        text = draft.settings[key]  # as it is being typed, right or wrong
     return FormRow(section, key, label, text, options, about, key in draft.settings)
 
 

@@ -1,0 +1,47 @@
+"""`workbench tui`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+EPILOG = """\b
+Examples:
+  workbench tui
+  workbench tui quickstart
+  workbench tui runs/quickstart-1
+  workbench tui --ascii --slow-link"""
+
+
+def run(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RUN|SCENARIO]",
+            help="A recorded run to open, or a scenario to select; default: the list of both.",
+        ),
+    ] = None,
+    ascii_only: Annotated[bool, typer.Option("--ascii", help="Draw with ASCII alone.")] = False,
+    fps: Annotated[int, typer.Option(min=1, max=60, help="Frames per second at most.")] = 30,
+    slow_link: Annotated[
+        bool, typer.Option("--slow-link", help="Send little: 256 colours, 8 frames per second.")
+    ] = False,
+) -> None:
+    """Browse scenarios, run them, watch, go back in time, compare: all in the terminal.
+
+    Press ? for the keys and for how to read a screen.
+    """
+    import os
+    import sys
+
+    from workbench.cli.failures import UsageError
+
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError("workbench tui needs a terminal; without one, use simulate and explain")
+    if slow_link:
+        os.environ.setdefault("TEXTUAL_COLOR_SYSTEM", "256")  # read when Textual is imported
+        fps = min(fps, 8)
+    from workbench.tui.start import start
+
+    start(target, ascii_only=ascii_only, fps=fps, slow_link=slow_link)
