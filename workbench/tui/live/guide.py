@@ -12,7 +12,7 @@ GUIDE: Final = ScreenHelp(
         (
             "batch strip",
             ("a column is a step, or a few: [ and ] change how many. Upper lane: prefill tokens "
-            "the step computed, and above them those it found in the cache; a tick is the most of any "
+            "the step computed, above them those it found in the cache; a tick is the most of any "
             "step of the column, the dashed line the token budget. Then the requests that decoded, "
             "and the time from the end of the step before to the end of this one. The newest step, "
             "on the right, is the one under the cursor. A click goes to a column's heaviest step."),

@@ -58,8 +58,8 @@ class HeaderPane(ChartPane):
             ("  step ", dim), (f"{player.position:,}", strong), (f"/{player.head:,}", dim),
             ("  run ", dim), (f"{row['running']:,}", palette.ink("data-decode", bold=True)),
             ("  wait ", dim), _count(row["waiting"], palette, "data-queue"),
-            ("  retracted ", dim), _count(retracted, palette, "data-preempt"),
-            ("  evicted ", dim), _count(evicted, palette, "data-step"),
+            ("  retr ", dim), _count(retracted, palette, "data-preempt"),
+            ("  evict ", dim), _count(evicted, palette, "data-step"),
         ]  # fmt: skip
         end = canvas.line(x + 2, 0, parts)
         canvas.line(end + 2, 0, self._remarks(palette))

@@ -15,7 +15,8 @@ from workbench.tui.plots.palette import Palette
 from workbench.tui.store.latency_window import REQUESTS, STEPS, LatencyRow, latency_rows
 from workbench.tui.store.strip_window import StripWindow, strip_window
 
-_NAME: Final = 7
+_NAME: Final = 5
+_WORD: Final = 8
 _GOOD_PERCENT: Final = 99.0
 _LINES: Final = (
     ("queue", "waiting", "data-queue"),
@@ -68,7 +69,7 @@ class LatencyPane(ChartPane):
 
     def _table(self, canvas: Canvas, palette: Palette, y: int) -> int:
         dim = palette.ink("data-axis")
-        width = min((canvas.width - _NAME - 5) // 4, 10)
+        width = min((canvas.width - _NAME - 6) // 4, 10)
         for i, word in enumerate(("p50", "p90", "p99", "max")):
             canvas.right(_NAME + (i + 1) * width, y, word, dim)
         end = _NAME + 4 * width + 5
@@ -91,7 +92,7 @@ class LatencyPane(ChartPane):
 
     def _lines(self, canvas: Canvas, palette: Palette, y: int) -> None:
         """Sparklines over the columns of the strip, as high as there is room."""
-        window = strip_window(self._state.player, max(canvas.width - _NAME - 9, 1))
+        window = strip_window(self._state.player, max(canvas.width - _WORD - 9, 1))
         rows = canvas.height - y
         if window is None or rows < 1:
             return
@@ -131,4 +132,4 @@ class LatencyPane(ChartPane):
 def _ms(figure: float | None) -> str:
     if figure is None:
         return "-"
-    return f"{figure:,.1f}" if figure < 10_000 else f"{figure:,.0f}"
+    return f"{figure:,.1f}" if figure < 1000 else f"{figure:,.0f}"

@@ -37,6 +37,7 @@ USES: Final = (
     Category("data-decode", "█"),
 )
 _WORDS: Final = ("free", "cached", "shared", "prefill", "decode")
+_ROOM_FOR_WORDS: Final = 60  # columns from which on the heading says how large the pool is
 _CHOSEN: Final = Category("data-selected", "◆")
 _LETTERS: Final = "ABCDEFGHIJKL"
 _OWNERS: Final = (
@@ -135,6 +136,8 @@ class PagesPane(ChartPane):
     ) -> None:
         state = self._state
         about = f"{num_pages:,} x {page_size} tok, {self._per_pixel}/px"
+        if canvas.width < _ROOM_FOR_WORDS:
+            about = f"{self._per_pixel}/px"
         x = self.title(canvas, palette, f"KV {state.page_mode}", about) + 2
         if self._pointed is not None:
             canvas.text(x, 0, self._says(self._pointed), palette.ink("data-selected"))
@@ -143,13 +146,13 @@ class PagesPane(ChartPane):
             behind = state.player.position - state.memory_position
             x = canvas.text(x, 0, f"{behind:,} steps behind ", palette.ink("data-warning"))
         for colour, words in made.legend:
-            if x + len(words) + 2 > canvas.width:
+            if x + len(words) + 2 > canvas.width + 1:
                 break
             shape = next((c.shape for c in made.categories if c.colour == colour), "█")
             glyph = (shape if shape != " " else "_") if palette.shapes else "■"
             ink = palette.ink("data-same" if colour == "data-free" else colour)
             x = canvas.text(x, 0, glyph, ink)
-            x = canvas.text(x, 0, f"{words} ", palette.ink("data-axis"))
+            x = canvas.text(x, 0, f" {words} ", palette.ink("data-axis"))
 
     def _says(self, page: int) -> str:
         """What is known of a page."""

@@ -21,6 +21,7 @@ Int64 = NDArray[np.int64]
 
 _SHADES: Final = 6  # of the age of unused nodes
 _MIN_LABEL: Final = 4
+_THICKEST: Final = 4  # rows of a level where there is room
 
 
 class RadixPane(ChartPane):
@@ -72,8 +73,11 @@ class RadixPane(ChartPane):
         chosen = state.chosen_pages()
         path = np.array(chosen.path if chosen is not None else (), np.int64)
         lit = np.isin(tree.node, path)
+        levels = int(icicle.depth.max()) + 1
+        thick = min(max((canvas.height - 2) // max(levels - 1, 1), 1), _THICKEST)
         for row in range(canvas.height - 1):
-            self._level(canvas, palette, row, tree, icicle, lit)
+            level, part = (0, 0) if row == 0 else divmod(row - 1 + thick, thick)
+            self._level(canvas, palette, row, level, part == 0, tree, icicle, lit)
 
     def _layout(self, tree: TreeState) -> Icicle:
         if self._laid_out is None or self._laid_out[0] != id(tree):
@@ -108,11 +112,13 @@ class RadixPane(ChartPane):
         canvas: Canvas,
         palette: Palette,
         row: int,
+        level: int,
+        first: bool,
         tree: TreeState,
         icicle: Icicle,
         lit: NDArray[np.bool_],
     ) -> None:
-        nodes = np.flatnonzero(icicle.depth == row)
+        nodes = np.flatnonzero(icicle.depth == level)
         width = canvas.width
         if not len(nodes):
             self._cells.append(np.full(width, -1, np.int64))
@@ -128,13 +134,14 @@ class RadixPane(ChartPane):
         here = np.flatnonzero(cells >= 0)
         canvas.glyphs[y, here] = looks[0][cells[here]]
         canvas.inks[y, here] = looks[1][cells[here]]
-        self._edges(canvas, palette, y, cells, tree, lit)
+        self._edges(canvas, palette, y, first, cells, tree, lit)
 
     def _edges(
         self,
         canvas: Canvas,
         palette: Palette,
         y: int,
+        labelled: bool,
         cells: Int64,
         tree: TreeState,
         lit: NDArray[np.bool_],
@@ -150,7 +157,7 @@ class RadixPane(ChartPane):
             canvas.text(
                 start, y, "▏", palette.ink("background", None if palette.shapes else colour)
             )
-            if end - start >= _MIN_LABEL:
+            if labelled and end - start >= _MIN_LABEL:
                 root = tree.parent[node] < 0
                 label = "root" if root else f"r{int(tree.locks[node])}"
                 ink = palette.ink("background", colour, bold=bool(lit[node]))

@@ -44,8 +44,8 @@ class LiveScreen(Transport, ChartScreen):
         *TRANSPORT,
         Binding("k", "page_mode", "Pages", id="live.page_mode",
                 tooltip="Colour the page map by state, owner, age or references"),
-        Binding("f", "filter", "Filter", id="live.filter", tooltip="List other events"),
-        Binding("F", "fork", "Fork here", id="live.fork",
+        Binding("f", "filter", "Filter", id="live.filter", show=False, tooltip="List other events"),
+        Binding("F", "fork", "Fork", id="live.fork",
                 tooltip="Simulate on from this step with one setting changed, and compare"),
         Binding("r", "show_pane('radix')", "Prefix cache", id="live.radix", show=False,
                 tooltip="Show or hide the prefix cache"),
@@ -71,6 +71,7 @@ class LiveScreen(Transport, ChartScreen):
     LiveScreen.-short StripPane { height: 8; }
     LiveScreen.-very-tall StripPane { height: 19; }
     LiveScreen.-short ModeTabs { display: none; }
+    LiveScreen.-short Scrubber { height: 1; }
     LiveScreen.-short .low { display: none; }
     LiveScreen.-short .low.-wanted { display: block; height: 4fr; }
     LiveScreen.-short.-swapped .row { display: none; }

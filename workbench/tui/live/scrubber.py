@@ -22,7 +22,6 @@ class Scrubber(ChartPane):
 
     DEFAULT_CSS = """
     Scrubber { height: 2; }
-    .-short Scrubber { height: 1; }
     """
 
     def __init__(self, player: Player) -> None:

@@ -22,9 +22,6 @@ from workbench.tui.plots.palette import Palette
 from workbench.tui.store.strip_window import NS_PER_MS, StripWindow, round_up, strip_window
 
 LABEL: Final = 8  # columns of the scale on the left
-_HIGHEST_STEP: Final = (
-    3.0  # the lane of ms ends at so many medians, so that an idle gap hides no step
-)
 
 Bool = NDArray[np.bool_]
 
@@ -82,7 +79,7 @@ class StripPane(ChartPane):
         self._tokens(canvas, palette, window, lanes, lit[0])
         self._decode(canvas, palette, window, lanes, lit[1])
         if lanes.step:
-            self._step_ms(canvas, palette, window, lanes, lit[0] | lit[1])
+            self._step_ms(canvas, palette, window, lanes)
         row = lanes.tokens + lanes.decode + lanes.step
         self._events(canvas, palette, window, row)
         self._axis(canvas, palette, window, row + 1)
@@ -112,12 +109,11 @@ class StripPane(ChartPane):
         top = max(float(window.peak["decode_requests"].max()), 1.0)
         level = bars.eighths(running, top, lanes.decode)
         y = lanes.tokens
-        bars.bars(canvas, palette, self._left, y, lanes.decode, level, "data-decode", "█", lit)
+        bars.bars(canvas, palette, self._left, y, lanes.decode, level, "data-decode", "█")
+        bars.baseline(canvas, palette, self._left, y + lanes.decode - 1, level, "data-decode", lit)
         self._scale(canvas, palette, y, lanes.decode, f"{top:,.0f}", "seqs")
 
-    def _step_ms(
-        self, canvas: Canvas, palette: Palette, window: StripWindow, lanes: Lanes, lit: Bool
-    ) -> None:
+    def _step_ms(self, canvas: Canvas, palette: Palette, window: StripWindow, lanes: Lanes) -> None:
         mean = window.mean["period_ns"] / NS_PER_MS
         busy = mean[mean > 0]
         top = float(busy.max()) if len(busy) else 1.0
@@ -126,7 +122,7 @@ class StripPane(ChartPane):
         slo = self._state.store.header.slo.tpot_ms
         if slo is not None and slo <= top:
             self._limit(canvas, palette, y, height, slo / top, len(window))
-        bars.bars(canvas, palette, self._left, y, height, level, "data-step", "▒", lit)
+        bars.bars(canvas, palette, self._left, y, height, level, "data-step", "▒")
         self._scale(canvas, palette, y, height, f"{top:,.1f}", "ms")
 
     def _limit(

@@ -79,6 +79,27 @@ def bars(
     stack(canvas, palette, x, y, height, level, level, (colour, colour), (shape, shape), lit)
 
 
+def baseline(
+    canvas: Canvas,
+    palette: Palette,
+    x: int,
+    y: int,
+    level: Int64,
+    colour: str,
+    lit: NDArray[np.bool_],
+) -> None:
+    """Draw the colour of a selection along the foot of bars of a colour, in the columns `lit`."""
+    at = np.flatnonzero(lit & (level > 0))
+    inks = np.array([palette.ink("data-selected"), palette.ink("data-selected", colour)])
+    if palette.shapes:
+        canvas.glyphs[y, x + at] = ord("◆")
+        canvas.inks[y, x + at] = inks[0]
+        return
+    full = level[at] >= 8
+    canvas.glyphs[y, x + at] = np.where(full, ord("▂"), EIGHTHS[np.minimum(level[at], 8)])
+    canvas.inks[y, x + at] = inks[full.astype(np.int64)]
+
+
 def ticks(canvas: Canvas, x: int, y: int, height: int, level: Int64, ink: int) -> None:
     """Draw a small tick at the height of each level, where it is above what is drawn there."""
     glyph = ord("▔")

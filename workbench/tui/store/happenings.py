@@ -88,14 +88,14 @@ def _life(row: dict[str, int], kinds: frozenset[str]) -> tuple[str, str]:
 
 
 _LIVES: Final[dict[str, tuple[RequestEvent, Callable[[int, int], str]]]] = {
-    "hit": (RequestEvent.ADMIT, lambda a, b: f"{a:,} tok cached, {b:,} to do"),
-    "admit": (RequestEvent.ADMIT, lambda a, b: f"{b:,} tok to prefill, {a:,} cached"),
+    "hit": (RequestEvent.ADMIT, lambda a, b: f"{a:,} cached, {b:,} to do"),
+    "admit": (RequestEvent.ADMIT, lambda a, b: f"{b:,} to do, {a:,} cached"),
     "arrive": (RequestEvent.ARRIVE, lambda a, b: f"{a:,} tok, at most {b:,} more"),
     "retract": (
         RequestEvent.RETRACT,
         lambda a, b: f"{RetractReason(b).name.lower()}, {a:,} tok lost",
     ),
-    "resume": (RequestEvent.RESUME, lambda a, b: f"{b:,} tok to redo, {a:,} cached"),
+    "resume": (RequestEvent.RESUME, lambda a, b: f"{b:,} to redo, {a:,} cached"),
     "finish": (
         RequestEvent.FINISH,
         lambda a, b: f"{FinishReason(a).name.lower()}, {b:,} tok",
@@ -114,7 +114,7 @@ def _of_steps(
     if "evict" in kinds:
         evicted = steps.column("evicted_pages")[start:end]
         for at in start + np.flatnonzero(evicted)[-limit:]:
-            text = f"{int(evicted[at - start]):,} pages"
+            text = f"{int(evicted[at - start]):,} cached pages"
             yield Happening(int(at) + steps.first, int(plan_ns[at]), "evict", text)
     if "blocked" in kinds:
         reason = steps.column("block_reason")[start:end]

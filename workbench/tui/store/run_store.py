@@ -68,6 +68,8 @@ class RunStore:
         reader = RunReader(path)
         store = cls(reader.header, path)
         store.append({name: reader.table(name) for name in TABLES})
+        for replica in store.replicas:
+            replica.kv.fold()
         if reader.header.status != "running":
             try:
                 store.summary = reader.summary
