@@ -19,4 +19,8 @@ def make_screen(app: WorkbenchApp, mode: str) -> WorkbenchScreen:
         from workbench.tui.live.screen import LiveScreen
 
         return LiveScreen(app.current.store, app.current.player)
+    if mode == "live" and app.current is not None:
+        from workbench.tui.live.screen import LiveScreen
+
+        return LiveScreen(app.current.store, app.current.player)
     raise KeyError(mode)
