@@ -30,6 +30,8 @@ DEFAULT_FPS: Final = 30
 _DRAIN_S: Final = 0.004  # of each frame for rows that have come
 _RING_STEPS: Final = 200_000  # of an engine's run are kept in memory; a simulation is kept whole
 _HEADER_POLL_S: Final = 0.02
+_KEPT: Final = ("scenarios", "requests")  # modes whose screens keep their state
+_SHOWN_AT: Final = 2  # place of a mode's screen in the stack: Textual's own blank one is below
 
 
 class WorkbenchApp(App[None]):
@@ -95,6 +97,7 @@ class WorkbenchApp(App[None]):
         self.compared: tuple[OpenedRun, OpenedRun] | None = None
         self._feeding: list[OpenedRun] = []
         self._start = start
+        self._kept: dict[str, tuple[OpenedRun | None, WorkbenchScreen]] = {}
         self.plain = ascii_only or "NO_COLOR" in os.environ
         for theme in OWN_THEMES:
             self.register_theme(theme)
@@ -102,10 +105,6 @@ class WorkbenchApp(App[None]):
             self.theme = self.saved.theme
 
     # What Textual asks
-
-    def get_default_screen(self) -> Screen[None]:
-        """The run that was asked for, or the list of scenarios."""
-        return self._make("scenarios" if self._start is None else "live")
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """As ever, and ASCII if that was asked for."""
@@ -131,14 +130,25 @@ class WorkbenchApp(App[None]):
         if self._state_trouble is not None:
             self.notify(self._state_trouble, severity="warning")
         self.set_interval(1 / self.fps, self._feed)
+        self.push_screen(self._screen_of("scenarios" if self._start is None else "live"))
 
     # Modes
 
-    def _make(self, mode: str) -> WorkbenchScreen:
-        """A new screen of a mode."""
+    def _screen_of(self, mode: str) -> WorkbenchScreen:
+        """The screen of a mode: a new one, but lists keep their place while their run is shown."""
         from workbench.tui.screens import make_screen
 
-        return make_screen(self, mode)
+        about = self.current if mode == "requests" else None
+        kept = self._kept.get(mode)
+        if kept is not None and kept[0] is about:
+            return kept[1]
+        if kept is not None:
+            self.uninstall_screen(kept[1])
+        screen = make_screen(self, mode)
+        if mode in _KEPT:
+            self.install_screen(screen, mode)
+            self._kept[mode] = (about, screen)
+        return screen
 
     def action_mode(self, mode: str) -> None:
         """Go to a mode; a mode without a run to show says what is missing."""
@@ -148,9 +158,7 @@ class WorkbenchApp(App[None]):
         if missing is not None:
             self.notify(missing, severity="warning")
             return
-        while len(self.screen_stack) > 1:
-            self.pop_screen()
-        self.switch_screen(self._make(mode))
+        self._renew(mode)
 
     def _missing(self, mode: str) -> str | None:
         if mode == "compare" and self.compared is None:
@@ -177,7 +185,9 @@ class WorkbenchApp(App[None]):
         return screen.MODE if isinstance(screen, WorkbenchScreen) else None
 
     def _renew(self, mode: str) -> None:
-        self.switch_screen(self._make(mode))
+        while len(self.screen_stack) > _SHOWN_AT:
+            self.pop_screen()
+        self.switch_screen(self._screen_of(mode))
 
     def open_recorded(self, path: Path, then: Callable[[OpenedRun], None] | None = None) -> None:
         """Read a recorded run in the background, and show it unless `then` says otherwise."""

@@ -18,7 +18,7 @@ class PromptBar(Horizontal):
     PromptBar { height: 1; background: $boost; display: none; }
     PromptBar.-asking { display: block; }
     PromptBar .label { width: auto; max-width: 45%; color: $accent; text-style: bold; }
-    PromptBar Input { width: 3fr; min-width: 16; background: $boost; }
+    PromptBar Input { width: 2fr; min-width: 14; background: $boost; }
     PromptBar .hint { width: 4fr; color: $foreground 65%; padding: 0 1; }
     PromptBar .hint.-wrong { color: $error; }
     """

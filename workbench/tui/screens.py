@@ -23,4 +23,16 @@ def make_screen(app: WorkbenchApp, mode: str) -> WorkbenchScreen:
         from workbench.tui.live.screen import LiveScreen
 
         return LiveScreen(app.current.store, app.current.player)
+    if mode == "requests" and app.current is not None:
+        from workbench.tui.requests.screen import RequestsScreen
+
+        return RequestsScreen(app.current.store, app.current.player, app.saved)
+    if mode == "compare" and app.compared is not None:
+        from workbench.tui.compare.screen import CompareScreen
+
+        return CompareScreen(*app.compared)
+    if mode == "why" and app.current is not None:
+        from workbench.tui.why.screen import WhyScreen
+
+        return WhyScreen(app.current.store)
     raise KeyError(mode)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from textual.binding import Binding, BindingType
@@ -48,7 +49,9 @@ class TextPane(ListPane):
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - as in Textual
         super().__init__(id=id)
+        self._source: Sequence[TextLine] = ()
         self._lines: Sequence[TextLine] = ()
+        self._width = 0
 
     @property
     def count(self) -> int:
@@ -56,9 +59,22 @@ class TextPane(ListPane):
 
     def show(self, lines: Sequence[TextLine]) -> None:
         """Show other lines, from the top."""
-        self._lines, self.top = lines, 0
-        self.cursor = next((i for i, line in enumerate(lines) if line.target is not None), -1)
+        self._source, self.top = lines, 0
+        self._wrap()
+        self.cursor = next((i for i, line in enumerate(self._lines) if line.target), -1)
         self.sync()
+
+    def on_resize(self) -> None:
+        """Wrap the lines anew."""
+        if self._width != self.size.width:
+            self._wrap()
+            self.cursor = min(self.cursor, len(self._lines) - 1)
+        self.sync()
+
+    def _wrap(self) -> None:
+        self._width = self.size.width
+        room = max(20, self._width - 2)
+        self._lines = [piece for line in self._source for piece in _wrapped(line, room)]
 
     def selectable(self, row: int) -> bool:
         return self._lines[row].target is not None
@@ -99,3 +115,16 @@ class TextPane(ListPane):
         canvas.text(1, y, line.text, ink, width)
         if line.target is not None and not here:
             canvas.text(0, y, "▸", palette.ink("data-step"))
+
+
+def _wrapped(line: TextLine, room: int) -> list[TextLine]:
+    """A line in pieces that fit; later pieces stand further in, and lead nowhere."""
+    if len(line.text) <= room:
+        return [line]
+    indent = " " * (len(line.text) - len(line.text.lstrip()) + 2)
+    pieces = textwrap.wrap(
+        line.text, room, subsequent_indent=indent, drop_whitespace=False, break_long_words=True
+    )
+    first, *rest = (piece.rstrip() for piece in pieces)
+    more = (replace(line, text=indent + piece.lstrip(), target=None) for piece in rest)
+    return [replace(line, text=first), *more]
