@@ -1,26 +1,20 @@
-"""A pane: one widget of Textual's line API that draws itself on a canvas.
+"""A pane of a moving chart: it draws only if what it depends on has changed.
 
-A pane is asked to `sync` once per frame. It draws only if what it depends on has changed, and tells
-Textual only of the rows that look different from before.
+A screen asks its panes to `sync` once per frame; a pane that shows the same as before costs a
+comparison of two keys.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-import numpy as np
-from textual import events
-from textual.geometry import Region
 from textual.message import Message
-from textual.strip import Strip
-from textual.widget import Widget
 
+from workbench.tui.pane import Pane, palette_of
 from workbench.tui.plots.canvas import Canvas
 from workbench.tui.plots.palette import Palette
-
-if TYPE_CHECKING:
-    from textual.app import RenderResult
 
 
 class RequestChosen(Message):
@@ -39,8 +33,8 @@ class StepChosen(Message):
         self.position = position
 
 
-class ChartPane(Widget):
-    """Base of all panes.
+class ChartPane(Pane):
+    """Base of all charts.
 
     Attributes:
         EVERY_S: the least time between two drawings; 0 draws at the rate of the screen.
@@ -54,61 +48,25 @@ class ChartPane(Widget):
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's own name
         super().__init__(id=id)
-        self._canvas: Canvas | None = None
-        self._palette: Palette | None = None
         self._key: Hashable = None
-        self._strips: list[Strip | None] = []
-        self._drawn_s = -1.0
+        self._synced_s = -1.0
 
     def key(self) -> Hashable:
-        """What the picture depends on besides the size; equal keys mean equal pictures."""
+        """What the picture depends on besides size and theme; equal keys mean equal pictures."""
         raise NotImplementedError
 
-    def picture(self, canvas: Canvas, palette: Palette) -> None:
-        """Draw everything on an empty canvas of the pane's size."""
-        raise NotImplementedError
-
-    def sync(self, palette: Palette, now_s: float) -> bool:
-        """Draw if there is something new; whether anything looks different now.
-
-        Args:
-            palette: of the screen.
-            now_s: a clock, for panes that are not drawn in every frame.
-        """
-        width, height = self.size
-        if not (width and height and self.display):
-            return False
-        key = (self.key(), width, height, id(palette))
+    def sync(self) -> None:
+        """Draw if there is something new, and it is not too soon."""
+        if not self.display:
+            return
+        key, now_s = (self.key(), self.size, palette_of(self.app)), time.monotonic()
         if key == self._key:
-            return False
-        if self._same_size(width, height) and now_s - self._drawn_s < self.EVERY_S:
-            return False
-        canvas = Canvas(width, height)
-        self.picture(canvas, palette)
-        rows = canvas.changed_rows(self._canvas if palette is self._palette else None)
-        self._key, self._canvas, self._palette, self._drawn_s = key, canvas, palette, now_s
-        if len(self._strips) != height:
-            self._strips = [None] * height
-        changed = np.flatnonzero(rows).tolist()
-        for y in changed:
-            self._strips[y] = None
-        if changed:
-            self.refresh(*_regions(changed, width))
-        return bool(changed)
-
-    def render(self) -> RenderResult:
-        """Nothing: `render_line` draws."""
-        return ""
-
-    def render_line(self, y: int) -> Strip:
-        """A row of the last picture."""
-        canvas, palette = self._canvas, self._palette
-        if canvas is None or palette is None or y >= canvas.height:
-            return Strip.blank(self.size.width, self.rich_style)
-        strip = self._strips[y]
-        if strip is None:
-            strip = self._strips[y] = canvas.strip(y, palette)
-        return strip
+            return
+        same_size = isinstance(self._key, tuple) and self._key[1] == key[1]
+        if same_size and now_s - self._synced_s < self.EVERY_S:
+            return
+        self._key, self._synced_s = key, now_s
+        super().sync()
 
     def title(
         self, canvas: Canvas, palette: Palette, name: str, about: str, limit: int | None = None
@@ -122,23 +80,3 @@ class ChartPane(Widget):
         self.title(canvas, palette, name, "")
         for y, line in enumerate(lines, 2):
             canvas.text(2, y, line, palette.ink("data-axis"))
-
-    def on_resize(self, event: events.Resize) -> None:
-        """Draw anew in the next frame."""
-        del event
-        self._key = None
-
-    def _same_size(self, width: int, height: int) -> bool:
-        canvas = self._canvas
-        return canvas is not None and (canvas.width, canvas.height) == (width, height)
-
-
-def _regions(rows: list[int], width: int) -> list[Region]:
-    """Rows as few regions as possible."""
-    regions: list[Region] = []
-    for y in rows:
-        if regions and regions[-1].bottom == y:
-            regions[-1] = Region(0, regions[-1].y, width, regions[-1].height + 1)
-        else:
-            regions.append(Region(0, y, width, 1))
-    return regions

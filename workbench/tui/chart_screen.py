@@ -1,4 +1,4 @@
-"""A screen of panes: one clock, one palette, frames only when something has changed."""
+"""A screen of panes: one clock, frames only when something has changed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 from workbench.tui.chart_pane import ChartPane
 from workbench.tui.frame_rate import FrameRate
-from workbench.tui.plots.palette import Palette
 from workbench.tui.workbench_screen import WorkbenchScreen
 
 
@@ -16,19 +15,9 @@ class ChartScreen(WorkbenchScreen):
 
     def __init__(self) -> None:
         super().__init__()
-        self._made_palette: Palette | None = None
         self._rate: FrameRate | None = None
         self._last_s = 0.0
         self._cpu_s = 0.0
-
-    @property
-    def palette(self) -> Palette:
-        """The inks of the present theme."""
-        if self._made_palette is None:
-            app = self.app
-            plain = bool(getattr(app, "plain", app.no_color))
-            self._made_palette = Palette(app.theme_variables, app.current_theme.dark, plain)
-        return self._made_palette
 
     def on_mount(self) -> None:
         """Start the clock."""
@@ -42,19 +31,17 @@ class ChartScreen(WorkbenchScreen):
     def before_frame(self, seconds: float) -> None:
         """Let time pass: move cursors, take in what has come."""
 
-    def draw(self) -> None:
+    def draw_panes(self) -> None:
         """Bring all panes up to date, now."""
-        palette, now_s = self.palette, time.monotonic()
         for pane in self.query(ChartPane):
-            pane.sync(palette, now_s)
+            pane.sync()
 
     def redraw(self) -> None:
         """Draw in the next frame at the latest, whatever the rate; after a key, say."""
-        self.call_after_refresh(self.draw)
+        self.call_after_refresh(self.draw_panes)
 
     def _theme_changed(self, theme: Any) -> None:
         del theme
-        self._made_palette = None
         self.redraw()
 
     def _tick(self) -> None:
@@ -63,4 +50,4 @@ class ChartScreen(WorkbenchScreen):
         self._last_s, self._cpu_s = now_s, cpu_s
         self.before_frame(min(seconds, 0.5))
         if self._rate is None or self._rate.due(now_s, used_s):
-            self.draw()
+            self.draw_panes()

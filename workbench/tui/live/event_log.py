@@ -57,8 +57,8 @@ class EventPane(ChartPane, can_focus=True):
         state = self._state
         return state.key(), state.filter, self._chosen, self.has_focus, len(state.store.marks)
 
-    def picture(self, canvas: Canvas, palette: Palette) -> None:
-        """As `ChartPane.picture`."""
+    def draw(self, canvas: Canvas, palette: Palette) -> None:
+        """As `Pane.draw`."""
         state = self._state
         player = state.player
         about = f"{state.filter}  f other"

@@ -14,6 +14,7 @@ from workbench.tui.plots.palette import Palette
 from workbench.tui.store.player import MAX, Player
 
 Part = tuple[str, int]
+_ROOM_FOR_GAPS = 100
 
 
 class HeaderPane(ChartPane):
@@ -34,8 +35,8 @@ class HeaderPane(ChartPane):
             player.log.kv.backlog > 0, tuple(player.marks), player.loop,
         )  # fmt: skip
 
-    def picture(self, canvas: Canvas, palette: Palette) -> None:
-        """As `ChartPane.picture`."""
+    def draw(self, canvas: Canvas, palette: Palette) -> None:
+        """As `Pane.draw`."""
         store, player = self._state.store, self._state.player
         header = store.header
         name = f" {header.name} "
@@ -52,14 +53,15 @@ class HeaderPane(ChartPane):
         row = player.steps.at(player.position)
         evicted = int(_total(player, "evicted_pages"))
         retracted = int(_total(player, "retracted"))
+        gap = "  " if canvas.width >= _ROOM_FOR_GAPS else " "
         dim, strong = palette.ink("data-axis"), palette.ink(bold=True)
         parts += [
-            ("  t ", dim), (f"{row['end_ns'] / 1e9:,.3f} s", strong),
-            ("  step ", dim), (f"{player.position:,}", strong), (f"/{player.head:,}", dim),
-            ("  run ", dim), (f"{row['running']:,}", palette.ink("data-decode", bold=True)),
-            ("  wait ", dim), _count(row["waiting"], palette, "data-queue"),
-            ("  retr ", dim), _count(retracted, palette, "data-preempt"),
-            ("  evict ", dim), _count(evicted, palette, "data-step"),
+            (f"{gap}t ", dim), (f"{row['end_ns'] / 1e9:,.3f} s", strong),
+            (f"{gap}step ", dim), (f"{player.position:,}", strong), (f"/{player.head:,}", dim),
+            (f"{gap}run ", dim), (f"{row['running']:,}", palette.ink("data-decode", bold=True)),
+            (f"{gap}wait ", dim), _count(row["waiting"], palette, "data-queue"),
+            (f"{gap}retr ", dim), _count(retracted, palette, "data-preempt"),
+            (f"{gap}evict ", dim), _count(evicted, palette, "data-step"),
         ]  # fmt: skip
         end = canvas.line(x + 2, 0, parts)
         canvas.line(end + 2, 0, self._remarks(palette))

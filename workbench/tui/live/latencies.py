@@ -41,8 +41,8 @@ class LatencyPane(ChartPane):
         """As `ChartPane.key`."""
         return self._state.key(), self._state.player.playing
 
-    def picture(self, canvas: Canvas, palette: Palette) -> None:
-        """As `ChartPane.picture`."""
+    def draw(self, canvas: Canvas, palette: Palette) -> None:
+        """As `Pane.draw`."""
         player = self._state.player
         if player.empty:
             self.empty(canvas, palette, "latency", "percentiles come with the first token")

@@ -12,6 +12,7 @@ from textual import events
 
 from workbench.tui.chart_pane import ChartPane, RequestChosen
 from workbench.tui.live.state import LiveState
+from workbench.tui.pane import palette_of
 from workbench.tui.plots import raster
 from workbench.tui.plots.canvas import Canvas
 from workbench.tui.plots.palette import HUES, RAMP, Palette
@@ -84,8 +85,8 @@ class PagesPane(ChartPane):
             self._pointed, state.memory_position < player.position, player.empty,
         )  # fmt: skip
 
-    def picture(self, canvas: Canvas, palette: Palette) -> None:
-        """As `ChartPane.picture`."""
+    def draw(self, canvas: Canvas, palette: Palette) -> None:
+        """As `Pane.draw`."""
         state = self._state
         facts = state.player.log.facts
         if not state.paged or state.player.empty:
@@ -146,7 +147,7 @@ class PagesPane(ChartPane):
             behind = state.player.position - state.memory_position
             x = canvas.text(x, 0, f"{behind:,} steps behind ", palette.ink("data-warning"))
         for colour, words in made.legend:
-            if x + len(words) + 2 > canvas.width + 1:
+            if x + len(words) + 2 > canvas.width:
                 break
             shape = next((c.shape for c in made.categories if c.colour == colour), "█")
             glyph = (shape if shape != " " else "_") if palette.shapes else "■"
@@ -171,9 +172,9 @@ class PagesPane(ChartPane):
         return text + f", since step {since:,}"
 
     def _page_at(self, x: int, y: int) -> int | None:
-        if y < 1 or not self._state.paged or self._state.player.empty or self._palette is None:
+        if y < 1 or not self._state.paged or self._state.player.empty:
             return None
-        row = (y - 1) * (1 if self._palette.shapes else 2)
+        row = (y - 1) * (1 if palette_of(self.app).shapes else 2)
         page = (row * self.size.width + x) * self._per_pixel
         return page if page < self._state.player.log.facts.num_pages else None
 

@@ -48,8 +48,8 @@ class RadixPane(ChartPane):
             state.player.empty,
         )
 
-    def picture(self, canvas: Canvas, palette: Palette) -> None:
-        """As `ChartPane.picture`."""
+    def draw(self, canvas: Canvas, palette: Palette) -> None:
+        """As `Pane.draw`."""
         state = self._state
         self._cells = []
         if not state.paged or state.player.empty:

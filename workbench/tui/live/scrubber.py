@@ -29,13 +29,24 @@ class Scrubber(ChartPane):
         self._player = player
         self._dragging = False
 
+    def show(self, player: Player) -> None:
+        """Show another run."""
+        self._player = player
+
     def key(self) -> Hashable:
         """As `ChartPane.key`."""
         player = self._player
-        return player.replica, player.position, player.head, tuple(player.marks), player.loop
+        return (
+            id(player),
+            player.replica,
+            player.position,
+            player.head,
+            tuple(player.marks),
+            player.loop,
+        )
 
-    def picture(self, canvas: Canvas, palette: Palette) -> None:
-        """As `ChartPane.picture`."""
+    def draw(self, canvas: Canvas, palette: Palette) -> None:
+        """As `Pane.draw`."""
         player, width = self._player, canvas.width
         if player.empty:
             return

@@ -61,8 +61,8 @@ class StripPane(ChartPane):
         """As `ChartPane.key`."""
         return self._state.key(), tuple(self._state.player.marks), self._state.player.head < 0
 
-    def picture(self, canvas: Canvas, palette: Palette) -> None:
-        """As `ChartPane.picture`."""
+    def draw(self, canvas: Canvas, palette: Palette) -> None:
+        """As `Pane.draw`."""
         player = self._state.player
         self._window = window = strip_window(player, canvas.width - LABEL)
         if window is None:

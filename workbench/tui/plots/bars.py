@@ -95,7 +95,7 @@ def baseline(
         canvas.glyphs[y, x + at] = ord("◆")
         canvas.inks[y, x + at] = inks[0]
         return
-    full = level[at] >= 8
+    full = level[at] >= 6
     canvas.glyphs[y, x + at] = np.where(full, ord("▂"), EIGHTHS[np.minimum(level[at], 8)])
     canvas.inks[y, x + at] = inks[full.astype(np.int64)]
 
