@@ -37,7 +37,7 @@ def run(
 
     from workbench.cli.failures import UsageError
 
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):  # Textual draws on stderr
         raise UsageError("workbench tui needs a terminal; without one, use simulate and explain")
     if slow_link:
         os.environ.setdefault("TEXTUAL_COLOR_SYSTEM", "256")  # read when Textual is imported

@@ -1,4 +1,7 @@
-"""What there is to open: shipped scenarios, those of the working directory, recorded runs."""
+"""What there is to open: shipped scenarios, those of the working directory, recorded runs.
+
+What is slow to import is imported where it is used, in a thread, so that the interface opens first.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from workbench.run_errors import RunRecordError
-from workbench.run_header import RunHeader
-from workbench.run_record import RunReader
-from workbench.scenario_source import shipped_scenarios
+if TYPE_CHECKING:
+    from workbench.run_header import RunHeader
 
 Kind = Literal["shipped", "file", "run"]
 
@@ -83,6 +84,8 @@ class RunFacts:
 
 def shipped_entries() -> list[Entry]:
     """The shipped scenarios, by name."""
+    from workbench.scenario_source import shipped_scenarios
+
     return [Entry("shipped", name, name, lesson) for name, lesson in shipped_scenarios()]
 
 
@@ -129,6 +132,9 @@ def run_entries(runs_directory: Path) -> list[Entry]:
 
 
 def _run_entry(path: Path) -> Entry | None:
+    from workbench.run_errors import RunRecordError
+    from workbench.run_record import RunReader
+
     try:
         reader = RunReader(path)
     except RunRecordError:

@@ -1,6 +1,7 @@
 """A scenario that is being changed, and what is known of it: problems, memory, an estimate.
 
-`assess` is pure and takes 20 to 200 ms, so the screen calls it in a worker at each key.
+`assess` takes 15 ms for most scenarios and seconds for a large trace, so the screen calls it in a
+thread at each key. What is slow to import is imported there, too: the interface opens first.
 """
 
 from __future__ import annotations
@@ -10,28 +11,24 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from workbench.deployment import Deployment, resolve_deployment
-from workbench.estimate import Estimate, estimate
-from workbench.scenario_errors import ScenarioError, ScenarioErrors
-from workbench.scenario_source import (
-    LoadedScenario,
-    load_resolved,
-    load_scenario,
-    load_text,
-    scenario_text,
-)
-from workbench.simulate import Simulation, prepare
-from workbench.trace_errors import WorkloadError
 from workbench.tui.child_run import RunCommand
 from workbench.tui.scenarios.settings import settings_between
-from workbench.tui.scenarios.workload_preview import WorkloadPreview, preview
+
+if TYPE_CHECKING:
+    from workbench.deployment import Deployment
+    from workbench.estimate import Estimate
+    from workbench.scenario_errors import ScenarioError
+    from workbench.scenario_source import LoadedScenario
+    from workbench.simulate import Simulation
+    from workbench.tui.scenarios.workload_preview import WorkloadPreview
 
 Executor = Literal["simulate", "run"]
 DetailName = Literal["steps", "items", "pages"]
 DETAILS: Final[tuple[DetailName, ...]] = ("steps", "items", "pages")
 _PATHS: Final = (("model", "path"), ("workload", "path"), ("hardware", "profile"))
+RUN_SECTION: Final = "run"  # of the form, for what no scenario says: who runs it, what is recorded
 EXECUTORS: Final[tuple[Executor, ...]] = ("simulate", "run")
 
 
@@ -72,6 +69,8 @@ class Draft:
     @classmethod
     def of(cls, name: str, executor: Executor, detail: DetailName) -> Draft:
         """An unchanged scenario. Raises ScenarioErrors if it cannot be read."""
+        from workbench.scenario_source import scenario_text
+
         path, text = scenario_text(name)
         return cls(name, path, text, text, {}, executor, detail)
 
@@ -135,6 +134,11 @@ class Assessment:
 
 def assess(draft: Draft) -> Assessment:
     """Everything that can be said of a draft without running it."""
+    from workbench.scenario_errors import ScenarioErrors
+    from workbench.scenario_source import load_text
+    from workbench.simulate import prepare
+    from workbench.trace_errors import WorkloadError
+
     label = str(draft.path) if draft.path else f"{draft.name}.yaml"
     try:
         loaded = load_text(draft.text, label, draft.path, draft.overrides)
@@ -155,6 +159,11 @@ def assess(draft: Draft) -> Assessment:
 
 def assess_resolved(resolved: Mapping[str, Any], name: str) -> Assessment:
     """What is known of the scenario that a run was made from."""
+    from workbench.scenario_errors import ScenarioErrors
+    from workbench.scenario_source import load_resolved
+    from workbench.simulate import prepare
+    from workbench.trace_errors import WorkloadError
+
     draft = Draft(name, None, "", "")
     try:
         loaded = load_resolved(resolved, name)
@@ -167,6 +176,9 @@ def assess_resolved(resolved: Mapping[str, Any], name: str) -> Assessment:
 
 
 def _assessment(draft: Draft, loaded: LoadedScenario, simulation: Simulation) -> Assessment:
+    from workbench.estimate import estimate
+    from workbench.tui.scenarios.workload_preview import preview
+
     return Assessment(
         draft,
         loaded=loaded,
@@ -179,6 +191,9 @@ def _assessment(draft: Draft, loaded: LoadedScenario, simulation: Simulation) ->
 
 def _deployment(loaded: LoadedScenario) -> Deployment | None:
     """The deployment alone, where only the requests are at fault."""
+    from workbench.deployment import resolve_deployment
+    from workbench.scenario_errors import ScenarioErrors
+
     try:
         return resolve_deployment(loaded)
     except ScenarioErrors:
@@ -199,6 +214,8 @@ def _before_and_after(
     draft: Draft, loaded: LoadedScenario
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The file and the draft, resolved; paths that changed as the current folder sees them."""
+    from workbench.scenario_source import load_scenario
+
     before = load_scenario(draft.name).resolved
     after = copy.deepcopy(loaded.resolved)
     for part, key in _PATHS:

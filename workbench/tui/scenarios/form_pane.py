@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.message import Message
@@ -12,7 +12,9 @@ from workbench.tui.list_pane import ListPane
 from workbench.tui.plots.canvas import Canvas
 from workbench.tui.plots.palette import Palette
 from workbench.tui.plots.short_text import shortened
-from workbench.tui.scenarios.form_rows import FormRow
+
+if TYPE_CHECKING:
+    from workbench.tui.scenarios.form_rows import FormRow
 
 _LABEL_CELLS = 27
 _LEAST_LABEL_CELLS = 17
@@ -60,7 +62,7 @@ class FormPane(ListPane):
         if not 0 <= self.cursor < len(self._lines):
             return None
         line = self._lines[self.cursor]
-        return line if isinstance(line, FormRow) else None
+        return line if not isinstance(line, str) else None
 
     def show(self, rows: list[FormRow], wrong: frozenset[str] = frozenset()) -> None:
         """Show rows; `wrong` are the keys that errors point at."""
@@ -72,12 +74,12 @@ class FormPane(ListPane):
                 self._lines.append(section)
             self._lines.append(row)
         self.wrong, self.stale = wrong, False
-        keys = [line.key if isinstance(line, FormRow) else "" for line in self._lines]
+        keys = [line.key if not isinstance(line, str) else "" for line in self._lines]
         wanted = keys.index(here.key) if here is not None and here.key in keys else self.cursor
         self.select(max(wanted, 0))
 
     def selectable(self, row: int) -> bool:
-        return isinstance(self._lines[row], FormRow)
+        return not isinstance(self._lines[row], str)
 
     def action_edit(self) -> None:
         """Ask for a value."""

@@ -12,10 +12,9 @@ from engine.core.hardware_spec import gpu_names
 from engine.core.model_spec import model_card_names
 from workbench.scenario import Scenario
 from workbench.scenario_shape import branches, choices, describe, keys_of, model_of
-from workbench.tui.scenarios.draft import DETAILS, EXECUTORS, Draft
+from workbench.tui.scenarios.draft import DETAILS, EXECUTORS, RUN_SECTION, Draft
 from workbench.tui.scenarios.settings import one_line
 
-RUN: Final = "run"  # section of what no scenario says: who runs it, and what is recorded
 _SECTIONS: Final = (
     "workload", "load", "model", "hardware", "deployment", "scheduler", "slo", "aborts",
 )  # fmt: skip
@@ -34,7 +33,7 @@ class FormRow:
 
     Attributes:
         section: heading that it stands under.
-        key: dotted key of the scenario; of `RUN`, the name of an attribute of the draft.
+        key: dotted key of the scenario; of `RUN_SECTION`, the name of an attribute of the draft.
         label: what the line calls it.
         value: as YAML on one line, to be edited; "" where the scenario leaves it to the program.
         options: values it may take, if they are few.
@@ -77,12 +76,15 @@ def form_rows(draft: Draft, resolved: Mapping[str, Any]) -> list[FormRow]:
 
 
 def _run_rows(draft: Draft) -> Iterator[FormRow]:
-    yield FormRow(RUN, "executor", "on", draft.executor, EXECUTORS, _RUN_HELP["executor"], False)
-    yield FormRow(RUN, "detail", "detail", draft.detail, DETAILS, _RUN_HELP["detail"], False)
+    yield _run_row("executor", "on", draft.executor, EXECUTORS)
+    yield _run_row("detail", "detail", draft.detail, DETAILS)
     if draft.executor == "run":
         weights = "dummy" if draft.dummy_weights else "auto"
-        options = ("dummy", "auto")
-        yield FormRow(RUN, "weights", "weights", weights, options, _RUN_HELP["weights"], False)
+        yield _run_row("weights", "weights", weights, ("dummy", "auto"))
+
+
+def _run_row(key: str, label: str, value: str, options: tuple[str, ...]) -> FormRow:
+    return FormRow(RUN_SECTION, key, label, value, options, _RUN_HELP[key], False)
 
 
 def _section(draft: Draft, resolved: Mapping[str, Any], section: str) -> Iterator[FormRow]:

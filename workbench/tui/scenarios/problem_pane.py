@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.message import Message
 
-from workbench.scenario_errors import ScenarioError
 from workbench.tui.list_pane import ListPane
 from workbench.tui.plots.canvas import Canvas
 from workbench.tui.plots.palette import Palette
 from workbench.tui.scenarios.draft import Assessment
+
+if TYPE_CHECKING:
+    from workbench.scenario_errors import ScenarioError
 
 
 @dataclass(frozen=True, slots=True)

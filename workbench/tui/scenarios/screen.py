@@ -6,15 +6,13 @@ import shlex
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.widgets import Footer, Static, TextArea
 
-from workbench.scenario_errors import ScenarioErrors
-from workbench.summary import render
 from workbench.tui.child_run import RunCommand
 from workbench.tui.list_pane import ListPane
 from workbench.tui.mode_tabs import ModeTabs
@@ -30,6 +28,7 @@ from workbench.tui.scenarios.catalogue import (
 )
 from workbench.tui.scenarios.catalogue_pane import CataloguePane
 from workbench.tui.scenarios.draft import (
+    RUN_SECTION,
     Assessment,
     Draft,
     Executor,
@@ -39,12 +38,14 @@ from workbench.tui.scenarios.draft import (
     shown_command,
 )
 from workbench.tui.scenarios.form_pane import FormPane
-from workbench.tui.scenarios.form_rows import RUN, FormRow, form_rows
 from workbench.tui.scenarios.guide import SCENARIOS_GUIDE
 from workbench.tui.scenarios.preview_pane import PreviewPane
 from workbench.tui.scenarios.problem_pane import ProblemPane
 from workbench.tui.text_pane import TextLine, TextPane
 from workbench.tui.workbench_screen import WorkbenchScreen
+
+if TYPE_CHECKING:
+    from workbench.tui.scenarios.form_rows import FormRow
 
 RUNS_DIRECTORY: Final = Path("runs")
 _LOOK_AGAIN_S: Final = 3.0
@@ -166,6 +167,8 @@ class ScenariosScreen(WorkbenchScreen):
             self._open_draft(entry)
 
     def _show_run(self, entry: Entry, facts: RunFacts) -> None:
+        from workbench.summary import render
+
         self.query_one("#title", Static).update(f"{entry.title}  {facts.header.how_it_ended()}")
         text = "no summary: " + facts.header.how_it_ended()
         if facts.summary is not None:
@@ -194,6 +197,8 @@ class ScenariosScreen(WorkbenchScreen):
     # The draft
 
     def _open_draft(self, entry: Entry) -> None:
+        from workbench.scenario_errors import ScenarioErrors
+
         saved = self._saved
         try:
             self._draft = Draft.of(
@@ -232,6 +237,8 @@ class ScenariosScreen(WorkbenchScreen):
         if found.loaded is not None:
             self._resolved = found.loaded.resolved
         if self._resolved is not None:
+            from workbench.tui.scenarios.form_rows import form_rows
+
             wrong = _wrong_keys(found)
             self.query_one(FormPane).show(form_rows(draft, self._resolved), wrong)
         self.query_one(PreviewPane).show(found)
@@ -268,7 +275,7 @@ class ScenariosScreen(WorkbenchScreen):
     def on_form_pane_edit(self, event: FormPane.Edit) -> None:
         """Ask for the value of a row."""
         row = event.row
-        if row.section == RUN or self._draft is None:
+        if row.section == RUN_SECTION or self._draft is None:
             self.query_one(FormPane).action_turn(1)
             return
         self._row, self._before = row, self._draft
@@ -279,7 +286,7 @@ class ScenariosScreen(WorkbenchScreen):
         draft, row, value = self._draft, event.row, event.value
         if draft is None:
             return
-        if row.section != RUN:
+        if row.section != RUN_SECTION:
             self._change(draft.with_setting(row.key, value))
         elif row.key == "detail":
             self._change(replace(draft, detail=detail_named(value or "")))

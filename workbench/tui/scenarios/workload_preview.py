@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.core.workload import NEVER, Workload
-from workbench.estimate import shared_prefix_share
 from workbench.latency import NS_PER_S
 
 Float64 = NDArray[np.float64]
@@ -62,6 +61,8 @@ class WorkloadPreview:
 
 def preview(workload: Workload) -> WorkloadPreview:
     """What a workload looks like."""
+    from workbench.estimate import shared_prefix_share
+
     roots = workload.parent == NEVER
     arrivals = workload.arrival_ns[roots] / NS_PER_S
     span = float(arrivals.max() - arrivals.min()) if len(arrivals) else 0.0

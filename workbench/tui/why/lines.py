@@ -12,7 +12,6 @@ from workbench.tui.goto_target import RequestTarget, StepTarget
 from workbench.tui.requests.breakdown import COLOURS
 from workbench.tui.text_pane import TextLine
 
-_BAR_CELLS = 20
 _NAMED = 3
 
 
@@ -53,9 +52,8 @@ def _causes(what: str, mean_ns: float | None, totals: tuple[CauseTotal, ...]) ->
         return
     yield from _heading(f"{what} {mean_ns / 1e6:,.1f} ms, where it goes")
     for total in totals:
-        bar = "■" * round(total.share * _BAR_CELLS)
-        text = f"  {label(total.cause):<41} {total.mean_ns / 1e6:>9,.1f} ms {total.share:>5.0%}"
-        yield TextLine(f"{text} {bar}".rstrip(), COLOURS.get(total.cause))
+        text = f"  {label(total.cause):<45} {total.mean_ns / 1e6:>9,.1f} ms {total.share:>5.0%}"
+        yield TextLine(text, COLOURS.get(total.cause))
 
 
 def _waits(waits: tuple[WaitReason, ...]) -> Iterator[TextLine]:
@@ -65,7 +63,7 @@ def _waits(waits: tuple[WaitReason, ...]) -> Iterator[TextLine]:
     yield from _heading("Why requests waited")
     for wait in waits:
         yield TextLine(
-            f"  {label(wait.cause):<41} {wait.request_seconds:>9,.1f} request-s"
+            f"  {label(wait.cause):<45} {wait.request_seconds:>9,.1f} request-s"
             f"  {wait.requests:,} requests"
         )
 
