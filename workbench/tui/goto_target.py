@@ -50,6 +50,5 @@ def parse_target(text: str) -> Target:
     if found := re.fullmatch(r"r(?:equest)?\s*(\d+)", plain):
         return RequestTarget(int(found[1]))
     if found := re.fullmatch(r"t(?:ime)?\s*(\d+(?:\.\d*)?|\.\d+)\s*(s|ms)?", plain):
-        seconds = float(found[1]) * (1e-3 if found[2] == "ms" else 1.0)
-        return TimeTarget(seconds)
+        return TimeTarget(float(found[1]) / (1e3 if found[2] == "ms" else 1.0))
     raise NoTargetError(f"'{text.strip()}' is nothing to go to; for example {EXAMPLES}")

@@ -13,7 +13,7 @@ from textual.theme import Theme
 
 DARK: Final[dict[str, str]] = {
     "data-prefill": "#4c8dff",
-    "data-hit": "#9068d9",
+    "data-hit": "#8459cf",
     "data-decode": "#3edc85",
     "data-step": "#f5a742",
     "data-cached": "#6b5b95",
@@ -40,7 +40,7 @@ DARK: Final[dict[str, str]] = {
 
 LIGHT: Final[dict[str, str]] = {
     "data-prefill": "#1f5fd0",
-    "data-hit": "#6a3fb5",
+    "data-hit": "#5b2f9e",
     "data-decode": "#12915a",
     "data-step": "#b86a00",
     "data-cached": "#b9a8dd",

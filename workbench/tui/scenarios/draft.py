@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -203,11 +203,18 @@ def _deployment(loaded: LoadedScenario) -> Deployment | None:
 def _command(draft: Draft, loaded: LoadedScenario) -> RunCommand:
     """The command that runs a draft: its file, and a `--set` for each key that differs from it."""
     arguments = [draft.executor, draft.name]
-    for setting in settings_between(*_before_and_after(draft, loaded)) if draft.changed else ():
+    for setting in _settings(draft, loaded):
         arguments += ["--set", setting]
     if draft.executor == "run" and draft.dummy_weights:
         arguments += ["--load-format", "dummy"]
     return RunCommand((*arguments, "--detail", draft.detail))
+
+
+def _settings(draft: Draft, loaded: LoadedScenario) -> Sequence[str]:
+    """What the form set, as it was set; what was changed in the text, key by key."""
+    if draft.text == draft.original:
+        return draft.overrides
+    return settings_between(*_before_and_after(draft, loaded))
 
 
 def _before_and_after(

@@ -21,7 +21,16 @@ def one_line(value: Any) -> str:
         return str(int(value))
     if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _WORDS:
         return value
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):
+        return '"' + "".join(map(_in_quotes, value)) + '"'
+    return json.dumps(value)
+
+
+def _in_quotes(char: str) -> str:
+    """A character between double quotes: what is not printable as YAML escapes it."""
+    if char in '"\\':
+        return f"\\{char}"
+    return char if char.isprintable() else f"\\U{ord(char):08x}"
 
 
 def settings_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
