@@ -35,4 +35,8 @@ def make_screen(app: WorkbenchApp, mode: str) -> WorkbenchScreen:
         from workbench.tui.why.screen import WhyScreen
 
         return WhyScreen(app.current.store)
+    if mode == "compare" and app.compared is not None:
+        from workbench.tui.compare.screen import CompareScreen
+
+        return CompareScreen(*app.compared)
     raise KeyError(mode)

@@ -60,7 +60,7 @@ class LiveScreen(Transport, ChartScreen):
         Binding("N", "select(-1)", "Previous request", id="live.previous_request", show=False,
                 tooltip="Light up the one before"),
         Binding("escape", "deselect", "Clear", id="live.deselect", show=False,
-                tooltip="Light up nothing"),
+                tooltip="Light up nothing; or else end the run that is going on"),
     ]  # fmt: skip
     DEFAULT_CSS = """
     LiveScreen { layout: vertical; }
@@ -203,7 +203,9 @@ class LiveScreen(Transport, ChartScreen):
         self.redraw()
 
     def action_deselect(self) -> None:
-        """Light up nothing."""
+        """Light up nothing; where nothing is lit up, end the run that is going on."""
+        if self.player.selected_request is None and self.shell.cancel_run():
+            return
         self.player.selected_request = None
         self._say_chosen()
         self.redraw()
