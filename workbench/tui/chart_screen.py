@@ -11,10 +11,15 @@ from workbench.tui.workbench_screen import WorkbenchScreen
 
 
 class ChartScreen(WorkbenchScreen):
-    """Draws its panes at the rate that the processor and the connection can take."""
+    """Draws its panes at the rate that the processor and the connection can take.
+
+    Attributes:
+        frames: how often it has drawn them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.frames = 0
         self._rate: FrameRate | None = None
         self._last_s = 0.0
         self._cpu_s = 0.0
@@ -33,6 +38,7 @@ class ChartScreen(WorkbenchScreen):
 
     def draw_panes(self) -> None:
         """Bring all panes up to date, now."""
+        self.frames += 1
         for pane in self.query(ChartPane):
             pane.sync()
 

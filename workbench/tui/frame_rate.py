@@ -6,8 +6,8 @@ from typing import Final
 
 _DIVISORS: Final = (1, 2, 4, 8)  # of the best rate: 30, 15, 7.5 and 3.75 frames a second
 _SMOOTHING: Final = 0.1
-_BUSY: Final = 0.6  # share of the time between frames that the interface may use
-_CALM: Final = 0.2
+_BUSY: Final = 0.75  # share of the time between frames that the interface may use
+_CALM: Final = 0.35
 _LATE: Final = 1.6  # frames that come so many times later than due: something holds us up
 _PATIENCE: Final = 45  # frames of calm before it goes faster again
 

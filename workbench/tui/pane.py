@@ -55,7 +55,7 @@ class Pane(Widget):
         self._canvas, self._drawn_with = canvas, palette
         changed = np.flatnonzero(canvas.changed_rows(before))
         if len(changed):
-            self.refresh(*(Region(0, y, width, 1) for y in changed.tolist()))
+            self.refresh(*_regions(changed.tolist(), width))
 
     def render(self) -> RenderResult:
         """Nothing: `render_line` draws."""
@@ -73,4 +73,15 @@ class Pane(Widget):
         assert canvas is not None  # noqa: S101 - made above
         if y >= canvas.height:
             return Strip.blank(width, self.rich_style)
-        return canvas.strip(y, palette).apply_style(self.rich_style)
+        return canvas.strip(y, palette)
+
+
+def _regions(rows: list[int], width: int) -> list[Region]:
+    """Rows, ascending, as few regions as possible."""
+    regions: list[Region] = []
+    for y in rows:
+        if regions and regions[-1].bottom == y:
+            regions[-1] = Region(0, regions[-1].y, width, regions[-1].height + 1)
+        else:
+            regions.append(Region(0, y, width, 1))
+    return regions

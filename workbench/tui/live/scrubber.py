@@ -15,6 +15,7 @@ from workbench.tui.plots.palette import Palette
 from workbench.tui.store.player import Player
 
 Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
 
 
 class Scrubber(ChartPane):
@@ -28,6 +29,7 @@ class Scrubber(ChartPane):
         super().__init__(id="scrubber")
         self._player = player
         self._dragging = False
+        self._level: tuple[object, Int64] | None = None
 
     def show(self, player: Player) -> None:
         """Show another run."""
@@ -50,9 +52,7 @@ class Scrubber(ChartPane):
         player, width = self._player, canvas.width
         if player.empty:
             return
-        values = self._overview(width)
-        level = bars.eighths(values, float(values.max()) or 1.0, 1)
-        level = np.maximum(level, 1)
+        level = self._levels(width)
         y = canvas.height - 1
         cursor = self._column(player.position, width)
         past = np.arange(width) < cursor
@@ -78,6 +78,15 @@ class Scrubber(ChartPane):
             if player.steps.first <= position <= player.head:
                 x = self._column(position, canvas.width)
                 canvas.text(x, 0, "▾", palette.ink("data-selected", bold=True))
+
+    def _levels(self, width: int) -> Int64:
+        """Heights of the bars; made anew only when the run has grown."""
+        key = (id(self._player), self._player.replica, self._player.head, width)
+        if self._level is None or self._level[0] != key:
+            values = self._overview(width)
+            level = bars.eighths(values, float(values.max()) or 1.0, 1)
+            self._level = (key, np.maximum(level, 1))
+        return self._level[1]
 
     def _overview(self, width: int) -> Float64:
         """Tokens a step, over `width` equal parts of the run, from the coarsest fitting level."""

@@ -87,9 +87,8 @@ class GrowingTable:
         needed = self._length + count
         if self._start + needed <= self._capacity:
             return
-        if needed > self._capacity // 2:
-            while self._capacity < 2 * needed:
-                self._capacity *= 2
+        if needed > self._capacity * 2 // 3:
+            self._capacity = needed * 3 // 2
         for name, buffer in self._buffers.items():
             moved = np.empty(self._capacity, buffer.dtype)
             moved[: self._length] = buffer[self._start : self._start + self._length]

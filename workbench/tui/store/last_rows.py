@@ -71,7 +71,7 @@ class LastRows:
 
         The result is shared: do not write to it.
         """
-        target = self._deltas.first + int(np.searchsorted(self._deltas["row"], rows))
+        target = self._target(rows)
         here = self._current.delta
         at = bisect_right(self._keyframes, target, key=lambda frame: frame.delta) - 1
         start = self._keyframes[max(at, 0)]
@@ -82,16 +82,22 @@ class LastRows:
 
     def drop_before(self, rows: int) -> None:
         """Forget how it was before row `rows`, as far as whole keyframes allow."""
-        target = self._deltas.first + int(np.searchsorted(self._deltas["row"], rows))
+        target = self._target(rows)
         at = bisect_right(self._keyframes, target, key=lambda frame: frame.delta) - 1
         if at > 0:
             del self._keyframes[:at]
             self._deltas.drop_before(self._keyframes[0].delta)
             self._current = self._keyframes[0]
 
+    def _target(self, rows: int) -> int:
+        """Number of the first delta of row `rows` or a later one."""
+        wanted = np.int32(rows)  # of the column's own type, or numpy would convert the column
+        return self._deltas.first + int(np.searchsorted(self._deltas["row"], wanted))
+
     def _fold(self, start: _Keyframe, target: int) -> _Keyframe:
-        last = np.full(self._num_keys, NEVER, np.int32)
+        last = np.empty(self._num_keys, np.int32)
         last[: len(start.last)] = start.last
+        last[len(start.last) :] = NEVER
         part = slice(start.delta - self._deltas.first, target - self._deltas.first)
         last[self._deltas["key"][part]] = self._deltas["row"][part]
         return _Keyframe(target, last)

@@ -61,33 +61,64 @@ def latency_rows(store: RunStore, replica: ReplicaLog, position: int) -> tuple[L
     return (
         _row("TTFT", WeightedSamples.of(latency.ttft_ms(started)), slo.ttft_ms),
         _row("TPOT", WeightedSamples.of(tpot), slo.tpot_ms),
-        _row("ITL", itl_samples(replica, position - STEPS + 1, position), None),
+        _row("ITL", itl_samples(store, replica, position - STEPS + 1, position), None),
         _row("E2E", WeightedSamples.of(latency.e2el_ms(ended)), slo.e2el_ms),
     )
 
 
-def itl_samples(replica: ReplicaLog, first: int, last: int) -> WeightedSamples:
+def itl_samples(store: RunStore, replica: ReplicaLog, first: int, last: int) -> WeightedSamples:
     """All gaps that ended with a step at a position from `first` to `last`, in ms."""
     steps = replica.steps
     first = max(first, steps.first)
     part = slice(max(first - _BEFORE - steps.first, 0), last + 1 - steps.first)
     iteration = steps.column("decode_iteration")[part].astype(np.int64)
+    end_ns = steps.column("end_ns")[part].astype(np.int64)
+    batch = steps.column("decode_requests")[part].astype(np.int64)
     decoding = np.flatnonzero(iteration >= 0)
-    iteration = iteration[decoding]
-    if not len(iteration):
-        return WeightedSamples.of([])
-    end_ns = steps.column("end_ns")[part][decoding].astype(np.int64)
-    batch = steps.column("decode_requests")[part][decoding].astype(np.int64)
+    inside = decoding >= first - steps.first - part.start
     spans = {name: replica.spans[name].astype(np.int64) for name in replica.spans.names()}
-    inner = _inner_weights(spans, iteration, batch)
-    positions = part.start + steps.first + decoding
-    gaps, weights = np.diff(end_ns), inner[1:]
-    inside = positions[1:] >= first
-    opening = _opening_gaps(spans, iteration, end_ns, positions >= first)
+    window = (int(end_ns[first - steps.first - part.start - 1]) if first > steps.first else -1,
+              int(end_ns[-1]))  # fmt: skip
+    pauses = _pauses(store, replica, spans, *window)
+    if not len(decoding):
+        return WeightedSamples.of(pauses / latency.NS_PER_MS)
+    iteration, ends = iteration[decoding], end_ns[decoding]
+    inner = _inner_weights(spans, iteration, batch[decoding])
+    opening = _opening_gaps(spans, iteration, ends, inside)
+    single = np.concatenate((opening, pauses))
     return WeightedSamples.of(
-        np.concatenate((gaps[inside], opening)) / latency.NS_PER_MS,
-        np.concatenate((weights[inside], np.ones(len(opening), np.int64))),
+        np.concatenate((np.diff(ends)[inside[1:]], single)) / latency.NS_PER_MS,
+        np.concatenate((inner[1:][inside[1:]], np.ones(len(single), np.int64))),
     )
+
+
+def _pauses(
+    store: RunStore, replica: ReplicaLog, spans: Columns, after_ns: int, until_ns: int
+) -> Int64:
+    """Gaps over retractions: from the last token of a stay to the next token of the request."""
+    book = store.requests
+    ids = np.flatnonzero(
+        (book.column("retractions") > 0) & (book.column("replica") == replica.number)
+    )
+    mine = np.isin(spans["request_id"], ids) & (spans["token_ns"] >= 0)
+    order = np.flatnonzero(mine)[np.lexsort((spans["token_ns"][mine], spans["request_id"][mine]))]
+    of = {name: column[order] for name, column in spans.items()}
+    iterations = np.maximum.accumulate(replica.steps.column("decode_iteration"))
+    at = np.searchsorted(iterations, of["first_iteration"] + of["committed"] - 1)
+    at = np.minimum(at, max(len(iterations) - 1, 0))
+    ended = replica.steps.column("end_ns")[at] if len(iterations) else of["token_ns"]
+    last_ns = np.where(of["committed"] > 0, ended, of["token_ns"])
+    again = np.flatnonzero(np.diff(of["request_id"]) == 0) + 1
+    finished = ids[book.column("finish_ns")[ids] >= 0]
+    rows: Columns = {
+        name: book.column(name)[finished].astype(np.int64)
+        for name in ("request_id", "output_tokens", "finish_ns")
+    }
+    lone, before = latency.lone_last_tokens(rows, of, last_ns)
+    lone &= before >= 0
+    came = np.concatenate((of["token_ns"][again], rows["finish_ns"][lone]))
+    left = np.concatenate((last_ns[again - 1], before[lone]))
+    return np.asarray((came - left)[(came > after_ns) & (came <= until_ns)], np.int64)
 
 
 def _inner_weights(spans: Columns, iteration: Int64, batch: Int64) -> Int64:

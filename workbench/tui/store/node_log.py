@@ -18,6 +18,7 @@ from workbench.tui.store.last_rows import LastRows
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
+Integers = NDArray[np.signedinteger[Any]]
 
 SCHEMA: Final = {
     "step": "int64",
@@ -53,8 +54,8 @@ class TreeState:
     def __len__(self) -> int:
         return len(self.node)
 
-    def locks_of(self, nodes: Int64) -> Int32:
-        """Locks of nodes by id, 0 for those that are not there. int64[m] -> int32[m]."""
+    def locks_of(self, nodes: Integers) -> Int32:
+        """Locks of nodes by id, 0 for those that are not there."""
         if not len(self.node):
             return np.zeros(len(nodes), np.int32)
         table = np.zeros(int(self.node[-1]) + 1, np.int32)
@@ -103,16 +104,14 @@ class NodeLog:
 
     def after(self, step: int) -> TreeState:
         """The tree after the planning of a step."""
+        last = self._last.after(self._rows_until(step))
+        if self._base is None:
+            rows = last[last >= 0]
+            rows = rows[self._rows["alive"].take(rows) > 0]
+            return _tree(step, {name: self._rows[name].take(rows) for name in SCHEMA})
         column = self._columns_after(step)
         alive = np.flatnonzero(column["alive"] > 0)
-        return TreeState(
-            step=step,
-            node=column["node"][alive],
-            parent=column["parent"][alive],
-            tokens=column["tokens"][alive],
-            locks=column["locks"][alive],
-            touched_step=column["touched_step"][alive],
-        )
+        return _tree(step, {name: values[alive] for name, values in column.items()})
 
     def drop_before(self, step: int) -> None:
         """Forget how it was before a step, as far as keyframes allow."""
@@ -136,3 +135,14 @@ class NodeLog:
             column[new] = self._rows[name][last[new]]
             columns[name] = column
         return columns
+
+
+def _tree(step: int, column: dict[str, NDArray[Any]]) -> TreeState:
+    return TreeState(
+        step=step,
+        node=column["node"],
+        parent=column["parent"],
+        tokens=column["tokens"],
+        locks=column["locks"],
+        touched_step=column["touched_step"],
+    )

@@ -6,8 +6,11 @@ a row with op `MOVE` says that pages went to another node, because theirs was sp
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Final
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +21,26 @@ from workbench.tui.store.last_rows import NEVER, LastRows
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
+Integers = NDArray[np.signedinteger[Any]]
 
 FREE: Final = -2  # owner of a page that nobody holds
 CACHE: Final = -1  # owner of a page of the prefix cache
 NO_NODE: Final = 0
 MOVE: Final = 100  # beside the values of MemoryOp
 
-_SCHEMA: Final = {"step": "int64", "owner": "int64", "node": "int64"}
+# Owner and node share an int64, so that one random access to memory fetches both.
+_SCHEMA: Final = {"step": "int32", "holder": "int64"}
+_NODE, _OWNER = (0, 1) if sys.byteorder == "little" else (1, 0)  # halves of `holder`
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """The columns of a `PageState` of which nothing else is kept."""
+
+    owner: Int32
+    node: Int32
+    since_step: Int32
+    writer: Int32
 
 
 class PageState:
@@ -38,41 +54,51 @@ class PageState:
     """
 
     def __init__(
-        self, step: int, rows: GrowingTable, last: Int32, given: Int32, base: PageState | None
+        self,
+        step: int,
+        rows: GrowingTable,
+        last: Int32,
+        given: Callable[[], Int32],
+        base: _Base | None,
     ) -> None:
         self.step = step
-        self._columns = {name: rows[name] for name in _SCHEMA}
-        self._last, self._given = last - np.int32(rows.first), given - np.int32(rows.first)
+        self._steps, self._holders = rows["step"], rows["holder"]
+        self._first = np.int32(rows.first)
+        self._last, self._given = _since(last, self._first), given
         self._base = base  # before the first row held, once rows were dropped
 
     def __len__(self) -> int:
         return len(self._last)
 
-    @cached_property
-    def owner(self) -> Int64:
-        """int64[n], the request that holds the page, or `CACHE`, or `FREE`."""
-        return self._of_last("owner", FREE)
+    @property
+    def owner(self) -> Int32:
+        """int32[n], the request that holds the page, or `CACHE`, or `FREE`."""
+        return self._halves[:, _OWNER]
+
+    @property
+    def node(self) -> Int32:
+        """int32[n], the tree node of a cached page; `NO_NODE` of any other."""
+        return self._halves[:, _NODE]
 
     @cached_property
-    def node(self) -> Int64:
-        """int64[n], the tree node of a cached page; `NO_NODE` of any other."""
-        return self._of_last("node", NO_NODE)
+    def since_step(self) -> Int32:
+        """int32[n], when the page last changed hands; NEVER: it never did."""
+        base = None if self._base is None else self._base.since_step
+        return np.asarray(_gather(self._steps, self._last, NEVER, base), np.int32)
 
     @cached_property
-    def since_step(self) -> Int64:
-        """int64[n], when the page last changed hands; NEVER: it never did."""
-        return self._of_last("step", NEVER)
+    def writer(self) -> Int32:
+        """int32[n], the request that the page was last given to; NEVER: to none so far."""
+        given = _since(self._given(), self._first)
+        base = None if self._base is None else _holders(self._base.writer, NO_NODE)
+        holders = _gather(self._holders, given, _NEVER_GIVEN, base)
+        return holders.view(np.int32).reshape(-1, 2)[:, _OWNER]
 
     @cached_property
-    def writer(self) -> Int64:
-        """int64[n], the request that the page was last given to; NEVER: to none so far."""
-        base = None if self._base is None else self._base.writer
-        return _gather(self._columns["owner"], self._given, NEVER, base)
-
-    def _of_last(self, name: str, absent: int) -> Int64:
-        bases = {"owner": "owner", "node": "node", "step": "since_step"}
-        base = None if self._base is None else getattr(self._base, bases[name])
-        return _gather(self._columns[name], self._last, absent, base)
+    def _halves(self) -> Int32:
+        """int32[n, 2], owner and node."""
+        base = None if self._base is None else _holders(self._base.owner, self._base.node)
+        return _gather(self._holders, self._last, _UNTOUCHED, base).view(np.int32).reshape(-1, 2)
 
 
 class PageLog:
@@ -83,7 +109,7 @@ class PageLog:
         self._rows = GrowingTable(_SCHEMA)
         self._last = LastRows(num_pages)
         self._given = LastRows(num_pages)  # rows that gave a page to a request
-        self._base: PageState | None = None  # before the first row held, once rows were dropped
+        self._base: _Base | None = None  # before the first row held, once rows were dropped
 
     def __len__(self) -> int:
         """Rows held."""
@@ -101,8 +127,8 @@ class PageLog:
         first = self._rows.end
         step = np.maximum.accumulate(step)
         gone = (op == MemoryOp.FREE) | (op == MemoryOp.EVICT)
-        owner = np.where(gone, FREE, owner)
-        self._rows.append({"step": step, "owner": owner, "node": node})
+        holder = _holders(np.where(gone, FREE, owner), node)
+        self._rows.append({"step": step, "holder": holder})
         pages, rows = _pages_of(start, num, first)
         self._last.append(pages, rows)
         given = (op == MemoryOp.ALLOC)[rows - first]
@@ -110,20 +136,24 @@ class PageLog:
 
     def rows_until(self, step: int) -> int:
         """Number of the first row after a step."""
-        return self._rows.first + int(np.searchsorted(self._rows["step"], step, side="right"))
+        wanted = np.int32(step)  # of the column's own type, or numpy would convert the column
+        return self._rows.first + int(np.searchsorted(self._rows["step"], wanted, side="right"))
 
     def after(self, step: int) -> PageState:
         """The state after the planning of a step. Nothing of it may be written to."""
         until = self.rows_until(step)
-        last, given = self._last.after(until), self._given.after(until)
-        return PageState(step, self._rows, last, given, self._base)
+        given = partial(self._given.after, until)
+        return PageState(step, self._rows, self._last.after(until), given, self._base)
 
     def drop_before(self, step: int) -> None:
         """Forget how it was before a step, as far as keyframes allow."""
         until = self.rows_until(step - 1)
         if until <= self._rows.first:
             return
-        self._base = self.after(step - 1)
+        before = self.after(step - 1)
+        self._base = _Base(
+            before.owner.copy(), before.node.copy(), before.since_step, before.writer.copy()
+        )
         self._rows.drop_before(until)
         self._last.drop_before(until)
         self._given.drop_before(until)
@@ -137,9 +167,27 @@ def _pages_of(start: Int64, num: Int64, first_row: int) -> tuple[Int32, Int32]:
     return pages, rows + np.int32(first_row)
 
 
-def _gather(column: Int64, at: Int32, absent: int, base: Int64 | None) -> Int64:
+def _since(rows: Int32, first: np.int32) -> Int32:
+    """Row numbers counted from the first row held; what came before it is negative."""
+    return rows if first == 0 else rows - first
+
+
+def _holders(owner: Integers, node: Integers | int) -> Int64:
+    """Owner and node in one integer."""
+    both = np.empty((len(owner), 2), np.int32)
+    both[:, _OWNER], both[:, _NODE] = owner, node
+    return both.view(np.int64)[:, 0]
+
+
+_UNTOUCHED: Final = int(_holders(np.array([FREE]), NO_NODE)[0])
+_NEVER_GIVEN: Final = int(_holders(np.array([NEVER]), NO_NODE)[0])
+
+
+def _gather(column: Integers, at: Int32, absent: int, base: Integers | None) -> Int64:
     """`column[at]`; where `at` is negative, `base`, or without one `absent`."""
-    old = at < 0
-    found = column[np.maximum(at, 0)] if len(column) else np.empty(len(at), np.int64)
+    if not len(column):
+        return np.full(len(at), absent, np.int64) if base is None else base.astype(np.int64)
+    found: Int64 = column.take(at, mode="clip")
+    old = np.flatnonzero(at < 0)
     found[old] = absent if base is None else base[old]
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from workbench.tui.store.page_log import CACHE, PageState
 from workbench.tui.store.request_book import RequestBook
 
 Int64 = NDArray[np.int64]
+Integers = NDArray[np.signedinteger[Any]]
 NOTHING: Final = -1  # value of a pixel that stands for no page
 
 
@@ -55,14 +56,14 @@ def most_common(values: Int64, kinds: int, per_pixel: int) -> Int64:
     return np.asarray(kinds - 1 - np.argmax(table[:, ::-1], axis=1))
 
 
-def highest(values: Int64, per_pixel: int) -> Int64:
-    """int64[pixels], the highest value of the pages of each pixel."""
+def highest(values: Integers, per_pixel: int) -> Integers:
+    """[pixels], the highest value of the pages of each pixel."""
     if per_pixel == 1:
         return values
     return np.asarray(np.maximum.reduceat(values, np.arange(0, len(values), per_pixel)))
 
 
-def in_rows(pixels: Int64, rows: int, columns: int) -> Int64:
+def in_rows(pixels: Integers, rows: int, columns: int) -> Int64:
     """Pixels as rows of `columns`, filled up with `NOTHING`."""
     grid = np.full(rows * columns, NOTHING, np.int64)
     grid[: len(pixels)] = pixels[: rows * columns]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import floor
 from typing import Any, Final
 
 import numpy as np
@@ -95,12 +96,12 @@ class StepLog:
 
     def position_at(self, t_ns: float) -> int:
         """Position of the last step that had ended at a time; `first` if none had."""
-        at = int(np.searchsorted(self._table["end_ns"], t_ns, side="right")) - 1
+        at = int(np.searchsorted(self._table["end_ns"], floor(t_ns), side="right")) - 1
         return self.first + max(at, 0)
 
     def position_planned(self, t_ns: float) -> int:
         """Position of the last step planned at or before a time; `first` if none was."""
-        at = int(np.searchsorted(self._table["plan_ns"], t_ns, side="right")) - 1
+        at = int(np.searchsorted(self._table["plan_ns"], floor(t_ns), side="right")) - 1
         return self.first + max(at, 0)
 
     def position_of(self, step: int) -> int:
