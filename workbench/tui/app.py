@@ -118,10 +118,10 @@ class WorkbenchApp(App[None]):
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """All keys of the screen as commands, beside Textual's own."""
         yield from super().get_system_commands(screen)
-        for keys, what, name in keys_of(screen):
-            action = self._action_of(screen, name)
-            if action is not None:
-                yield SystemCommand(what, f"key {keys}", action)
+        for entry in keys_of(screen):
+            active = entry.active
+            action = partial(self.run_action, active.binding.action, active.node)
+            yield SystemCommand(entry.what, f"key {entry.keys}", action)
 
     def on_mount(self) -> None:
         """Start to feed runs, and say what of the saved state could not be used."""
@@ -348,12 +348,6 @@ class WorkbenchApp(App[None]):
         names = [*own, *sorted(name for name in self.available_themes if name not in own)]
         self.theme = names[(names.index(self.theme) + 1) % len(names)]
         self.notify(f"theme {self.theme}", timeout=2)
-
-    def _action_of(self, screen: Screen[object], name: str) -> Callable[[], object] | None:
-        for active in screen.active_bindings.values():
-            if (active.binding.id or active.binding.action) == name:
-                return partial(self.run_action, active.binding.action, active.node)
-        return None
 
     async def action_quit(self) -> None:
         """End what runs, remember where we were, and leave."""

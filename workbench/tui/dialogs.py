@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from rich.table import Table
 from rich.text import Text
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import ActiveBinding, Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.screen import ModalScreen, Screen
 from textual.widgets import Button, Input, Static
@@ -30,22 +30,40 @@ def key_name(key: str) -> str:
     return _KEY_NAMES.get(key, key.replace("ctrl+", "^"))
 
 
-def keys_of(screen: Screen[Any]) -> list[tuple[str, str, str]]:
-    """(keys, what they do, id) of all bindings that work on a screen, the screen's own first."""
-    found: dict[str, tuple[list[str], str, str]] = {}
-    own: list[str] = []
+class KeyHelp(NamedTuple):
+    """A binding as people see it.
+
+    Attributes:
+        keys: that trigger it.
+        what: it does.
+        key_id: to remap it by; "" for the few that Textual keeps to itself.
+        active: the binding and whose it is.
+    """
+
+    keys: str
+    what: str
+    key_id: str
+    active: ActiveBinding
+
+
+def keys_of(screen: Screen[Any]) -> list[KeyHelp]:
+    """All bindings that work on a screen now, the screen's own first."""
+    found: dict[str, list[tuple[str, ActiveBinding]]] = {}
     for key, active in screen.active_bindings.items():
         binding = active.binding
-        if not binding.description or binding.system:
-            continue
-        name = binding.id or binding.action
-        if name not in found:
-            found[name] = ([], active.tooltip or binding.tooltip or binding.description, name)
-            if active.node is not screen.app:
-                own.append(name)
-        found[name][0].append(key_name(key))
-    order = [*own, *(name for name in found if name not in own)]
-    return [(" ".join(found[name][0]), found[name][1], found[name][2]) for name in order]
+        if binding.description and not binding.system:
+            found.setdefault(binding.id or binding.action, []).append((key_name(key), active))
+    helps = [
+        KeyHelp(
+            " ".join(key for key, _ in keys),
+            active.tooltip or active.binding.tooltip or active.binding.description,
+            active.binding.id or "",
+            active,
+        )
+        for keys in found.values()
+        for _, active in keys[:1]
+    ]
+    return sorted(helps, key=lambda entry: entry.active.node is screen.app)
 
 
 class HelpDialog(ModalScreen[None]):
@@ -70,7 +88,7 @@ class HelpDialog(ModalScreen[None]):
     HelpDialog .heading { margin: 0; }
     """
 
-    def __init__(self, guide: ScreenHelp, keys: Iterable[tuple[str, str, str]]) -> None:
+    def __init__(self, guide: ScreenHelp, keys: Iterable[KeyHelp]) -> None:
         super().__init__()
         self._guide = guide
         self._keys = list(keys)
@@ -103,13 +121,13 @@ def _two_columns(rows: Iterable[tuple[str, str]], style: str, width: int) -> Tab
     return table
 
 
-def _key_table(keys: Iterable[tuple[str, str, str]]) -> Table:
+def _key_table(keys: Iterable[KeyHelp]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", max_width=16)
     table.add_column(ratio=1)
     table.add_column(style="dim", justify="right")
-    for names, what, name in keys:
-        table.add_row(names, what, name)
+    for entry in keys:
+        table.add_row(entry.keys, entry.what, entry.key_id)
     return table
 
 

@@ -120,6 +120,13 @@ class ScenariosScreen(WorkbenchScreen):
         self._show_editor(self._saved.editor)
         self.query_one(CataloguePane).focus()
 
+    @property
+    def settled(self) -> bool:
+        """Whether everything about what is selected has been worked out."""
+        if self._draft is None:
+            return self.query_one(CataloguePane).entry is not None
+        return self._found is not None and self._found.draft is self._draft
+
     # The list
 
     def _look(self, first: bool = False) -> None:
