@@ -97,6 +97,9 @@ class RadixPane(ChartPane):
             return
         in_use = int((tree.locks > 0).sum())
         about = f"{icicle.tokens:,} tok in {len(tree):,} nodes, {in_use:,} in use  "
+        guessed = self._state.player.log.kv.uncertain_splits
+        if guessed:
+            about += f"({guessed:,} splits uncertain)  "
         x = self.title(canvas, palette, "prefix cache", about)
         dim = palette.ink("data-axis")
         parts = [

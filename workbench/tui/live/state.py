@@ -95,6 +95,7 @@ class LiveState:
         growing = 0 if self.store.requests.ended[request] else log.steps.end
         key = (request, log.number, growing, len(log.items))
         if self._chosen_steps is None or self._chosen_steps[0] != key:
-            first_token_ns = int(self.store.requests.column("first_token_ns")[request])
-            self._chosen_steps = (key, steps_of(request, log, first_token_ns))
+            since_ns = int(self.store.requests.column("first_token_ns")[request])
+            since_ns = since_ns if growing else -1
+            self._chosen_steps = (key, steps_of(request, log, since_ns))
         return self._chosen_steps[1]

@@ -6,9 +6,11 @@ half only, and which pages a node holds is told by neither table. The fold compl
 - A lock holds all nodes up to the root.
 - The pages of a node are those of the `CACHE` rows that belong to its `INSERT` row: both tables
   keep their order, and an insertion of n tokens comes with n / page_size cached pages.
-- The lower half of a split is a child of the same parent, longer than the upper half and held by as
-  many requests. Where several are, the one used last is taken, and as soon as a row shows another
-  parent for a node than was thought, the error is put right.
+- The lower half of a split is told by later rows (`workbench.tui.store.split_halves`). Of a node of
+  which nothing is heard later nobody can say what it was cut from: then a child of the same parent
+  is taken that is longer than the upper half, and `uncertain_splits` counts it. Which of the cached
+  pages belong to the two halves is uncertain then, and how many is not. Where a later row shows
+  another parent for a node than was thought, that is put right.
 
 Rows are folded in whole steps, as far as the caller's budget goes, so that a view can catch up with
 a fast run over several frames.
@@ -18,18 +20,22 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.core.enums import MemoryOp, RadixOp
-from engine.core.events import TABLES, Columns
+from engine.core.events import TABLES, Columns, empty_columns
 from workbench.tui.store.growing_table import GrowingTable
 from workbench.tui.store.node_log import NodeLog
 from workbench.tui.store.page_log import CACHE, MOVE, NO_NODE, PageLog
+from workbench.tui.store.split_halves import Foresight, Row, foresee
 
 Int64 = NDArray[np.int64]
 Run = tuple[int, int]  # first page, pages
+
+_LOOK_AHEAD: Final = 20_000  # rows beyond those folded that may tell of a split
 
 
 @dataclass(slots=True)
@@ -44,18 +50,37 @@ class _Node:
     children: set[int] = field(default_factory=set)
 
 
+class _Move(NamedTuple):
+    """Pages that go to another node, before the row of `memory` at `position`."""
+
+    position: int
+    step: int
+    node: int
+    run: Run
+
+
 class KvFold:
-    """Folds one replica's rows; `pages` and `nodes` hold what is folded."""
+    """Folds one replica's rows.
+
+    Attributes:
+        pages, nodes: what is folded.
+        uncertain_splits: of how many splits the lower half had to be guessed.
+    """
 
     def __init__(self, num_pages: int, page_size: int) -> None:
         self.pages = PageLog(num_pages)
         self.nodes = NodeLog()
+        self.uncertain_splits = 0
         self._page_size = page_size
         self._memory = GrowingTable(TABLES["memory"])  # rows that wait to be folded
         self._radix = GrowingTable(TABLES["radix"])
         self._tree: dict[int, _Node] = {}
         self._guessed: dict[int, int] = {}  # upper half -> node taken for its lower half
-        self._rows: list[tuple[int, ...]] = []  # node rows of this fold
+        self._foresight = Foresight()
+        # Of the fold that is going on:
+        self._cached = _CacheRows(empty_columns("memory"))
+        self._moves: list[_Move] = []
+        self._node_rows: list[tuple[int, ...]] = []
 
     @property
     def backlog(self) -> int:
@@ -76,16 +101,23 @@ class KvFold:
 
     def fold(self, max_rows: int | None = None) -> None:
         """Fold the rows that wait, or whole steps of about so many rows."""
+        self._foresight = foresee(self._rows_ahead(max_rows))
         memory, radix = self._cut(max_rows)
         if not len(memory["step"]) and not len(radix["step"]):
             return
-        cached = _CacheRows(memory)
-        moves: list[tuple[int, int, int, Run]] = []  # position, step, node, pages
-        for row in zip(*(column.tolist() for column in radix.values()), strict=True):
-            self._fold_radix(row, cached, moves)
-        self.nodes.append(self._rows)
-        self._rows = []
-        _append_pages(self.pages, memory, cached.node_of_row, moves)
+        self._cached, self._moves = _CacheRows(memory), []
+        for number, row in enumerate(_rows(radix)):
+            self._fold_radix(number, row)
+        self.nodes.append(self._node_rows)
+        self._node_rows = []
+        _append_pages(self.pages, memory, self._cached.node_of_row, self._moves)
+
+    def _rows_ahead(self, max_rows: int | None) -> list[Row]:
+        """Rows to look at for what they tell of splits: all, or some more than are folded."""
+        end = len(self._radix) if max_rows is None else max_rows + _LOOK_AHEAD
+        part = {name: self._radix[name][:end] for name in TABLES["radix"]}
+        has_splits = bool((part["op"] == RadixOp.SPLIT).any())
+        return _rows(part) if has_splits else []
 
     def _cut(self, max_rows: int | None) -> tuple[Columns, Columns]:
         """Take the waiting rows of whole steps out of the queues."""
@@ -104,23 +136,18 @@ class KvFold:
             table.drop_before(table.first + count)
         return taken[0], taken[1]
 
-    def _fold_radix(
-        self,
-        row: list[int] | tuple[int, ...],
-        cached: _CacheRows,
-        moves: list[tuple[int, int, int, Run]],
-    ) -> None:
+    def _fold_radix(self, number: int, row: Row) -> None:
         step, _, op, node_id, parent, tokens, locks = row
         if op == RadixOp.SPLIT:
-            self._split(step, node_id, parent, tokens, locks, cached, moves)
+            self._split(number, row)
             return
-        node = self._place(step, node_id, parent, tokens, op)
+        node = self._place(step, node_id, parent)
         if op == RadixOp.INSERT:
             pages = (tokens - node.tokens) // self._page_size
-            node.runs += cached.take_inserted(pages, node_id)
+            node.runs += self._cached.take_inserted(pages, node_id)
             node.touched_step = step
         elif op == RadixOp.EVICT:
-            self._evict(step, node_id, node, tokens, locks, cached)
+            self._evict(step, node_id, node, tokens, locks)
             return
         elif op == RadixOp.TOUCH:
             node.touched_step = step
@@ -131,91 +158,120 @@ class KvFold:
         node.tokens, node.locks = tokens, locks
         self._write(step, node_id, node)
 
-    def _place(self, step: int, node_id: int, parent: int, tokens: int, op: int) -> _Node:
+    def _place(self, step: int, node_id: int, parent: int) -> _Node:
         """The node of a row, made if it is new, moved if it hangs elsewhere than was thought."""
         node = self._tree.get(node_id)
         if node is None:
             node = self._tree[node_id] = _Node(parent)
             if parent in self._tree:
                 self._tree[parent].children.add(node_id)
-            return node
-        if node.parent != parent:
+        elif node.parent != parent:
             self._put_right(step, node_id, node, parent)
-        elif op not in (RadixOp.INSERT, RadixOp.EVICT):
-            node.tokens = tokens
         return node
 
-    def _split(
-        self,
-        step: int,
-        upper_id: int,
-        parent: int,
-        tokens: int,
-        locks: int,
-        cached: _CacheRows,
-        moves: list[tuple[int, int, int, Run]],
-    ) -> None:
+    def _split(self, number: int, row: Row) -> None:
+        step, _, _, upper_id, parent, tokens, locks = row
+        lower_id = self._foresight.lower.get(upper_id)
+        if lower_id is None or lower_id not in self._tree:
+            lower_id = self._likely_half(number, parent, tokens, locks)
+            if lower_id is None and self._doubt(step, parent, tokens):
+                lower_id = self._likely_half(number, parent, tokens, locks)
+            self.uncertain_splits += 1
+        elif self._tree[lower_id].parent != parent:
+            self._put_right(step, lower_id, self._tree[lower_id], parent)
         upper = self._tree[upper_id] = _Node(parent, tokens, locks, step)
-        lower_id = self._lower_half(parent, tokens, locks)
         if parent in self._tree:
             self._tree[parent].children.add(upper_id)
         if lower_id is not None:
-            self._guessed[upper_id] = lower_id
-            lower = self._tree[lower_id]
-            upper.touched_step = lower.touched_step
-            self._hang_below(upper_id, upper, lower_id, lower)
-            moves += [(cached.position, step, upper_id, run) for run in upper.runs]
-            self._write(step, lower_id, lower)
+            upper.touched_step = self._tree[lower_id].touched_step
+            self._hang_below(step, [upper_id], lower_id)
         self._write(step, upper_id, upper)
 
-    def _lower_half(self, parent: int, tokens: int, locks: int) -> int | None:
+    def _likely_half(self, number: int, parent: int, tokens: int, locks: int) -> int | None:
+        """The child of a parent that a split most likely cut: of whom nothing is heard later."""
         siblings = self._tree[parent].children if parent in self._tree else ()
         able = [
-            (node.touched_step, node_id)
+            (not self._foresight.heard_of_later(node_id, number), node.locks == locks,
+             node.touched_step, node_id)
             for node_id in siblings
-            if (node := self._tree[node_id]).tokens > tokens and node.locks == locks
-        ]
-        return max(able)[1] if able else None
+            if (node := self._tree[node_id]).tokens > tokens
+        ]  # fmt: skip
+        return max(able)[-1] if able else None
 
-    def _hang_below(self, upper_id: int, upper: _Node, lower_id: int, lower: _Node) -> None:
-        """Give the first part of `lower` to `upper`, which comes between it and its parent."""
-        pages = upper.tokens // self._page_size
-        upper.runs, lower.runs = _cut_runs(lower.runs, pages)
-        lower.tokens -= upper.tokens
-        self._tree[lower.parent].children.discard(lower_id)
-        lower.parent = upper_id
-        upper.children.add(lower_id)
+    def _doubt(self, step: int, parent: int, tokens: int) -> bool:
+        """No child of a parent has more tokens, so an earlier guess was wrong; whether one can be.
+
+        Either the parent is an upper half itself, and a longer sibling of it was cut; or one of its
+        children is, and what was hung below that child belongs here.
+        """
+        for upper_id in (
+            parent,
+            *sorted(self._tree[parent].children if parent in self._tree else ()),
+        ):
+            upper, wrong = self._tree.get(upper_id), self._guessed.get(upper_id)
+            if upper is None or wrong is None or upper.parent not in self._tree:
+                continue
+            needed = upper.tokens + (tokens if upper_id == parent else 0)
+            siblings = self._tree[upper.parent].children - {upper_id}
+            able = [i for i in siblings if self._tree[i].tokens > needed]
+            if able:
+                right = max(able, key=lambda i: self._tree[i].touched_step)
+                self._put_right(step, right, self._tree[right], upper_id)
+                return True
+        return False
+
+    def _hang_below(self, step: int, uppers: list[int], lower_id: int) -> None:
+        """Give the first parts of a node to upper halves, top to bottom, and hang it below them."""
+        lower = self._tree[lower_id]
+        for upper_id in uppers:
+            upper = self._tree[upper_id]
+            upper.runs, lower.runs = _cut_runs(lower.runs, upper.tokens // self._page_size)
+            lower.tokens -= upper.tokens
+            self._move(step, upper_id, upper.runs)
+        self._guessed[uppers[-1]] = lower_id
+        self._reparent(lower_id, lower, uppers[-1])
+        self._write(step, lower_id, lower)
 
     def _put_right(self, step: int, node_id: int, node: _Node, parent: int) -> None:
         """A row shows that `node` hangs below another parent: an earlier guess was wrong."""
-        wrong_id = self._guessed.get(parent)
-        upper = self._tree.get(parent)
-        if upper is not None and wrong_id is not None and upper.parent == node.parent:
-            wrong = self._tree.get(wrong_id)
-            if wrong is not None and wrong.parent == parent:
-                wrong.runs = upper.runs + wrong.runs
-                wrong.tokens += upper.tokens
-                wrong.parent = upper.parent
-                upper.children.discard(wrong_id)
-                self._tree[upper.parent].children.add(wrong_id)
-                self._write(step, wrong_id, wrong)
-            self._guessed[parent] = node_id
-            self._hang_below(parent, upper, node_id, node)
-            self._write(step, parent, upper)
+        uppers = self._between(node.parent, parent)
+        above = sum(self._tree[upper].tokens for upper in uppers)
+        if not uppers or node.tokens <= above:
+            self._reparent(node_id, node, parent)
             return
+        wrong_id = self._guessed.get(parent)
+        wrong = None if wrong_id is None else self._tree.get(wrong_id)
+        if wrong is not None and wrong_id is not None and wrong.parent == parent:
+            borrowed = [run for upper in uppers for run in self._tree[upper].runs]
+            self._move(step, wrong_id, borrowed)
+            wrong.runs = borrowed + wrong.runs
+            wrong.tokens += above
+            self._reparent(wrong_id, wrong, node.parent)
+            self._write(step, wrong_id, wrong)
+        self._hang_below(step, uppers, node_id)
+
+    def _between(self, ancestor: int, node_id: int) -> list[int]:
+        """The nodes from below an ancestor down to a node; none if it is no ancestor."""
+        path: list[int] = []
+        while (node := self._tree.get(node_id)) is not None:
+            path.append(node_id)
+            if node.parent == ancestor:
+                return path[::-1]
+            node_id = node.parent
+        return []
+
+    def _reparent(self, node_id: int, node: _Node, parent: int) -> None:
         if node.parent in self._tree:
             self._tree[node.parent].children.discard(node_id)
         node.parent = parent
-        if upper is not None:
-            upper.children.add(node_id)
+        if parent in self._tree:
+            self._tree[parent].children.add(node_id)
 
-    def _evict(
-        self, step: int, node_id: int, node: _Node, tokens: int, locks: int, cached: _CacheRows
-    ) -> None:
+    def _evict(self, step: int, node_id: int, node: _Node, tokens: int, locks: int) -> None:
         """A leaf goes, or loses its end: then fewer tokens are left than it had."""
         trimmed = tokens < node.tokens
         gone = (node.tokens - tokens) // self._page_size if trimmed else _len_of(node.runs)
-        cached.take_evicted(gone)
+        self._cached.take_evicted(gone)
         if trimmed:
             node.runs, _ = _cut_runs(node.runs, tokens // self._page_size)
             node.tokens, node.locks = tokens, locks
@@ -233,9 +289,13 @@ class KvFold:
             self._write(step, node_id, node)
             node_id = node.parent
 
+    def _move(self, step: int, node_id: int, runs: list[Run]) -> None:
+        """Say that pages belong to another node from now on."""
+        self._moves += [_Move(self._cached.position, step, node_id, run) for run in runs]
+
     def _write(self, step: int, node_id: int, node: _Node, alive: int = 1) -> None:
         row = (step, node_id, node.parent, node.tokens, node.locks, node.touched_step, alive)
-        self._rows.append(row)
+        self._node_rows.append(row)
 
 
 class _CacheRows:
@@ -279,6 +339,11 @@ def _len_of(runs: list[Run]) -> int:
     return sum(num for _, num in runs)
 
 
+def _rows(radix: Columns) -> list[Row]:
+    """Rows of the table as tuples of integers."""
+    return list(zip(*(radix[name].tolist() for name in TABLES["radix"]), strict=True))
+
+
 def _runs(memory: Columns, where: NDArray[np.bool_]) -> list[tuple[int, int, int]]:
     rows = np.flatnonzero(where)
     columns = (rows, memory["start_page"][rows], memory["num_pages"][rows])
@@ -298,9 +363,7 @@ def _cut_runs(runs: list[Run], pages: int) -> tuple[list[Run], list[Run]]:
     return head, []
 
 
-def _append_pages(
-    pages: PageLog, memory: Columns, node: Int64, moves: list[tuple[int, int, int, Run]]
-) -> None:
+def _append_pages(pages: PageLog, memory: Columns, node: Int64, moves: list[_Move]) -> None:
     """Write the rows of `memory` with their nodes, and moves at their positions between them."""
     columns = {
         "step": memory["step"].astype(np.int64),
@@ -311,8 +374,9 @@ def _append_pages(
         "num": memory["num_pages"].astype(np.int64),
     }
     if moves:
-        at = np.array([position for position, *_ in moves])
-        new = np.array([(s, MOVE, CACHE, node_id, *run) for _, s, node_id, run in moves], np.int64)
+        moves.sort(key=lambda move: move.position)
+        at = np.array([move.position for move in moves])
+        new = np.array([(move.step, MOVE, CACHE, move.node, *move.run) for move in moves], np.int64)
         columns = {
             name: np.asarray(np.insert(column, at, new[:, i]), np.int64)
             for i, (name, column) in enumerate(columns.items())

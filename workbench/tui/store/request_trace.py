@@ -60,13 +60,13 @@ class RequestSteps:
         return prefills, decodes & (last > first)
 
 
-def steps_of(request_id: int, replica: ReplicaLog, first_token_ns: int) -> RequestSteps:
+def steps_of(request_id: int, replica: ReplicaLog, decoding_since_ns: int = -1) -> RequestSteps:
     """The steps of a request on a replica; a stay that goes on lasts to the end of the record.
 
     Args:
         request_id: of the request.
         replica: where it ran.
-        first_token_ns: when its first token came; -1: not yet. Only used while its stay is open.
+        decoding_since_ns: when its first token came, if it has not ended; -1: it has, or none came.
     """
     items, steps = replica.items, replica.steps
     mine = (items["request_id"] == request_id) & (items["kind"] == ItemKind.PREFILL)
@@ -81,6 +81,6 @@ def steps_of(request_id: int, replica: ReplicaLog, first_token_ns: int) -> Reque
         if length:
             ends = np.searchsorted(iterations, [begin, begin + length - 1])
             stays.append((int(ends[0]) + steps.first, int(ends[1]) + steps.first))
-    if not stays and first_token_ns >= 0 and len(steps):
-        stays.append((steps.position_at(first_token_ns) + 1, steps.end - 1))
+    if not stays and decoding_since_ns >= 0 and len(steps):
+        stays.append((steps.position_at(decoding_since_ns) + 1, steps.end - 1))
     return RequestSteps(np.sort(prefill).astype(np.int64), tuple(stays))
