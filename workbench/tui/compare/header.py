@@ -15,7 +15,8 @@ from workbench.tui.plots.palette import Palette
 from workbench.tui.store.pairing import LOCKS, NONE
 
 Part = tuple[str, int]
-_UNTOLD = ("commit", "forks[", "inputs.", "version")  # facts that say nothing about the set-up
+_MORE = "more, v shows all"
+_UNTOLD = ("commit", "detail", "forks[", "inputs.", "version")  # facts that say nothing about the set-up
 
 
 class CompareHeader(ChartPane):
@@ -90,13 +91,14 @@ class CompareHeader(ChartPane):
         used, left = 9, len(told)
         for fact in told:
             text = f"{fact.key.removeprefix('scheduler.')} {fact.a} → {fact.b}"
-            if used + len(text) > width - 24:
+            room = width - used - (len(_MORE) + 4 if left > 1 else 0)
+            if len(text) > room and left < len(told):
                 break
             ink = palette.ink("data-bad" if fact.unfair else "data-warning", bold=True)
             parts += [("! " if fact.unfair else "", ink), (text, ink), ("   ", dim)]
             used, left = used + len(text) + 5, left - 1
         if left:
-            parts.append((f"+ {left} more, v shows all", dim))
+            parts.append((f"+ {left} {_MORE}", dim))
         return parts
 
     def _meanwhile(self) -> str:
