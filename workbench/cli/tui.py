@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -42,6 +43,27 @@ def run(
     if slow_link:
         os.environ.setdefault("TEXTUAL_COLOR_SYSTEM", "256")  # read when Textual is imported
         fps = min(fps, 8)
-    from workbench.tui.start import start
+    run_path, scenario = _resolved(target)
+    from workbench.tui.start import application, start
 
-    start(target, ascii_only=ascii_only, fps=fps, slow_link=slow_link)
+    start(application(run_path, scenario, ascii_only=ascii_only, fps=fps, slow_link=slow_link))
+
+
+def _resolved(target: str | None) -> tuple[Path | None, str | None]:
+    """The run or the scenario that a name means; what is neither is an error before we draw.
+
+    Raises:
+        RunRecordError: a directory that is no run.
+        ScenarioErrors: no run of that name, and no scenario.
+    """
+    from workbench.cli.runs import RUNS_DIRECTORY, open_run
+
+    if target is None:
+        return None, None
+    path = Path(target)
+    if path.is_dir() or (RUNS_DIRECTORY / path).is_dir():
+        return open_run(path).path, None
+    from workbench.scenario_source import scenario_text
+
+    scenario_text(target)
+    return None, target
