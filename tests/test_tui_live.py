@@ -80,7 +80,7 @@ def test_keys_move_through_the_run_and_time_flows_at_the_speed(run: OpenedRun) -
         await pilot.pause(0.1)
         assert player.position == here
         await pilot.press("t")
-        assert "ms a column" in text_of(live(app).query_one(StripPane))
+        await until(pilot, lambda: "ms a column" in text_of(live(app).query_one(StripPane)))
 
     drive(journey, start=run)
 
@@ -184,8 +184,7 @@ def test_the_page_map_has_four_modes_and_each_says_what_its_colours_mean(run: Op
         pane = live(app).query_one(PagesPane)
         for mode in (*PAGE_MODES[1:], PAGE_MODES[0]):
             await pilot.press("k")
-            await pilot.pause(0.05)
-            assert text_of(pane).startswith(f"KV {mode} ")
+            await until(pilot, lambda mode=mode: text_of(pane).startswith(f"KV {mode} "))
         await pilot.hover(PagesPane, offset=(0, 1))
         await until(pilot, lambda: "page 0:" in text_of(pane))
 

@@ -16,7 +16,7 @@ from workbench.tui.store.pairing import LOCKS, NONE
 
 Part = tuple[str, int]
 _MORE = "more, v shows all"
-_UNTOLD = ("commit", "detail", "forks[", "inputs.", "version")  # facts that say nothing about the set-up
+_UNTOLD = ("commit", "detail", "forks[", "inputs.", "version")  # nothing about the set-up
 
 
 class CompareHeader(ChartPane):
