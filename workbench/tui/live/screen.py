@@ -235,7 +235,8 @@ class LiveScreen(Transport, ChartScreen):
         """The tabs' line says what is chosen, or which run this is."""
         request, store = self.player.selected_request, self.state.store
         name = store.path.name if store.path is not None else store.header.name
-        text = f"{name}  {store.header.model} on {store.header.gpu}"
+        model = store.header.model.rpartition("/")[2].removesuffix(".json")  # it may be a file's
+        text = f"{name}  {model} on {store.header.gpu}"
         if request is not None:
             row = store.requests.row(request)
             text = (

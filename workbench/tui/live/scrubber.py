@@ -45,6 +45,7 @@ class Scrubber(ChartPane):
             player.head,
             tuple(player.marks),
             player.loop,
+            player.store.status,
         )
 
     def draw(self, canvas: Canvas, palette: Palette) -> None:
@@ -70,9 +71,10 @@ class Scrubber(ChartPane):
         canvas.text(1, 0, "0 s", dim)
         end_s = player.steps.at(player.head)["end_ns"] / 1e9
         growing = " and going on" if player.store.status == "running" else ""
-        canvas.right(canvas.width - 1, 0, f"{end_s:,.1f} s{growing}", dim)
+        whole = f"{end_s:,.1f} s{growing}"
+        canvas.right(canvas.width - 1, 0, whole, dim)
         now = f"{player.t_ns / 1e9:,.1f} s"
-        start = min(max(cursor - len(now) // 2, 5), canvas.width - len(now) - 12)
+        start = min(max(cursor - len(now) // 2, 5), canvas.width - len(now) - len(whole) - 3)
         canvas.text(start, 0, now, palette.ink(bold=True))
         for position in player.marks:
             if player.steps.first <= position <= player.head:
