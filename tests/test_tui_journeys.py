@@ -14,6 +14,7 @@ from tui_pilot import current, drive, listed, mode, shown, types, until
 from workbench.run_record import RunReader
 from workbench.tui.app import WorkbenchApp
 from workbench.tui.dialogs import FailureDialog, HelpDialog
+from workbench.tui.live.screen import LiveScreen
 from workbench.tui.mode_tabs import MODES, ModeTabs
 from workbench.tui.opened_run import OpenedRun
 from workbench.tui.requests.list import RequestList
@@ -319,19 +320,27 @@ def test_the_mouse_does_what_keys_do(run: OpenedRun) -> None:
     drive(journey, start=run)
 
 
-def test_a_theme_is_remembered(run: OpenedRun) -> None:
-    """The theme of the last session is that of the next."""
+def test_how_it_was_left_is_remembered(run: OpenedRun) -> None:
+    """Theme, zoom, colours of the page map and order of the requests are those of last time."""
 
     async def change(app: WorkbenchApp, pilot: Pilot[None]) -> None:
         await shown(app, pilot, "live")
-        await pilot.press("ctrl+t", "q")
+        await pilot.press("ctrl+t", "right_square_bracket", "right_square_bracket", "k", "4")
+        await shown(app, pilot, "requests")
+        await pilot.press("o", "q")
 
     async def look(app: WorkbenchApp, pilot: Pilot[None]) -> None:
-        await pilot.pause()
+        await shown(app, pilot, "live")
+        assert isinstance(app.screen, LiveScreen)
+        assert app.screen.state.page_mode == "owner"
+        assert app.screen.player.zoom == 2
+        await pilot.press("4")
+        await shown(app, pilot, "requests")
+        assert str(app.screen.query_one(RequestList).order) == "-ttft"
 
-    chosen = drive(change, start=run).theme
-    assert chosen == "workbench-paper"
-    assert drive(look, start=run).theme == chosen
+    assert drive(change, start=run).theme == "workbench-paper"
+    again = OpenedRun.recorded(run.store.path or Path())
+    assert drive(look, start=again).theme == "workbench-paper"
 
 
 @pytest.mark.parametrize("size", [(40, 10), (80, 24), (100, 30), (120, 36), (200, 60)])
@@ -350,6 +359,38 @@ def test_no_size_is_refused(run: OpenedRun, size: tuple[int, int]) -> None:
             await pilot.pause(0.05)
 
     drive(journey, size, start=run)
+
+
+def test_every_theme_draws_every_mode(run: OpenedRun) -> None:
+    """Themes of Textual's own, light, dark and of the terminal's colours, have what charts need."""
+
+    async def journey(app: WorkbenchApp, pilot: Pilot[None]) -> None:
+        await shown(app, pilot, "live")
+        app.compared = (run, run)
+        for number, name in enumerate(MODES, 1):
+            await pilot.press(str(number))
+            await shown(app, pilot, name)
+            for theme in ("textual-light", "ansi-dark", "nord", "workbench-paper"):
+                app.theme = theme
+                await pilot.pause(0.02)
+
+    drive(journey, start=run)
+
+
+def test_the_palette_runs_the_actions_of_a_screen(run: OpenedRun) -> None:
+    """What a key does is in the command palette, too."""
+
+    async def journey(app: WorkbenchApp, pilot: Pilot[None]) -> None:
+        await shown(app, pilot, "live")
+        commands = {command.title: command for command in app.get_system_commands(app.screen)}
+        assert "Go to Requests" in commands
+        await pilot.press("ctrl+p")
+        await types(pilot, "go to requests")
+        await pilot.pause(0.5)
+        await pilot.press("enter")
+        await shown(app, pilot, "requests")
+
+    drive(journey, start=run)
 
 
 def test_nothing_to_show_is_said() -> None:

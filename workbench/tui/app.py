@@ -93,6 +93,8 @@ class WorkbenchApp(App[None]):
             self.saved.scenario = scenario
         self.fps = fps
         self.slow_link = slow_link
+        if start is not None:
+            start.player.zoom = self.saved.zoom
         self.current = start
         self.compared: tuple[OpenedRun, OpenedRun] | None = None
         self._feeding: list[OpenedRun] = []
@@ -187,7 +189,13 @@ class WorkbenchApp(App[None]):
     def _renew(self, mode: str) -> None:
         while len(self.screen_stack) > _SHOWN_AT:
             self.pop_screen()
+        self._remember()
         self.switch_screen(self._screen_of(mode))
+
+    def _remember(self) -> None:
+        from workbench.tui.screens import remember
+
+        remember(self, self.screen)
 
     def open_recorded(self, path: Path, then: Callable[[OpenedRun], None] | None = None) -> None:
         """Read a recorded run in the background, and show it unless `then` says otherwise."""
@@ -199,6 +207,7 @@ class WorkbenchApp(App[None]):
     def _open_recorded(self, path: Path, then: Callable[[OpenedRun], None]) -> None:
         try:
             run = OpenedRun.recorded(path)
+            run.player.zoom = self.saved.zoom
         except RunRecordError as error:
             crash = Crash(str(error), (), 1)
             self.call_from_thread(self.push_screen, FailureDialog(f"cannot open {path}", crash))
@@ -228,6 +237,7 @@ class WorkbenchApp(App[None]):
                 if isinstance(frame, HeaderFrame):
                     ring = _RING_STEPS if frame.header.kind == "engine" else None
                     run = OpenedRun.streamed(frame, child, ring)
+                    run.player.zoom = self.saved.zoom
                     break
             else:
                 await asyncio.sleep(_HEADER_POLL_S)
@@ -351,6 +361,7 @@ class WorkbenchApp(App[None]):
 
     async def action_quit(self) -> None:
         """End what runs, remember where we were, and leave."""
+        self._remember()
         self.saved.theme = self.theme
         save_state(self._state_file, self.saved)
         for run in self._feeding:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from rich.segment import Segment
 from rich.style import Style
@@ -32,11 +32,11 @@ class ModeTabs(Widget):
         mode: the one that is shown.
     """
 
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        "mode-tabs--here", "mode-tabs--key", "mode-tabs--dim", "mode-tabs--name",
+    }  # fmt: skip
     DEFAULT_CSS = """
     ModeTabs { height: 1; width: 1fr; background: $panel; color: $foreground; }
-    """
-    COMPONENT_CLASSES = {"mode-tabs--here", "mode-tabs--key", "mode-tabs--dim", "mode-tabs--name"}
-    DEFAULT_CSS += """
     ModeTabs .mode-tabs--here { background: $foreground; color: $background; text-style: bold; }
     ModeTabs .mode-tabs--key { color: $accent; text-style: bold; }
     ModeTabs .mode-tabs--dim { color: $foreground 60%; }

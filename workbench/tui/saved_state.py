@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 from platformdirs import user_state_path
@@ -40,8 +40,8 @@ class SavedState(msgspec.Struct, kw_only=True):
     editor: bool = False
     detail: str = "pages"
     executor: str = "simulate"
-    lock: str = "arrival"
-    zoom: int = 0
+    lock: Literal["step", "time", "arrival"] = "arrival"
+    zoom: Annotated[int, msgspec.Meta(ge=0, le=16)] = 0
     page_mode: str = "state"
     sort: str = "arrival"
     keys: dict[str, str] = {}  # msgspec copies empty containers
