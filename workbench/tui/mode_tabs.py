@@ -37,8 +37,8 @@ class ModeTabs(Widget):
     }  # fmt: skip
     DEFAULT_CSS = """
     ModeTabs { height: 1; width: 1fr; background: $panel; color: $foreground; }
-    ModeTabs .mode-tabs--here { background: $foreground; color: $background; text-style: bold; }
-    ModeTabs .mode-tabs--key { color: $accent; text-style: bold; }
+    ModeTabs .mode-tabs--here { text-style: bold reverse; }
+    ModeTabs .mode-tabs--key { color: $data-step; text-style: bold; }
     ModeTabs .mode-tabs--dim { color: $foreground 60%; }
     ModeTabs .mode-tabs--name { text-style: bold; }
     """

@@ -110,7 +110,7 @@ class TextPane(ListPane):
         here = row == self.cursor and self.has_focus and line.target is not None
         ink = palette.ink(line.colour, bold=line.bold)
         if here:
-            ink = palette.ink("background", "foreground")
+            ink = palette.ink(reverse=True)
             canvas.fill(0, y, width, 1, " ", ink)
         canvas.text(1, y, line.text, ink, width)
         if line.target is not None and not here:

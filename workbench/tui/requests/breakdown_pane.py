@@ -140,13 +140,13 @@ class BreakdownPane(ListPane):
     def draw_row(self, canvas: Canvas, palette: Palette, row: int, y: int, width: int) -> None:
         part = self._parts[row]
         here = row == self.cursor and self.has_focus
-        ink = palette.ink("background", "foreground") if here else palette.ink()
+        ink = palette.ink(reverse=True) if here else palette.ink()
         if here:
             canvas.fill(0, y, width, 1, " ", ink)
         leads = "▸" if part.step >= 0 else " "
         canvas.text(0, y, leads, ink if here else palette.ink("data-step"))
         swatch = part.glyph if palette.shapes else "■"
-        canvas.text(1, y, swatch, palette.ink(part.colour, "foreground" if here else None))
+        canvas.text(1, y, swatch, palette.ink(part.colour, reverse=here))
         cells = _LABEL_CELLS if width >= 100 else _SHORT_LABEL_CELLS
         canvas.text(3, y, shortened(part.label, cells), ink)
         canvas.right(3 + cells + 12, y, f"{part.ns / 1e6:,.1f} ms", ink)

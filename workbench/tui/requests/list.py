@@ -149,7 +149,7 @@ class RequestList(ListPane):
         request_id, here = int(self.ids[row]), row == self.cursor
         ink = palette.ink()
         if here:
-            ink = palette.ink("background", "foreground", bold=True)
+            ink = palette.ink(bold=True, reverse=True)
             if not self.has_focus:
                 ink = palette.ink(bg="panel", bold=True)
         start = 1

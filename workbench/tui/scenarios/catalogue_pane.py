@@ -107,7 +107,7 @@ def _row_ink(palette: Palette, here: bool, focused: bool) -> int:
     if not here:
         return palette.ink()
     if focused:
-        return palette.ink("background", "foreground", bold=True)
+        return palette.ink(bold=True, reverse=True)
     return palette.ink(bg="panel", bold=True)
 
 

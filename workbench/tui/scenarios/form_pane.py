@@ -109,7 +109,7 @@ class FormPane(ListPane):
             return
         here = row == self.cursor
         focused = here and self.has_focus
-        base = palette.ink("background", "foreground") if focused else palette.ink()
+        base = palette.ink(reverse=True) if focused else palette.ink()
         if here and not focused:
             base = palette.ink(bg="panel")
         if here:

@@ -184,13 +184,16 @@ class _Writer:
             self._canvas.fill(x, self._y, min(3 + end, 3 + width) - x, 1, glyph, ink)
             x = 3 + end
         self._y += 1
-        x = 3
         swatches = "▓█░·" if self._palette.shapes else "■■■■"
-        for swatch, (name, size, colour) in zip(swatches, parts, strict=True):
-            x = self._canvas.text(x, self._y, swatch, self._palette.ink(colour))
-            text = f"{name} {size / _GIB:.1f} "
-            x = self._canvas.text(x, self._y, text, self._palette.ink("data-other"))
-        self._y += 1
+        named = list(zip(swatches, parts, strict=True))
+        for row in (named[:2], named[2:]) if self._tall else (named,):
+            x = 3
+            for swatch, (name, size, colour) in row:
+                self._canvas.text(x, self._y, swatch, self._palette.ink(colour))
+                text = f"{name} {size / _GIB:.1f} GiB"
+                self._canvas.text(x + 1, self._y, text, self._palette.ink("data-other"))
+                x += 19
+            self._y += 1
 
     def gauge(self, share: float, colour: str) -> None:
         """A bar of how much of a whole is used; more than the whole is full."""
