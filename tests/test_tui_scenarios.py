@@ -9,7 +9,7 @@ import pytest
 from recorded_runs import recorded
 
 from workbench.scenario_source import load_scenario, shipped_names
-from workbench.tui.scenarios.catalogue import file_entries, run_entries, shipped_entries
+from workbench.tui.scenarios.catalogue import RunShelf, file_entries, shipped_entries
 from workbench.tui.scenarios.draft import Draft, assess
 from workbench.tui.scenarios.form_rows import form_rows, in_short
 from workbench.tui.scenarios.saving import save_draft, with_settings
@@ -156,10 +156,10 @@ def test_the_list_has_shipped_files_and_runs(
     Path("other.yaml").write_text("key: value\n")
     (entry,) = file_entries(Path())
     assert (entry.title, entry.note) == ("mine.yaml", "My own")
-    assert run_entries(Path("runs")) == []
+    assert RunShelf(Path("runs")).entries() == []
     recorded("workload.num_requests=20", "load.warmup_requests=0")
     (Path("runs") / "no-run").mkdir()
-    (run,) = run_entries(Path("runs"))
+    (run,) = RunShelf(Path("runs")).entries()
     assert run.run is not None
     assert run.run.outcome == "100.0% slo"
     assert run.run.age().endswith("s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +26,8 @@ from workbench.tui.opened_run import OpenedRun
 from workbench.tui.saved_state import load_state, save_state, state_path
 from workbench.tui.themes import OWN_THEMES, data_variables
 from workbench.tui.workbench_screen import WorkbenchScreen
+
+OnRun = Callable[[OpenedRun], None]
 
 DEFAULT_FPS: Final = 30
 _DRAIN_S: Final = 0.004  # of each frame for rows that have come
@@ -197,14 +200,14 @@ class WorkbenchApp(App[None]):
 
         remember(self, self.screen)
 
-    def open_recorded(self, path: Path, then: Callable[[OpenedRun], None] | None = None) -> None:
+    def open_recorded(self, path: Path, then: OnRun | None = None) -> None:
         """Read a recorded run in the background, and show it unless `then` says otherwise."""
         self.run_worker(
             partial(self._open_recorded, path, then or self.show_run),
             thread=True, exclusive=True, group="open", exit_on_error=False,
         )  # fmt: skip
 
-    def _open_recorded(self, path: Path, then: Callable[[OpenedRun], None]) -> None:
+    def _open_recorded(self, path: Path, then: OnRun) -> None:
         try:
             run = OpenedRun.recorded(path)
             run.player.zoom = self.saved.zoom
@@ -215,32 +218,26 @@ class WorkbenchApp(App[None]):
         self.call_from_thread(then, run)
 
     def start_run(
-        self, command: RunCommand, then: Callable[[OpenedRun], None] | None = None
+        self, command: RunCommand, then: OnRun | None = None, after: OnRun | None = None
     ) -> None:
-        """Run a command in a child process, and show the run as soon as its header has come."""
-        self.run_worker(
-            self._start_run(command, then or self._watch), group="start", exit_on_error=False
-        )
+        """Run a command in a child process.
 
-    async def _start_run(self, command: RunCommand, then: Callable[[OpenedRun], None]) -> None:
-        import asyncio
+        Args:
+            command: what runs.
+            then: called with the run as soon as its header has come; None: it is shown.
+            after: called with it when it has ended well.
+        """
+        work = self._start_run(command, then or self._watch, after)
+        self.run_worker(work, group="start", exit_on_error=False)
 
+    async def _start_run(self, command: RunCommand, then: OnRun, after: OnRun | None) -> None:
         child = ChildRun(command)
         try:
             await child.start()
         except OSError as error:
             self._report(command, Crash(str(error), (), 1))
             return
-        run = None
-        while run is None and child.running:
-            for frame in child.take():
-                if isinstance(frame, HeaderFrame):
-                    ring = _RING_STEPS if frame.header.kind == "engine" else None
-                    run = OpenedRun.streamed(frame, child, ring)
-                    run.player.zoom = self.saved.zoom
-                    break
-            else:
-                await asyncio.sleep(_HEADER_POLL_S)
+        run = await self._first_frame(child)
         if run is not None:
             self._feeding.append(run)
             then(run)
@@ -249,6 +246,22 @@ class WorkbenchApp(App[None]):
             self._report(command, crash)
             if run is not None:
                 run.store.end("failed", None, crash.message)
+        elif after is not None and run is not None and not child.cancelled:
+            while run.running:  # noqa: ASYNC110 - frames are taken as there is time
+                await asyncio.sleep(_HEADER_POLL_S)
+            after(run)
+
+    async def _first_frame(self, child: ChildRun) -> OpenedRun | None:
+        """The run, once its header has come; None if it ends before."""
+        while child.running:
+            for frame in child.take():
+                if isinstance(frame, HeaderFrame):
+                    ring = _RING_STEPS if frame.header.kind == "engine" else None
+                    run = OpenedRun.streamed(frame, child, ring)
+                    run.player.zoom = self.saved.zoom
+                    return run
+            await asyncio.sleep(_HEADER_POLL_S)
+        return None
 
     def _watch(self, run: OpenedRun) -> None:
         """Show a run that has just begun: an engine's at its end, a simulation in its own time."""

@@ -6,11 +6,16 @@ from collections.abc import Callable
 
 from engine.core.events import Columns
 from workbench.analysis.attribution import NEEDED_TABLES
-from workbench.analysis.source import MissingDetailError
+from workbench.analysis.source import MissingDetailError, RunTables
 from workbench.explain import RequestExplainer, UnknownRequestError
 from workbench.run_header import RunHeader
 from workbench.tui.requests.breakdown import MOST_STEPS, Breakdown, breakdown
 from workbench.tui.store import RunStore
+
+
+def frozen(store: RunStore) -> RunTables:
+    """The run as it is now, for a thread: copied while it grows, as it is when it has ended."""
+    return Snapshot(store) if store.status == "running" else store
 
 
 class Snapshot:
@@ -47,13 +52,13 @@ class Explainer:
         Call this where the run is appended to, so that the snapshot is whole.
         """
         version, made = self.version, self._made
-        snapshot = Snapshot(self._store) if made is None or made[0] != version else None
+        run = frozen(self._store) if made is None or made[0] != version else None
 
         def work() -> Breakdown | str:
             try:
                 explainer = made[1] if made is not None else None
-                if snapshot is not None or explainer is None:
-                    explainer = RequestExplainer(snapshot or Snapshot(self._store))
+                if run is not None or explainer is None:
+                    explainer = RequestExplainer(run or frozen(self._store))
                     self._made = (version, explainer)
                 return breakdown(explainer.explain(request_id, MOST_STEPS))
             except (MissingDetailError, UnknownRequestError) as error:

@@ -73,6 +73,8 @@ class RequestsScreen(WorkbenchScreen):
         self._filter_text = ""
         self._keep: Predicate = parse_filter("")
         self._version = -1
+        self._chosen: tuple[int, int, int] | None = None
+        self._found: Breakdown | str | None = None
         self._explainer = Explainer(store)
         self._list = RequestList(store)
         self._breakdown = BreakdownPane()
@@ -145,12 +147,18 @@ class RequestsScreen(WorkbenchScreen):
         request_id = self._list.request_id
         self._player.selected_request = request_id
         if request_id is None:
+            self._chosen = None
             self._breakdown.show(None)
             return
-        self._show(request_id, None)
-        self.set_timer(_EXPLAIN_AFTER_S, partial(self._explain, request_id))
+        row = self._store.requests.row(request_id)
+        chosen = (request_id, row["first_token_ns"], row["finish_ns"])
+        if chosen != self._chosen:
+            self._chosen, self._found = chosen, None
+            self._show(request_id)
+            self.set_timer(_EXPLAIN_AFTER_S, partial(self._explain, request_id))
 
-    def _show(self, request_id: int, found: Breakdown | str | None) -> None:
+    def _show(self, request_id: int) -> None:
+        found = self._found
         trouble = found if isinstance(found, str) else ""
         whole = found if isinstance(found, Breakdown) else None
         gaps = token_gaps_ms(self._store, request_id) if whole is not None else np.empty(0)
@@ -186,7 +194,8 @@ class RequestsScreen(WorkbenchScreen):
 
     def _explained(self, request_id: int, found: Breakdown | str) -> None:
         if request_id == self._list.request_id:
-            self._show(request_id, found)
+            self._found = found
+            self._show(request_id)
 
     def on_breakdown_pane_followed(self, event: BreakdownPane.Followed) -> None:
         """Go to the step to blame."""
@@ -290,9 +299,8 @@ class RequestsScreen(WorkbenchScreen):
         request_id = self._list.request_id
         if request_id is None:
             return None
-        found = self._explainer.task(request_id)()
-        row = self._store.requests.row(request_id)
-        if isinstance(found, str):
+        found, row = self._found, self._store.requests.row(request_id)
+        if not isinstance(found, Breakdown):
             return {"request": row}
         parts = [
             {"cause": part.cause, "ns": part.ns, "percent": part.percent, "blame": part.blame}

@@ -121,14 +121,28 @@ def _first_comment(path: Path) -> str:
     return line.lstrip("# ").rstrip(".") if line.startswith("#") else ""
 
 
-def run_entries(runs_directory: Path) -> list[Entry]:
-    """Recorded runs, the newest first; what is no run is passed over."""
-    try:
-        found = [path for path in runs_directory.iterdir() if (path / "header.json").is_file()]
-    except OSError:
-        return []
-    found.sort(key=_written_s, reverse=True)
-    return [entry for path in found[:_MOST_RUNS] if (entry := _run_entry(path)) is not None]
+class RunShelf:
+    """The recorded runs of a directory; what has not changed since is not read again.
+
+    Args:
+        directory: of the runs.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._read: dict[Path, tuple[float, Entry | None]] = {}
+
+    def entries(self) -> list[Entry]:
+        """Recorded runs, the newest first; what is no run is passed over."""
+        try:
+            found = [(_written_s(path), path) for path in self._directory.iterdir()]
+        except OSError:
+            return []
+        newest = sorted((item for item in found if item[0] > 0), reverse=True)[:_MOST_RUNS]
+        for written_s, path in newest:
+            if path not in self._read or self._read[path][0] != written_s:
+                self._read[path] = (written_s, _run_entry(path))
+        return [entry for _, path in newest if (entry := self._read[path][1]) is not None]
 
 
 def _run_entry(path: Path) -> Entry | None:

@@ -231,6 +231,13 @@ def _before_and_after(
     return before, after
 
 
+def command_by(found: Assessment, executor: Executor) -> RunCommand | None:
+    """The command that runs what was assessed, on the simulator or the engine; None if none can."""
+    if found.command is None or found.loaded is None:
+        return None
+    return _command(replace(found.draft, executor=executor), found.loaded)
+
+
 def shown_command(draft: Draft) -> str:
     """What to show as the command line of a draft that cannot be run yet."""
     return shlex.join(("workbench", draft.executor, draft.name))

@@ -49,7 +49,10 @@ class ProblemPane(ListPane):
 
     def show(self, found: Assessment | None, remarks: tuple[str, ...] = ()) -> None:
         """Show what an assessment found."""
-        self._lines = [_Line("i", "data-other", remark) for remark in remarks]
+        glyphs = ("i", *" " * len(remarks))
+        self._lines = [
+            _Line(glyph, "data-other", text) for glyph, text in zip(glyphs, remarks, strict=False)
+        ]
         if found is not None:
             self._lines = [*_lines_of(found), *self._lines]
         self.top = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -13,7 +12,6 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.widgets import Footer, Static, TextArea
 
-from workbench.tui.child_run import RunCommand
 from workbench.tui.list_pane import ListPane
 from workbench.tui.mode_tabs import ModeTabs
 from workbench.tui.opened_run import OpenedRun
@@ -22,37 +20,31 @@ from workbench.tui.saved_state import SavedState
 from workbench.tui.scenarios.catalogue import (
     Entry,
     RunFacts,
+    RunShelf,
     file_entries,
-    run_entries,
     shipped_entries,
 )
 from workbench.tui.scenarios.catalogue_pane import CataloguePane
 from workbench.tui.scenarios.draft import (
-    RUN_SECTION,
     Assessment,
-    Draft,
     Executor,
-    assess,
-    detail_named,
-    executor_named,
-    shown_command,
 )
+from workbench.tui.scenarios.drafting import Drafting
 from workbench.tui.scenarios.form_pane import FormPane
 from workbench.tui.scenarios.guide import SCENARIOS_GUIDE
 from workbench.tui.scenarios.preview_pane import PreviewPane
 from workbench.tui.scenarios.problem_pane import ProblemPane
 from workbench.tui.text_pane import TextLine, TextPane
-from workbench.tui.workbench_screen import WorkbenchScreen
 
 if TYPE_CHECKING:
-    from workbench.tui.scenarios.form_rows import FormRow
+    pass
 
 RUNS_DIRECTORY: Final = Path("runs")
 _LOOK_AGAIN_S: Final = 3.0
-_FILTER, _EDIT, _SETTING, _SAVE = "filter", "edit", "setting", "save"
+_FILTER: Final = "filter"
 
 
-class ScenariosScreen(WorkbenchScreen):
+class ScenariosScreen(Drafting):
     """A list on the left, the scenario in the middle, what it would do on the right.
 
     Args:
@@ -89,13 +81,8 @@ class ScenariosScreen(WorkbenchScreen):
     ]  # fmt: skip
 
     def __init__(self, saved: SavedState) -> None:
-        super().__init__()
-        self._saved = saved
-        self._draft: Draft | None = None
-        self._found: Assessment | None = None
-        self._resolved: dict[str, Any] | None = None
-        self._row: FormRow | None = None
-        self._before: Draft | None = None
+        super().__init__(saved)
+        self._shelf = RunShelf(RUNS_DIRECTORY)
 
     def compose(self) -> ComposeResult:
         """The panes."""
@@ -117,30 +104,27 @@ class ScenariosScreen(WorkbenchScreen):
         """List what there is, and look again now and then."""
         self._look(first=True)
         self.set_interval(_LOOK_AGAIN_S, self._look)
-        self._show_editor(self._saved.editor)
+        self.show_editor(self.saved.editor)
         self.query_one(CataloguePane).focus()
 
-    @property
-    def settled(self) -> bool:
-        """Whether everything about what is selected has been worked out."""
-        if self._draft is None:
-            return self.query_one(CataloguePane).entry is not None
-        return self._found is not None and self._found.draft is self._draft
-
     # The list
+
+    def look_again(self) -> None:
+        """List scenarios and runs anew, whatever is shown."""
+        self._look(first=True)
 
     def _look(self, first: bool = False) -> None:
         if first or self.is_current:
             self.run_worker(self._list_entries, thread=True, exclusive=True, group="list")
 
     def _list_entries(self) -> None:
-        entries = [*shipped_entries(), *file_entries(Path()), *run_entries(RUNS_DIRECTORY)]
+        entries = [*shipped_entries(), *file_entries(Path()), *self._shelf.entries()]
         self.app.call_from_thread(self._listed, entries)
 
     def _listed(self, entries: list[Entry]) -> None:
         pane = self.query_one(CataloguePane)
         first = pane.count == 0
-        pane.show(entries, self._saved.scenario if first else None)
+        pane.show(entries, self.saved.scenario if first else None)
         count = sum(entry.kind == "run" for entry in entries)
         self.query_one(ModeTabs).note(f"{count} runs" if count else "")
         if first:
@@ -151,7 +135,7 @@ class ScenariosScreen(WorkbenchScreen):
         if event.pane.id == "catalogue":
             self._select(self.query_one(CataloguePane).entry)
         elif event.pane.id == "form":
-            self._hint_row()
+            self.hint_row()
 
     def on_list_pane_chosen(self, event: ListPane.Chosen) -> None:
         """A double click does what Enter does."""
@@ -166,12 +150,12 @@ class ScenariosScreen(WorkbenchScreen):
         self.set_class(entry is not None and entry.kind == "run", "-run")
         if entry is None:
             return
-        self._saved.scenario = entry.name
+        self.saved.scenario = entry.name
         if entry.run is not None:
-            self._draft = None
+            self.forget_draft()
             self._show_run(entry, entry.run)
-        elif self._draft is None or self._draft.name != entry.name:
-            self._open_draft(entry)
+        elif self.draft is None or self.draft.name != entry.name:
+            self.open_draft(entry)
 
     def _show_run(self, entry: Entry, facts: RunFacts) -> None:
         from workbench.summary import render
@@ -201,145 +185,24 @@ class ScenariosScreen(WorkbenchScreen):
         if entry is not None and entry.run == facts:
             self.query_one(PreviewPane).show(found)
 
-    # The draft
-
-    def _open_draft(self, entry: Entry) -> None:
-        from workbench.scenario_errors import ScenarioErrors
-
-        saved = self._saved
-        try:
-            self._draft = Draft.of(
-                entry.name, executor_named(saved.executor), detail_named(saved.detail)
-            )
-        except ScenarioErrors as errors:
-            self.query_one(ProblemPane).show(None, tuple(str(errors).splitlines()))
-            return
-        self._resolved = None
-        editor = self.query_one(TextArea)
-        with self.prevent(TextArea.Changed):
-            editor.load_text(self._draft.text)
-        self._assess()
-
-    def _change(self, draft: Draft) -> None:
-        self._draft = draft
-        self._saved.executor, self._saved.detail = draft.executor, draft.detail
-        self._assess()
-
-    def _assess(self) -> None:
-        draft = self._draft
-        if draft is not None:
-            self._title(draft)
-            work = partial(self._assess_in_thread, draft)
-            self.run_worker(work, thread=True, exclusive=True, group="assess")
-
-    def _assess_in_thread(self, draft: Draft) -> None:
-        found = assess(draft)
-        self.app.call_from_thread(self._assessed, found)
-
-    def _assessed(self, found: Assessment) -> None:
-        draft = self._draft
-        if found.draft is not draft or draft is None:
-            return
-        self._found = found
-        if found.loaded is not None:
-            self._resolved = found.loaded.resolved
-        if self._resolved is not None:
-            from workbench.tui.scenarios.form_rows import form_rows
-
-            wrong = _wrong_keys(found)
-            self.query_one(FormPane).show(form_rows(draft, self._resolved), wrong)
-        self.query_one(PreviewPane).show(found)
-        self.query_one(ProblemPane).show(found, self._lesson())
-        shown = found.command.shown() if found.command is not None else shown_command(draft)
-        self.query_one("#command", Static).update(f"$ {shown}")
-        self._hint_problem(found)
-
-    def _lesson(self) -> tuple[str, ...]:
-        entry = self.query_one(CataloguePane).entry
-        return (entry.note,) if entry is not None and entry.note else ()
-
-    def _title(self, draft: Draft) -> None:
-        changed = "  changed" if draft.changed else ""
-        how = "YAML" if self.has_class("-yaml") else "form"
-        self.query_one("#title", Static).update(f"{draft.path or draft.name}  {how}{changed}")
-
-    def _hint_problem(self, found: Assessment) -> None:
-        bar = self.query_one(PromptBar)
-        if bar.asking and bar.purpose in (_EDIT, _SETTING):
-            if found.errors:
-                bar.hint(f"✗ {found.errors[0].message}  {found.errors[0].help}", wrong=True)
-            elif found.estimate is not None:
-                guess = found.estimate
-                bar.hint(f"✓ {guess.output_throughput:,.0f} tok/s  TTFT {guess.ttft_ms:,.1f} ms  "
-                         f"TPOT {guess.tpot_ms:,.2f} ms  {guess.state}")  # fmt: skip
-
-    def _hint_row(self) -> None:
-        pane = self.query_one(FormPane)
-        row = pane.row if pane.has_focus else None
-        if row is not None and self._found is not None and self._found.ready:
-            self.query_one(ProblemPane).show(self._found, (f"{row.label}: {row.help}",))
-
-    def on_form_pane_edit(self, event: FormPane.Edit) -> None:
-        """Ask for the value of a row."""
-        row = event.row
-        if row.section == RUN_SECTION or self._draft is None:
-            self.query_one(FormPane).action_turn(1)
-            return
-        self._row, self._before = row, self._draft
-        self.query_one(PromptBar).ask(_EDIT, f"{row.key} =", row.value, row.help)
-
-    def on_form_pane_set(self, event: FormPane.Set) -> None:
-        """A row has another value."""
-        draft, row, value = self._draft, event.row, event.value
-        if draft is None:
-            return
-        if row.section != RUN_SECTION:
-            self._change(draft.with_setting(row.key, value))
-        elif row.key == "detail":
-            self._change(replace(draft, detail=detail_named(value or "")))
-        elif row.key == "executor":
-            self._change(replace(draft, executor=executor_named(value or "")))
-        else:
-            self._change(replace(draft, dummy_weights=value != "auto"))
-
-    def on_text_area_changed(self, event: TextArea.Changed) -> None:
-        """The text is another."""
-        if self._draft is not None:
-            self._change(self._draft.with_text(event.text_area.text))
-
     # The line at the bottom
 
     def on_prompt_bar_changed(self, event: PromptBar.Changed) -> None:
         """Each key counts."""
         if event.purpose == _FILTER:
             self.query_one(CataloguePane).set_filter(event.value)
-        elif event.purpose == _EDIT and self._before is not None and self._row is not None:
-            value = event.value.strip() or "null"
-            self._change(self._before.with_setting(self._row.key, value))
-        elif event.purpose == _SETTING and self._before is not None:
-            key, equals, value = event.value.partition("=")
-            if equals:
-                self._change(self._before.with_setting(key.strip(), value))
+        else:
+            self.draft_prompt_changed(event.purpose, event.value)
 
     def on_prompt_bar_submitted(self, event: PromptBar.Submitted) -> None:
         """Keep what was typed."""
-        if event.purpose == _SAVE:
-            self._save_as(Path(event.value).expanduser())
-        self._focus_main(event.purpose)
+        self.draft_prompt_submitted(event.purpose, event.value)
 
     def on_prompt_bar_cancelled(self, event: PromptBar.Cancelled) -> None:
         """Take back what was typed."""
         if event.purpose == _FILTER:
             self.query_one(CataloguePane).set_filter("")
-        elif event.purpose in (_EDIT, _SETTING) and self._before is not None:
-            self._change(self._before)
-        self._focus_main(event.purpose)
-
-    def _focus_main(self, purpose: str) -> None:
-        pane: ListPane = self.query_one(FormPane)
-        if purpose != _EDIT or self.has_class("-run"):
-            pane = self.query_one(CataloguePane)
-        pane.focus()
+        self.draft_prompt_cancelled(event.purpose)
 
     # Keys
 
@@ -348,92 +211,35 @@ class ScenariosScreen(WorkbenchScreen):
         entry = self.query_one(CataloguePane).entry
         if entry is not None and entry.path is not None and entry.kind == "run":
             self.shell.open_recorded(entry.path)
-        elif self._draft is not None:
-            self.action_run(self._draft.executor)
+        elif self.draft is not None:
+            self.action_run(self.draft.executor)
 
     def action_run(self, executor: Executor) -> None:
         """Run the draft."""
-        command = self._command_of(executor)
+        command = self.command_of(executor)
         if command is not None:
             self.shell.start_run(command)
 
     def action_both(self) -> None:
-        """Simulate and serve, then compare."""
-        simulated, served = self._command_of("simulate"), self._command_of("run")
-        if simulated is not None and served is not None:
-            self.shell.start_run(simulated, lambda a: self._serve_beside(a, served))
+        """Simulate, then serve, and show the two side by side."""
+        simulated, served = self.command_of("simulate"), self.command_of("run")
+        if simulated is None or served is None:
+            return
+        shell = self.shell
 
-    def _serve_beside(self, a: OpenedRun, served: RunCommand) -> None:
-        self.shell.show_run(a)
-        self.shell.start_run(served, lambda b: self.shell.compare_runs(a, b))
+        def serve(a: OpenedRun) -> None:
+            shell.notify("simulated; now on the engine")
+            shell.start_run(served, lambda b: shell.compare_runs(a, b))
 
-    def _command_of(self, executor: Executor) -> RunCommand | None:
-        if self._draft is None:
-            self.notify("choose a scenario first", severity="warning")
-            return None
-        found = assess(replace(self._draft, executor=executor))
-        if found.command is None:
-            problem = found.errors[0].message if found.errors else found.trouble
-            self.notify(f"it cannot run yet: {problem}", severity="error")
-        return found.command
+        shell.start_run(simulated, after=serve)
 
     def action_toggle_editor(self) -> None:
         """YAML or form."""
         if not self.has_class("-run"):
-            self._show_editor(not self.has_class("-yaml"))
+            self.show_editor(not self.has_class("-yaml"))
             self.add_class("-inside")
             pane = self.query_one(TextArea if self.has_class("-yaml") else FormPane)
             pane.focus()
-
-    def _show_editor(self, yaml: bool) -> None:
-        self.set_class(yaml, "-yaml")
-        self._saved.editor = yaml
-        if self._draft is not None:
-            self._title(self._draft)
-
-    def action_external_editor(self) -> None:
-        """Edit the text in $EDITOR."""
-        from workbench.tui.scenarios.external_editor import edited
-
-        if self._draft is None:
-            return
-        text = edited(self.app, self._draft.text)
-        if text is None:
-            self.notify("set EDITOR to the editor that you like", severity="warning")
-        elif text != self._draft.text:
-            self.query_one(TextArea).load_text(text)
-
-    def action_ask_setting(self) -> None:
-        """Ask for KEY=VALUE."""
-        if self._draft is not None:
-            self._before = self._draft
-            self.query_one(PromptBar).ask(_SETTING, "--set", "", "KEY=VALUE: load.request_rate=30")
-
-    def action_undo(self) -> None:
-        """As the file is."""
-        if self._draft is not None:
-            self._draft = self._draft.unchanged()
-            self.query_one(TextArea).load_text(self._draft.text)
-            self._assess()
-
-    def action_save(self) -> None:
-        """Ask for a file."""
-        if self._draft is not None:
-            name = str(self._draft.path or f"{self._draft.name}.yaml")
-            self.query_one(PromptBar).ask(_SAVE, "save as", name, "the form's changes go into it")
-
-    def _save_as(self, path: Path) -> None:
-        from workbench.tui.scenarios.saving import save_draft
-
-        if self._draft is None:
-            return
-        trouble = save_draft(self._draft, path)
-        if trouble is not None:
-            self.notify(trouble, severity="error")
-            return
-        self.notify(f"saved {path}")
-        self._saved.scenario = str(path)
-        self._look(first=True)
 
     def action_mark(self) -> None:
         """Mark a run, or compare it with the marked one."""
@@ -468,15 +274,6 @@ class ScenariosScreen(WorkbenchScreen):
         self.remove_class("-inside")
         self.query_one(CataloguePane).focus()
 
-    def on_problem_pane_jump(self, event: ProblemPane.Jump) -> None:
-        """Go to a problem's line in the text."""
-        if event.error.line is not None:
-            self._show_editor(True)
-            self.add_class("-inside")
-            editor = self.query_one(TextArea)
-            editor.move_cursor((event.error.line - 1, (event.error.column or 1) - 1), center=True)
-            editor.focus()
-
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Keys that mean something else to what has the focus are not offered."""
         del parameters
@@ -492,18 +289,9 @@ class ScenariosScreen(WorkbenchScreen):
         entry = self.query_one(CataloguePane).entry
         if entry is not None and entry.run is not None:
             return entry.run.summary
-        return self._resolved
+        return self.resolved()
 
     def command_line(self) -> str | None:
         """What the line with $ shows."""
         text = str(self.query_one("#command", Static).content)
         return text.removeprefix("$ ") or None
-
-
-def _wrong_keys(found: Assessment) -> frozenset[str]:
-    """Keys of the form that errors point at: those whose settings, or lines, are wrong."""
-    keys = set()
-    for error in found.errors:
-        if error.span is not None and error.span.source.is_override:
-            keys.add(error.span.source.text.partition("=")[0])
-    return frozenset(keys)

@@ -11,11 +11,11 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.widgets import Footer
 
-from workbench.analysis.source import MissingDetailError
+from workbench.analysis.source import MissingDetailError, RunTables
 from workbench.explain import explain_run
 from workbench.summary import render
 from workbench.tui.mode_tabs import ModeTabs
-from workbench.tui.requests.explaining import Snapshot
+from workbench.tui.requests.explaining import frozen
 from workbench.tui.screen_help import ScreenHelp
 from workbench.tui.store import RunStore
 from workbench.tui.text_pane import TextLine, TextPane
@@ -75,7 +75,7 @@ class WhyScreen(WorkbenchScreen):
         self._version = self._store.requests.version
         self.query_one(ModeTabs).note(self._store.header.name)
         self._metrics.show(self._metric_lines())
-        work = partial(self._explain, Snapshot(self._store))
+        work = partial(self._explain, frozen(self._store))
         self.run_worker(work, thread=True, exclusive=True, group="explain")
 
     def _metric_lines(self) -> list[TextLine]:
@@ -83,9 +83,9 @@ class WhyScreen(WorkbenchScreen):
             return [TextLine(self._store.header.how_it_ended(), "data-axis")]
         return [TextLine(line) for line in render(self._store.summary, "table").splitlines()]
 
-    def _explain(self, snapshot: Snapshot) -> None:
+    def _explain(self, run: RunTables) -> None:
         try:
-            lines = explanation_lines(explain_run(snapshot, most=8))
+            lines = explanation_lines(explain_run(run, most=8))
         except MissingDetailError as error:
             lines = [TextLine(str(error), "data-warning")]
         self.app.call_from_thread(self._explanation.show, lines)
