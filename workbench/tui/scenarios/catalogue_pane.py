@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
+
+from textual.binding import Binding, BindingType
+from textual.message import Message
 
 from workbench.tui.list_pane import ListPane
 from workbench.tui.plots.canvas import Canvas
@@ -21,6 +25,14 @@ class _Heading:
 
 class CataloguePane(ListPane):
     """Entries under the heading of their group; `filter` keeps those whose words hold a text."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("right,l", "go_inside", "Into it", show=False, id="catalogue.inside",
+                tooltip="Into the form, the YAML or the metrics; escape comes back"),
+    ]  # fmt: skip
+
+    class Inside(Message):
+        """The entry under the cursor is to be looked into."""
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - as in Textual
         super().__init__(id=id)
@@ -56,6 +68,10 @@ class CataloguePane(ListPane):
         here = self.entry.name if self.entry is not None else None
         self._filter = text.lower()
         self._arrange(here)
+
+    def action_go_inside(self) -> None:
+        """Look into the entry under the cursor."""
+        self.post_message(self.Inside())
 
     def selectable(self, row: int) -> bool:
         return isinstance(self._lines[row], Entry)

@@ -237,9 +237,15 @@ class ScenariosScreen(Drafting):
         """YAML or form."""
         if not self.has_class("-run"):
             self.show_editor(not self.has_class("-yaml"))
-            self.add_class("-inside")
-            pane = self.query_one(TextArea if self.has_class("-yaml") else FormPane)
-            pane.focus()
+            self.on_catalogue_pane_inside()
+
+    def on_catalogue_pane_inside(self) -> None:
+        """To the form, the YAML or the metrics, whichever is there."""
+        self.add_class("-inside")
+        inner = "#facts" if self.has_class("-run") else "#editor"
+        self.query_one(
+            inner if self.has_class("-run") or self.has_class("-yaml") else "#form"
+        ).focus()
 
     def action_mark(self) -> None:
         """Mark a run, or compare it with the marked one."""
