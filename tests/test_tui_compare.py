@@ -168,6 +168,42 @@ def test_a_fork_is_asked_for_checked_started_and_compared(readers) -> None:
     drive(journey, start=run)
 
 
+def test_a_comparison_that_fails_says_why(readers) -> None:
+    """A record that vanishes before it is compared is named; the strips stay."""
+    a, b = (OpenedRun.recorded(reader.path) for reader in readers)
+    b.store.path = Path("gone")
+
+    async def journey(app: WorkbenchApp, pilot: Pilot[None]) -> None:
+        app.compare_runs(a, b)
+        await shown(app, pilot, "compare")
+        screen = app.screen
+        assert isinstance(screen, CompareScreen)
+        await until(pilot, lambda: screen.state.trouble is not None)
+        await until(pilot, lambda: "gone is no run" in text_of(screen))
+        assert "B step" in text_of(screen)
+
+    drive(journey)
+
+
+def test_runs_of_different_deployments_are_compared_replica_by_replica(folder: Path) -> None:
+    """Where B has fewer replicas, its last one stands beside those of A that are too many."""
+    a = OpenedRun.recorded(record(simulation_of("synthetic", "three"), folder / "a").path)
+    b = OpenedRun.recorded(record(simulation_of("synthetic", "one"), folder / "b").path)
+
+    async def journey(app: WorkbenchApp, pilot: Pilot[None]) -> None:
+        app.compare_runs(a, b)
+        await shown(app, pilot, "compare")
+        screen = app.screen
+        assert isinstance(screen, CompareScreen)
+        await until(pilot, lambda: screen.state.comparison is not None)
+        for key in ("w", "n", "w", "l", "n", "s", "w", "end", "s", "home"):
+            await pilot.press(key)
+            await pilot.pause()
+        assert "A step" in text_of(screen)
+
+    drive(journey)
+
+
 def test_a_run_that_cannot_be_forked_says_why(readers) -> None:
     """A run that goes on, or is not recorded, is refused with a sentence; nothing starts."""
     run = OpenedRun.recorded(readers[0].path)

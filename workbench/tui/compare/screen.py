@@ -10,9 +10,9 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.widgets import Footer
+from textual.worker import Worker, WorkerState
 
 from workbench.analysis.source import RunTables
-from workbench.run_errors import RunRecordError
 from workbench.run_record import RunReader
 from workbench.tui.chart_pane import StepChosen
 from workbench.tui.chart_screen import ChartScreen
@@ -109,14 +109,19 @@ class CompareScreen(Transport, ChartScreen):
     def _compare(self, a: OpenedRun, b: OpenedRun) -> None:
         """Ask for the verdict in the background."""
         from workbench.compare import compare_runs
-        from workbench.latency import MetricsError
 
-        try:
-            found = compare_runs(_tables(a), _tables(b))
-        except (RunRecordError, MetricsError) as error:
-            self.app.call_from_thread(self._take, None, str(error))
-            return
+        found = compare_runs(_tables(a), _tables(b))
         self.app.call_from_thread(self._take, found, None)
+
+    def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
+        """Say why there is no verdict."""
+        if event.worker.group == "compare" and event.state is WorkerState.ERROR:
+            error = event.worker.error
+            self._take(None, f"{error}" or type(error).__name__)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Columns of this screen are steps of A, never equal times."""
+        return action != "axis" and super().check_action(action, parameters)
 
     def _take(self, found: Any, trouble: str | None) -> None:
         self.state.comparison, self.state.trouble = found, trouble

@@ -43,19 +43,14 @@ class CompareState:
     @property
     def empty(self) -> bool:
         """Whether a run has no step yet."""
-        return self.player.empty or not len(self.b.store.replicas[self.replica].steps)
-
-    @property
-    def replica(self) -> int:
-        """The replica that is looked at, in both runs."""
-        return min(self.player.replica, len(self.b.store.replicas) - 1)
+        return self.player.empty or not self._b_size()[0]
 
     def pairing(self) -> Pairing:
         """Steps of A with their counterparts; made anew when a run has grown."""
-        sizes = (len(self.a.store.replicas[self.replica].steps), *self._b_size())
-        key = (self.lock, self.replica, sizes)
+        replica = self.player.replica
+        key = (id(self.a), self.lock, replica, len(self.player.steps), *self._b_size())
         if self._pairing is None or self._pairing[0] != key:
-            made = Pairing(self.a.store, self.b.store, self.replica, self.lock)
+            made = Pairing(self.a.store, self.b.store, replica, self.lock)
             self._pairing = (key, made)
         return self._pairing[1]
 
@@ -78,4 +73,6 @@ class CompareState:
         self.comparison = None
 
     def _b_size(self) -> tuple[int, ...]:
-        return len(self.b.store.replicas[self.replica].steps), len(self.b.store.requests)
+        store = self.b.store
+        replica = min(self.player.replica, len(store.replicas) - 1)
+        return len(store.replicas[replica].steps), len(store.requests)

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 
 import numpy as np
 
-from workbench.run_header import RunHeader
+from workbench.run_header import STATUS_TEXTS, RunHeader
 from workbench.tui.chart_pane import ChartPane
 from workbench.tui.live.state import LiveState
 from workbench.tui.plots.canvas import Canvas
@@ -75,7 +75,8 @@ class HeaderPane(ChartPane):
         if player.behind and state.store.status == "running":
             found.append((f"+{player.behind:,} steps, end = live ", palette.ink("data-warning")))
         if state.store.status in ("failed", "interrupted"):
-            found.append((f"{state.store.status} ", palette.ink("data-bad", bold=True)))
+            status = STATUS_TEXTS[state.store.header.status]
+            found.append((f"{status} ", palette.ink("data-bad", bold=True)))
         if player.position in player.marks:
             found.append(("marked ", palette.ink("data-selected")))
         if player.loop is not None:

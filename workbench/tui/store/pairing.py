@@ -49,7 +49,7 @@ class Pairing:
 
     Args:
         a, b: the runs.
-        replica: number of the replica, in both.
+        replica: number of the replica of A; B's last one, if B has fewer.
         lock: what belongs together.
 
     Attributes:
@@ -58,7 +58,8 @@ class Pairing:
 
     def __init__(self, a: RunStore, b: RunStore, replica: int, lock: Lock) -> None:
         self.lock = lock
-        self.a, self.b = a.replicas[replica].steps, b.replicas[replica].steps
+        self.a = a.replicas[replica].steps
+        self.b = b.replicas[min(replica, len(b.replicas) - 1)].steps
         self._map = _time_map(a, b, lock)
         self.match = self._match()
 

@@ -70,7 +70,9 @@ class RunStore:
         store.append({name: reader.table(name) for name in TABLES})
         for replica in store.replicas:
             replica.kv.fold()
-        if reader.header.status != "running":
+        if reader.header.status == "running":
+            store.status = "interrupted"  # killed, or fed by somebody else: here nothing comes
+        else:
             try:
                 store.summary = reader.summary
             except RunRecordError:
