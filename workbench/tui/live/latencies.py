@@ -47,7 +47,7 @@ class LatencyPane(ChartPane):
         if player.empty:
             self.empty(canvas, palette, "latency", "percentiles come with the first token")
             return
-        about = f"ms, last {REQUESTS} requests, {STEPS} steps"
+        about = f"ms, last {REQUESTS} req / {STEPS} steps"
         if len(self._state.store.replicas) > 1:
             about += f", replica {player.replica}"
         self.title(canvas, palette, "latency", about)

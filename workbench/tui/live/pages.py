@@ -52,7 +52,8 @@ _AGES: Final = (
 )
 _REFERENCES: Final = (
     Category("data-free", " "),
-    *(Category(f"refs-{i}", "01234567"[i]) for i in range(RAMP)),
+    # Most pages are held by nobody or by one request, which must be easy to tell apart.
+    *(Category(f"refs-{shade}", "01234567"[i]) for i, shade in enumerate((0, 3, 4, 5, 6, 6, 6, 7))),
 )
 
 
@@ -224,5 +225,5 @@ def _references(pages: PageState, tree: TreeState, per_pixel: int) -> _Picture:
     locks = np.where(pages.node != NO_NODE, tree.locks_of(pages.node), 1).astype(np.int64)
     held = np.where(pages.owner == FREE, -1, np.minimum(locks, RAMP - 1))
     most = int(locks[pages.owner != FREE].max(initial=0))
-    legend = [("refs-0", "0"), ("refs-1", "1"), ("refs-3", "3"), ("refs-7", f"7+ (most {most})")]
+    legend = [("refs-0", "0"), ("refs-3", "1"), ("refs-5", "3"), ("refs-7", f"7+ (most {most})")]
     return _Picture(highest(held, per_pixel) + 1, _REFERENCES, legend)
