@@ -120,6 +120,10 @@ def test_a_recorded_run_opens_and_requests_lead_to_their_steps(run: OpenedRun) -
         await until(pilot, explained)
         assert found is not None
         assert sum(part["ns"] for part in found["ttft"]) == ttft[request_id]
+        await pilot.press("y")
+        assert json.loads(app.clipboard) == found
+        await pilot.press("Y")
+        assert app.clipboard == f"workbench explain runs/run-1 --request {request_id}"
         await pilot.press("enter")
         await until(pilot, lambda: screen.query_one("#breakdown").has_focus)
         await until(pilot, lambda: screen.query_one("#breakdown").count > 0)
@@ -128,6 +132,12 @@ def test_a_recorded_run_opens_and_requests_lead_to_their_steps(run: OpenedRun) -
         steps = run.store.items_of_request(request_id)["step"]
         assert abs(run.player.position - int(steps[-1])) <= 3
         assert run.player.selected_request == request_id
+        await pilot.press("4")
+        await shown(app, pilot, "requests")
+        await pilot.press("escape", "p")
+        await shown(app, pilot, "live")
+        pages = run.store.replicas[0].pages_after(run.player.position)
+        assert (pages.owner == request_id).any()
 
     drive(journey, start=run)
 
@@ -404,3 +414,37 @@ def test_nothing_to_show_is_said() -> None:
         assert len(app._notifications) == 4
 
     drive(journey)
+
+
+def test_a_run_waits_for_the_check() -> None:
+    """`s` right behind a change runs what was typed, once it has been checked."""
+
+    async def journey(app: WorkbenchApp, pilot: Pilot[None]) -> None:
+        screen = await listed(app, pilot)
+        draft = screen.draft
+        assert draft is not None
+        screen.change_draft(draft.with_setting("workload.num_requests", "130"))
+        screen.action_run("simulate")
+        opened = await current(app, pilot)
+        assert len(opened.store.requests) == 130
+
+    drive(journey)
+
+
+def test_both_are_compared() -> None:
+    """`b` simulates, then serves on the engine, and shows the two side by side."""
+
+    async def journey(app: WorkbenchApp, pilot: Pilot[None]) -> None:
+        screen = await listed(app, pilot)
+        draft = screen.draft
+        assert draft is not None
+        screen.change_draft(draft.with_setting("workload.num_requests", "8"))
+        await pilot.press("b")
+        await shown(app, pilot, "compare")
+        assert app.compared is not None
+        kinds = [opened.store.header.kind for opened in app.compared]
+        assert kinds == ["simulation", "engine"]
+        await until(pilot, lambda: not app.compared[1].running)  # type: ignore[index]
+
+    pytest.importorskip("triton")
+    drive(journey, scenario="engine_on_cpu")

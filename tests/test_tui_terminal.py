@@ -19,7 +19,7 @@ from workbench.run_record import RunReader
 TMUX = shutil.which("tmux")
 pytestmark = pytest.mark.skipif(TMUX is None, reason="tmux is not installed")
 ROOT = Path(__file__).parent.parent
-WAIT_S = 30.0
+WAIT_S = 90.0
 
 
 class Terminal:

@@ -40,7 +40,7 @@ def drive(journey: Journey, size: tuple[int, int] = (120, 36), **arguments: Any)
     return asyncio.run(run())
 
 
-async def until(pilot: Pilot[None], holds: Callable[[], bool], seconds: float = 30.0) -> None:
+async def until(pilot: Pilot[None], holds: Callable[[], bool], seconds: float = 90.0) -> None:
     """Let the application go on until something holds; an error if it never does."""
     end = time.monotonic() + seconds
     while not holds():

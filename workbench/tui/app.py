@@ -328,9 +328,13 @@ class WorkbenchApp(App[None]):
         if target.replica is not None:
             player.go_to_replica(target.replica)
         player.pause()
-        player.seek(target.step)
-        if not player.empty and player.position != target.step:
-            self.notify(f"there is no step {target.step:,}; this is {player.position:,}")
+        if player.empty:
+            self.notify("there is no step yet", severity="warning")
+            return
+        player.seek(player.steps.position_of(target.step))
+        found = player.steps.at(player.position)["step"]
+        if found != target.step:
+            self.notify(f"there is no step {target.step:,}; this is step {found:,}")
 
     def go_to_request(self, request_id: int) -> None:
         """Select a request, and show it if the screen does not."""

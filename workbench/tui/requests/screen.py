@@ -57,7 +57,7 @@ class RequestsScreen(WorkbenchScreen):
         Binding("g", "go_to_step", "Go to step", id="requests.go_to_step",
                 tooltip="Go to the step that gave its first token"),
         Binding("p", "pages", "Pages", id="requests.pages",
-                tooltip="Light up its KV pages, its path in the prefix cache and its steps"),
+                tooltip="Go to its last step: its KV pages, its path in the prefix cache lit up"),
         Binding("w", "worst", "Worst", id="requests.worst", show=False,
                 tooltip="The largest TTFT of those listed"),
         Binding("escape", "back", "Back", id="requests.back",
@@ -270,8 +270,19 @@ class RequestsScreen(WorkbenchScreen):
         self.shell.go_to(StepTarget(int(steps[-1]), replica))
 
     def action_pages(self) -> None:
-        """The same, with the request lit up on all charts."""
-        self.action_go_to_step()
+        """Go to its last step, where it holds most pages; all charts light it up."""
+        request_id = self._list.request_id
+        if request_id is None:
+            return
+        row = self._store.requests.row(request_id)
+        if row["finish_ns"] < 0 or row["replica"] < 0:
+            self.action_go_to_step()
+            return
+        player = self._player
+        player.go_to_replica(row["replica"])
+        player.pause()
+        player.seek(max(player.steps.position_at(row["finish_ns"]) - 1, player.steps.first))
+        self.shell.action_mode("live")
 
     def action_back(self) -> None:
         """From the parts to the list; from there to all requests."""

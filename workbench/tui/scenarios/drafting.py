@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
@@ -52,6 +53,7 @@ class Drafting(WorkbenchScreen):
         self._resolved: dict[str, Any] | None = None
         self._row: FormRow | None = None
         self._before: Draft | None = None
+        self._when_settled: Callable[[], None] | None = None
 
     def look_again(self) -> None:
         """List scenarios and runs anew."""
@@ -148,6 +150,9 @@ class Drafting(WorkbenchScreen):
         shown = found.command.shown() if found.command is not None else shown_command(draft)
         self.query_one("#command", Static).update(f"$ {shown}")
         self._hint_problem(found)
+        wish, self._when_settled = self._when_settled, None
+        if wish is not None:
+            wish()
 
     def _lesson(self) -> tuple[str, ...]:
         """The comment at the head of the scenario: what it shows, and what to try."""
@@ -263,12 +268,17 @@ class Drafting(WorkbenchScreen):
             editor.move_cursor((event.error.line - 1, (event.error.column or 1) - 1), center=True)
             editor.focus()
 
+    def once_settled(self, action: Callable[[], None]) -> None:
+        """Do something as soon as what is selected has been worked out; the last wish counts."""
+        if self.settled or self._draft is None:
+            action()
+        else:
+            self._when_settled = action
+
     def command_of(self, executor: Executor) -> RunCommand | None:
         found = self._found
         if self._draft is None or found is None:
             self.notify("choose a scenario first", severity="warning")
-        elif found.draft is not self._draft:
-            self.notify("it is still being checked", severity="warning", timeout=2)
         elif found.command is None:
             problem = found.errors[0].message if found.errors else found.trouble
             self.notify(f"it cannot run yet: {problem}", severity="error")

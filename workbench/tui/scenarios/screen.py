@@ -216,12 +216,18 @@ class ScenariosScreen(Drafting):
 
     def action_run(self, executor: Executor) -> None:
         """Run the draft."""
+        self.once_settled(partial(self._run, executor))
+
+    def _run(self, executor: Executor) -> None:
         command = self.command_of(executor)
         if command is not None:
             self.shell.start_run(command)
 
     def action_both(self) -> None:
         """Simulate, then serve, and show the two side by side."""
+        self.once_settled(self._run_both)
+
+    def _run_both(self) -> None:
         simulated, served = self.command_of("simulate"), self.command_of("run")
         if simulated is None or served is None:
             return
