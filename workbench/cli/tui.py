@@ -42,7 +42,7 @@ def run(
         raise UsageError("workbench tui needs a terminal; without one, use simulate and explain")
     if slow_link:
         os.environ.setdefault("TEXTUAL_COLOR_SYSTEM", "256")  # read when Textual is imported
-        fps = min(fps, 8)
+        fps = min(fps, 16)  # and every second of these is left out
     run_path, scenario = _resolved(target)
     from workbench.tui.start import application, start
 
