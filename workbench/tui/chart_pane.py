@@ -59,11 +59,12 @@ class ChartPane(Pane):
         """Draw if there is something new, and it is not too soon."""
         if not self.display:
             return
-        key, now_s = (self.key(), self.size, palette_of(self.app)), time.monotonic()
+        key = (self.key(), self.size, palette_of(self.app), self.has_focus)
+        now_s = time.monotonic()
         if key == self._key:
             return
-        same_size = isinstance(self._key, tuple) and self._key[1] == key[1]
-        if same_size and now_s - self._synced_s < self.EVERY_S:
+        alike = isinstance(self._key, tuple) and self._key[1:] == key[1:]
+        if alike and now_s - self._synced_s < self.EVERY_S:
             return
         self._key, self._synced_s = key, now_s
         super().sync()
@@ -72,7 +73,8 @@ class ChartPane(Pane):
         self, canvas: Canvas, palette: Palette, name: str, about: str, limit: int | None = None
     ) -> int:
         """The heading in row 0; returns the x after it."""
-        parts = [(name, palette.ink(bold=True)), (f" {about}", palette.ink("data-axis"))]
+        strong = palette.ink(bold=True, underline=self.has_focus)
+        parts = [(name, strong), (f" {about}", palette.ink("data-axis"))]
         return canvas.line(0, 0, parts, limit)
 
     def empty(self, canvas: Canvas, palette: Palette, name: str, *lines: str) -> None:

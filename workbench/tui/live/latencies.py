@@ -25,7 +25,7 @@ _LINES: Final = (
 )
 
 
-class LatencyPane(ChartPane):
+class LatencyPane(ChartPane, can_focus=True):
     """Exact percentiles twice a second, sparklines at the rate of the screen."""
 
     EVERY_S: ClassVar[float] = 0.0

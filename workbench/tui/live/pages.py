@@ -39,6 +39,7 @@ USES: Final = (
 )
 _WORDS: Final = ("free", "cached", "shared", "prefill", "decode")
 _ROOM_FOR_WORDS: Final = 60  # columns from which on the heading says how large the pool is
+_WIDEST: Final = 6  # pixels of a page, where there is room for more pixels than pages
 _CHOSEN: Final = Category("data-selected", "◆")
 _LETTERS: Final = "ABCDEFGHIJKL"
 _OWNERS: Final = (
@@ -66,7 +67,7 @@ class _Picture:
     legend: list[tuple[str, str]]  # colour, words
 
 
-class PagesPane(ChartPane):
+class PagesPane(ChartPane, can_focus=True):
     """A pixel stands for a few pages: the state of most of them, the youngest owner, and so on."""
 
     EVERY_S: ClassVar[float] = 0.0
@@ -75,6 +76,7 @@ class PagesPane(ChartPane):
         super().__init__(id="pages")
         self._state = state
         self._per_pixel = 1
+        self._repeat = 1
         self._pointed: int | None = None  # a page under the mouse
 
     def key(self) -> Hashable:
@@ -95,7 +97,7 @@ class PagesPane(ChartPane):
             return
         pages, tree = state.memory()
         rows = raster.pixel_rows(palette, canvas.height - 1)
-        self._per_pixel = pages_per_pixel(len(pages), rows * canvas.width)
+        self._fit(len(pages), rows, canvas.width)
         made = self._pixels(pages, tree)
         pixels, categories = made.pixels, made.categories
         chosen = state.chosen_pages()
@@ -103,9 +105,17 @@ class PagesPane(ChartPane):
             lit = highest(chosen.pages.astype(np.int64), self._per_pixel) > 0
             pixels = np.where(lit, len(categories), pixels)
             categories = (*categories, _CHOSEN)
-        grid = in_rows(pixels, rows, canvas.width)
+        grid = in_rows(pixels, rows, canvas.width // self._repeat).repeat(self._repeat, axis=1)
         raster.draw(canvas, palette, 0, 1, grid, categories)
         self._heading(canvas, palette, made, facts.num_pages, facts.page_size)
+
+    def _fit(self, pages: int, rows: int, columns: int) -> None:
+        """Choose how many pages share a pixel, or how many pixels a page has beside each other."""
+        self._per_pixel = pages_per_pixel(pages, rows * columns)
+        self._repeat = 1
+        if self._per_pixel == 1:
+            per_row = -(-pages // rows)
+            self._repeat = min(max(columns // per_row, 1), _WIDEST)
 
     def _empty(self, canvas: Canvas, palette: Palette) -> None:
         if self._state.paged:
@@ -137,9 +147,10 @@ class PagesPane(ChartPane):
         self, canvas: Canvas, palette: Palette, made: _Picture, num_pages: int, page_size: int
     ) -> None:
         state = self._state
-        about = f"{num_pages:,} x {page_size} tok, {self._per_pixel}/px"
+        scale = f"{self._per_pixel}/px" if self._repeat == 1 else f"{self._repeat} px each"
+        about = f"{num_pages:,} x {page_size} tok, {scale}"
         if canvas.width < _ROOM_FOR_WORDS:
-            about = f"{self._per_pixel}/px"
+            about = scale
         x = self.title(canvas, palette, f"KV {state.page_mode}", about) + 2
         if self._pointed is not None:
             canvas.text(x, 0, self._says(self._pointed), palette.ink("data-selected"))
@@ -176,7 +187,8 @@ class PagesPane(ChartPane):
         if y < 1 or not self._state.paged or self._state.player.empty:
             return None
         row = (y - 1) * (1 if palette_of(self.app).shapes else 2)
-        page = (row * self.size.width + x) * self._per_pixel
+        per_row = self.size.width // self._repeat
+        page = (row * per_row + min(x // self._repeat, per_row - 1)) * self._per_pixel
         return page if page < self._state.player.log.facts.num_pages else None
 
     def on_mouse_move(self, event: events.MouseMove) -> None:

@@ -24,7 +24,7 @@ _MIN_LABEL: Final = 4
 _THICKEST: Final = 4  # rows of a level where there is room
 
 
-class RadixPane(ChartPane):
+class RadixPane(ChartPane, can_focus=True):
     """A row per level of the tree, the width of a node its tokens and those below it."""
 
     EVERY_S: ClassVar[float] = 0.1

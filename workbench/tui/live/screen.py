@@ -38,6 +38,7 @@ class LiveScreen(Transport, ChartScreen):
         player: the cursor.
     """
 
+    AUTO_FOCUS = "EventPane"
     MODE: ClassVar[str] = "live"
     GUIDE: ClassVar[ScreenHelp] = GUIDE
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -54,7 +55,7 @@ class LiveScreen(Transport, ChartScreen):
         Binding("x", "cancel_run", "End run", id="live.cancel", show=False,
                 tooltip="End the run that is going on; what there is of it is kept"),
         Binding("z", "zoom_pane", "Zoom pane", id="live.zoom_pane", show=False,
-                tooltip="Give the whole screen to the pane under the focus, or take it back"),
+                tooltip="Give the whole screen to the pane that tab has chosen, or take it back"),
         Binding("n", "select(1)", "Next request", id="live.next_request", show=False,
                 tooltip="Light up the next request that holds pages at this step"),
         Binding("N", "select(-1)", "Previous request", id="live.previous_request", show=False,
@@ -64,6 +65,7 @@ class LiveScreen(Transport, ChartScreen):
     ]  # fmt: skip
     DEFAULT_CSS = """
     LiveScreen { layout: vertical; }
+    LiveScreen .-maximized { width: 1fr; height: 1fr; margin: 0; }
     LiveScreen .row { height: 3fr; }
     LiveScreen .low { height: 2fr; }
     LiveScreen PagesPane, LiveScreen RadixPane { width: 3fr; margin: 0 1 0 0; }
@@ -182,8 +184,7 @@ class LiveScreen(Transport, ChartScreen):
         if self.maximized is not None:
             self.minimize()
             return
-        focused = self.focused if self.focused is not None else self.query_one(PagesPane)
-        self.maximize(focused, container=False)
+        self.maximize(self.focused or self.query_one(PagesPane), container=False)
 
     def action_select(self, by: int) -> None:
         """Choose the next of the requests that hold pages now."""
