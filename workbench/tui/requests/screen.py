@@ -107,8 +107,8 @@ class RequestsScreen(WorkbenchScreen):
             self._arrange(self._player.selected_request)
 
     def _arrange(self, select: int | None = None) -> None:
-        note = self._store.header.name
-        self.query_one(ModeTabs).note(note)
+        path = self._store.path
+        self.query_one(ModeTabs).note(self._store.header.name if path is None else path.name)
         work = partial(listed, self._store.requests, self._keep, self._order)
         if len(self._store.requests) < _IN_THREAD:
             self._listed(work(), select)

@@ -163,7 +163,8 @@ def _run_entry(path: Path) -> Entry | None:
 
 def _about(header: RunHeader) -> str:
     by = "simulated" if header.kind == "simulation" else "engine"
-    return f"{by}: {header.model} on {header.gpu}, detail {header.detail}, seed {header.seed}"
+    model = header.model.rpartition("/")[2].removesuffix(".json")  # it may be a file's
+    return f"{by}: {model} on {header.gpu}, detail {header.detail}, seed {header.seed}"
 
 
 def _written_s(path: Path) -> float:

@@ -53,6 +53,7 @@ class Drafting(WorkbenchScreen):
         self._resolved: dict[str, Any] | None = None
         self._row: FormRow | None = None
         self._before: Draft | None = None
+        self._assessing = False
         self._when_settled: Callable[[], None] | None = None
 
     def look_again(self) -> None:
@@ -123,19 +124,27 @@ class Drafting(WorkbenchScreen):
         self._assess()
 
     def _assess(self) -> None:
+        """Assess the draft in a thread; while one is at it, it waits, and only the last counts."""
         draft = self._draft
-        if draft is not None:
-            self._title(draft)
+        if draft is None:
+            return
+        self._title(draft)
+        if not self._assessing:
+            self._assessing = True
             work = partial(self._assess_in_thread, draft)
-            self.run_worker(work, thread=True, exclusive=True, group="assess")
+            self.run_worker(work, thread=True, group="assess")
 
     def _assess_in_thread(self, draft: Draft) -> None:
         found = assess(draft)
         self.app.call_from_thread(self._assessed, found)
 
     def _assessed(self, found: Assessment) -> None:
+        self._assessing = False
         draft = self._draft
-        if found.draft is not draft or draft is None:
+        if draft is None:
+            return
+        if found.draft is not draft:
+            self._assess()
             return
         self._found = found
         if found.loaded is not None:

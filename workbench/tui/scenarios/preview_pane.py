@@ -60,6 +60,10 @@ class PreviewPane(Pane):
             writer.title(
                 "arrivals", f"{requests.span_s:,.0f} s  {rates}", "data-queue", requests.rates
             )
+        elif found.loaded is not None and isinstance(
+            clients := found.loaded.scenario.load.max_concurrency, int
+        ):
+            writer.title("arrivals", f"{clients:,} clients, {requests.requests:,} requests")
         else:
             writer.title("arrivals", f"{requests.requests:,} at once")
         if requests.follow_ups:

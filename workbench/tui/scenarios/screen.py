@@ -54,7 +54,7 @@ class ScenariosScreen(Drafting):
     MODE = "scenarios"
     GUIDE = SCENARIOS_GUIDE
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "Run", id="scenarios.open",
+        Binding("enter", "open", "Run, open", id="scenarios.open",
                 tooltip="Run the scenario; open the recorded run"),
         Binding("s", "run('simulate')", "Simulate", id="scenarios.simulate",
                 tooltip="Run the scenario in the simulator"),
@@ -171,7 +171,7 @@ class ScenariosScreen(Drafting):
 
     def _assess_text(self, facts: RunFacts) -> None:
         self.run_worker(
-            partial(self._preview_run, facts), thread=True, exclusive=True, group="assess"
+            partial(self._preview_run, facts), thread=True, exclusive=True, group="preview"
         )
 
     def _preview_run(self, facts: RunFacts) -> None:

@@ -73,7 +73,8 @@ class WhyScreen(WorkbenchScreen):
         if not self.is_current or self._version == self._store.requests.version:
             return
         self._version = self._store.requests.version
-        self.query_one(ModeTabs).note(self._store.header.name)
+        path = self._store.path
+        self.query_one(ModeTabs).note(self._store.header.name if path is None else path.name)
         self._metrics.show(self._metric_lines())
         work = partial(self._explain, frozen(self._store))
         self.run_worker(work, thread=True, exclusive=True, group="explain")
