@@ -19,7 +19,7 @@ def run(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RUN|SCENARIO]",
+            metavar="RUN|SCENARIO",
             help="A recorded run to open, or a scenario to select; default: the list of both.",
         ),
     ] = None,
@@ -29,9 +29,9 @@ def run(
         bool, typer.Option("--slow-link", help="Send little: 256 colours, 8 frames per second.")
     ] = False,
 ) -> None:
-    """Browse scenarios, run them, watch, go back in time, compare: all in the terminal.
+    """Browse, run, watch, go back in time and compare.
 
-    Press ? for the keys and for how to read a screen.
+    All in the terminal. Press ? for the keys and for how to read a screen.
     """
     import os
     import sys
