@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -93,7 +94,8 @@ class BreakdownPane(ListPane):
         canvas.text(end + 1, 0, detail.heading, palette.ink(), width)
         found = detail.breakdown
         if found is None:
-            canvas.text(1, 1, detail.trouble or "…", palette.ink("data-axis"), width)
+            for y, line in enumerate(textwrap.wrap(detail.trouble or "…", max(20, width - 2)), 1):
+                canvas.text(1, y, line, palette.ink("data-axis"))
             return
         what = "TTFT" if found.answered else "no token; until the end"
         text = f"{what} {found.whole_ns / 1e6:,.1f} ms = 100 %  "
