@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -10,7 +11,18 @@ from workbench.tui.opened_run import OpenedRun
 from workbench.tui.store.pairing import LOCKS, Lock, Pairing
 from workbench.tui.store.player import Player
 
+_EVERY_S: Final = 0.25
 VIEWS: Final = ("metrics", "differences", "divergence")
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A pairing, of what, of how much of B, and when."""
+
+    key: tuple[object, ...]
+    b_size: tuple[int, ...]
+    made_s: float
+    pairing: Pairing
 
 
 @dataclass(slots=True)
@@ -33,7 +45,7 @@ class CompareState:
     comparison: Comparison | None = None
     trouble: str | None = None
     scroll: int = 0
-    _pairing: tuple[object, Pairing] | None = field(default=None)
+    _pairing: _Made | None = field(default=None)
 
     @property
     def player(self) -> Player:
@@ -46,20 +58,29 @@ class CompareState:
         return self.player.empty or not self._b_size()[0]
 
     def pairing(self) -> Pairing:
-        """Steps of A with their counterparts; made anew when a run has grown."""
-        replica = self.player.replica
-        key = (id(self.a), self.lock, replica, len(self.player.steps), *self._b_size())
-        if self._pairing is None or self._pairing[0] != key:
+        """Steps of A with their counterparts; made anew when a run has grown.
+
+        While B grows, that is four times a second: its further steps only add counterparts.
+        """
+        replica, now_s = self.player.replica, time.monotonic()
+        key = (id(self.a), self.lock, replica, len(self.player.steps), self.player.steps.first)
+        old, size = self._pairing, self._b_size()
+        grown = old is not None and old.b_size != size and now_s > old.made_s + _EVERY_S
+        if old is None or old.key != key or grown:
             made = Pairing(self.a.store, self.b.store, replica, self.lock)
-            self._pairing = (key, made)
-        return self._pairing[1]
+            self._pairing = _Made(key, size, now_s, made)
+            return made
+        return old.pairing
 
     def key(self) -> tuple[object, ...]:
         """What every pane depends on."""
-        player = self.player
+        player, made_s = self.player, 0.0
+        if not self.empty:
+            self.pairing()
+            made_s = 0.0 if self._pairing is None else self._pairing.made_s
         return (
             id(self.a), id(self.b), self.lock, player.replica, player.position, player.head,
-            player.zoom, player.selected_request, self._b_size(), id(self.comparison),
+            player.zoom, player.selected_request, made_s, id(self.comparison),
         )  # fmt: skip
 
     def swap(self) -> None:
