@@ -217,7 +217,7 @@ def test_once_all_is_evicted_every_split_was_certain(prompts) -> None:
     log = EventLog(Detail.PAGES)
     kv = KvMemory(400, 1, prefix_cache=True, eviction="lru", events=log)
     run_prompts(kv, prompts)
-    counted = {name: len(table["step"]) for name, table in log.tables().items()}
+    counted = {name: len(log.tables()[name]["step"]) for name in ("memory", "radix")}
     assert kv.cache is not None
     expected = {node.node_id: (len(node.pages), node.locks) for _, node in kv.cache.nodes()}
     kv.evict(400)
