@@ -112,7 +112,7 @@ def _metric(metric: MetricDelta, split: Split | None, palette: Palette, wide: bo
     else:
         for part, colour in (
             (split.durations_ms, "data-step"),
-            (split.decisions_ms, "data-preempt"),
+            (split.decisions_ms, "data-hit"),
         ):
             ink = palette.ink(colour, bold=True) if abs(part) >= 0.05 else dim
             line.append((f"{part:>+{_FIGURE + 1},.1f}", ink))
