@@ -305,3 +305,25 @@ def test_a_header_may_come_again(runs) -> None:
     store.end("failed", None, "the disk is full")
     assert isinstance(store.header, RunHeader)
     assert store.header.status_reason == "the disk is full"
+
+
+@pytest.mark.parametrize("budget", [1, 50, 3000])
+@pytest.mark.parametrize("case", CASES)
+def test_catching_up_in_small_parts_ends_where_folding_at_once_does(case, budget, runs) -> None:
+    """Whatever a frame folds of what has come, owners and all tokens of the tree are the same."""
+    reader = runs[case]
+    whole, live = RunStore.open(reader.path), RunStore(reader.header)
+    for segment in in_pieces(reader, 20):
+        live.append(segment)
+        for replica in live.replicas:
+            replica.kv.fold(budget)
+    for a, b in zip(whole.replicas, live.replicas, strict=True):
+        while b.kv.backlog:
+            b.kv.fold(budget)
+        for position in range(a.steps.first, a.steps.end, 9):
+            left, right = a.pages_after(position), b.pages_after(position)
+            np.testing.assert_array_equal(left.owner, right.owner)
+            np.testing.assert_array_equal(left.writer, right.writer)
+            assert int(a.tree_after(position).tokens.sum()) == int(
+                b.tree_after(position).tokens.sum()
+            )
