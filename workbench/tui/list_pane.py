@@ -179,10 +179,7 @@ class ListPane(Pane, can_focus=True):
         if self.cursor >= 0:
             self.select(self.cursor)
 
-    def on_focus(self) -> None:
-        """Show the cursor as the one that keys move."""
-        self.sync()
-
-    def on_blur(self) -> None:
-        """Show the cursor as one that keys do not move."""
+    def watch_has_focus(self, has_focus: bool) -> None:
+        """Show whether the cursor is the one that keys move."""
+        super().watch_has_focus(has_focus)
         self.sync()
