@@ -147,11 +147,11 @@ async def request(app: WorkbenchApp, pilot: Pilot[None]) -> None:
 
 
 async def requests(app: WorkbenchApp, pilot: Pilot[None]) -> None:
-    """All requests by TTFT, and the parts of the longest."""
+    """Requests with a moderate TTFT, and the parts of the longest."""
     await pilot.press("4")
     await until(pilot, lambda: len(app.screen.query("#requests")) > 0)
-    await pilot.pause(0.5)
-    await pilot.press("w")
+    await until(pilot, lambda: app.screen.query_one("#requests").count > 0)
+    await pilot.press("slash", *"ttft", "less_than_sign", *"120", "enter", "w")
     await until(pilot, lambda: app.screen.query_one("#breakdown").count > 0)
 
 
@@ -216,6 +216,9 @@ def main() -> None:
             folder, "--fork", f"runs/{run.name}@{FORK_STEP}", "--set",
             "scheduler.max_prefill_tokens=256",
         )  # fmt: skip
+        for days, record in ((2, run), (1, fork)):  # the list says how old they are
+            written_s = time.time() - 86_400 * days - 60
+            os.utime(record / "header.json", (written_s, written_s))
         os.chdir(folder)
         for picture in (
             Picture("live", live),
