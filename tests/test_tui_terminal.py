@@ -19,7 +19,7 @@ from workbench.run_record import RunReader
 TMUX = shutil.which("tmux")
 pytestmark = pytest.mark.skipif(TMUX is None, reason="tmux is not installed")
 ROOT = Path(__file__).parent.parent
-WAIT_S = 90.0
+WAIT_S = 60.0
 
 
 class Terminal:
@@ -33,7 +33,8 @@ class Terminal:
             "TERM": "xterm-256color", "COLORTERM": "truecolor",
             "WORKBENCH_TUI_STATE": str(folder / "state.json"), "PYTHONPATH": str(ROOT),
         }  # fmt: skip
-        environment.pop("NO_COLOR", None)
+        for name in ("NO_COLOR", "COLUMNS", "LINES"):  # the terminal's own size counts
+            environment.pop(name, None)
         size = ("-x", str(width), "-y", str(height))
         self._tmux("-f", "/dev/null", "new-session", "-d", "-s", "t", *size, "/bin/sh",
                    cwd=folder, env=environment)  # fmt: skip
