@@ -12,6 +12,7 @@ from textual.widgets import Input, TextArea
 from tui_pilot import current, drive, listed, mode, shown, types, until
 
 from workbench.run_record import RunReader
+from workbench.scenario_source import shipped_text
 from workbench.tui.app import WorkbenchApp
 from workbench.tui.dialogs import FailureDialog, HelpDialog
 from workbench.tui.live.screen import LiveScreen
@@ -448,3 +449,21 @@ def test_both_are_compared() -> None:
 
     pytest.importorskip("triton")
     drive(journey, scenario="engine_on_cpu")
+
+
+def test_a_scenario_of_another_folder_is_listed() -> None:
+    """`workbench tui FILE` selects the file, wherever it is, and runs it by its path."""
+    Path("deep").mkdir()
+    text = shipped_text("quickstart").replace("num_requests: 2000", "num_requests: 140")
+    Path("deep/mine.yaml").write_text(text)
+
+    async def journey(app: WorkbenchApp, pilot: Pilot[None]) -> None:
+        screen = await listed(app, pilot)
+        entry = screen.query_one(CataloguePane).entry
+        assert entry is not None
+        assert entry.name == "deep/mine.yaml"
+        assert screen.command_line() == "workbench simulate deep/mine.yaml --detail pages"
+        await pilot.press("s")
+        assert len((await current(app, pilot)).store.requests) == 140
+
+    drive(journey, scenario="deep/mine.yaml")

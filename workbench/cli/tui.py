@@ -66,4 +66,4 @@ def _resolved(target: str | None) -> tuple[Path | None, str | None]:
     from workbench.scenario_source import scenario_text
 
     scenario_text(target)
-    return None, target
+    return None, str(path)

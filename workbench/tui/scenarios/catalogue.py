@@ -98,6 +98,14 @@ def file_entries(folder: Path) -> list[Entry]:
     ]
 
 
+def named_entry(name: str) -> list[Entry]:
+    """The scenario file of that name, wherever it is; nothing if there is none."""
+    path = Path(name)
+    if path.suffix not in _SUFFIXES or not path.is_file():
+        return []
+    return [Entry("file", name, name, _first_comment(path), path)]
+
+
 def _scenario_files(folder: Path) -> Iterator[Path]:
     try:
         entries = list(folder.iterdir())

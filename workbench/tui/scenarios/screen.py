@@ -22,6 +22,7 @@ from workbench.tui.scenarios.catalogue import (
     RunFacts,
     RunShelf,
     file_entries,
+    named_entry,
     shipped_entries,
 )
 from workbench.tui.scenarios.catalogue_pane import CataloguePane
@@ -83,6 +84,7 @@ class ScenariosScreen(Drafting):
     def __init__(self, saved: SavedState) -> None:
         super().__init__(saved)
         self._shelf = RunShelf(RUNS_DIRECTORY)
+        self._named = saved.scenario  # listed even if it is a file of another folder
 
     def compose(self) -> ComposeResult:
         """The panes."""
@@ -118,7 +120,10 @@ class ScenariosScreen(Drafting):
             self.run_worker(self._list_entries, thread=True, exclusive=True, group="list")
 
     def _list_entries(self) -> None:
-        entries = [*shipped_entries(), *file_entries(Path()), *self._shelf.entries()]
+        files = file_entries(Path())
+        if self._named not in {entry.name for entry in files}:
+            files = [*named_entry(self._named), *files]
+        entries = [*shipped_entries(), *files, *self._shelf.entries()]
         self.app.call_from_thread(self._listed, entries)
 
     def _listed(self, entries: list[Entry]) -> None:
