@@ -26,7 +26,8 @@ def requirements(extra: str | None = None) -> dict[str, Requirement]:
 def test_base_install_has_no_torch() -> None:
     """The base install is exactly what a simulation, its results and the screens need."""
     assert set(requirements()) == {
-        "matplotlib", "msgspec", "numpy", "pydantic", "ruamel.yaml", "simpy", "textual", "typer",
+        "matplotlib", "msgspec", "numpy", "platformdirs", "pydantic", "ruamel.yaml", "simpy",
+        "textual", "typer",
     }  # fmt: skip
 
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MissingDetailError",
+    "RequestExplainer",
     "RequestExplanation",
     "RunExplanation",
     "UnknownRequestError",
@@ -71,36 +72,59 @@ def explain_request(
         UnknownRequestError: there is no such request, or it was never sent.
         MissingDetailError: the run was recorded with less detail.
     """
-    run = CachedRun(run)
-    attribution = attribute(run, cost_models)
-    requests = attribution.requests
-    row = _row_of(requests["request_id"], request_id)
-    facts = {name: int(requests[name][row]) for name in requests}
-    if facts["arrival_ns"] < 0:
-        raise UnknownRequestError(f"request {request_id} was never sent")
-    view = attribution.view_of(row)
-    life = int(np.flatnonzero(view.lives.rows == row)[0])
-    ttft, after = blame(view, life, run.table("items"), most_steps)
-    end_ns = int(view.lives.end_ns[life])
-    answered = facts["first_token_ns"] >= 0
-    return RequestExplanation(
-        request_id=request_id,
-        replica=facts["replica"],
-        prompt_tokens=facts["prompt_tokens"],
-        cached_tokens=facts["cached_tokens"],
-        output_tokens=facts["output_tokens"],
-        retractions=facts["retractions"],
-        recomputed_tokens=facts["recomputed_tokens"],
-        client_wait_ns=facts["client_wait_ns"] if run.header.load.wants_before_sending() else 0,
-        finish_reason=FinishReason(facts["finish_reason"]),
-        reject_reason=RejectReason(facts["reject_reason"]),
-        arrival_ns=facts["arrival_ns"],
-        ttft_ns=facts["first_token_ns"] - facts["arrival_ns"] if answered else None,
-        e2e_ns=end_ns - facts["arrival_ns"],
-        ttft=tuple(ttft),
-        after_first=tuple(after),
-        rule=attribution.rule,
-    )
+    return RequestExplainer(run, cost_models).explain(request_id, most_steps)
+
+
+class RequestExplainer:
+    """Explains one request after the other of a run that does not change any more.
+
+    Args:
+        run: recorded with detail `items` or more.
+        cost_models: as in `explain_request`.
+
+    Raises:
+        MissingDetailError: the run was recorded with less detail.
+    """
+
+    def __init__(self, run: RunTables, cost_models: Mapping[int, CostModel] | None = None) -> None:
+        self._run = CachedRun(run)
+        self._attribution = attribute(self._run, cost_models)
+
+    def explain(self, request_id: int, most_steps: int = 3) -> RequestExplanation:
+        """Where the TTFT and the E2E latency of a request went.
+
+        Raises:
+            UnknownRequestError: there is no such request, or it was never sent.
+        """
+        run, attribution = self._run, self._attribution
+        requests = attribution.requests
+        row = _row_of(requests["request_id"], request_id)
+        facts = {name: int(requests[name][row]) for name in requests}
+        if facts["arrival_ns"] < 0:
+            raise UnknownRequestError(f"request {request_id} was never sent")
+        view = attribution.view_of(row)
+        life = int(np.flatnonzero(view.lives.rows == row)[0])
+        ttft, after = blame(view, life, run.table("items"), most_steps)
+        end_ns = int(view.lives.end_ns[life])
+        answered = facts["first_token_ns"] >= 0
+        return RequestExplanation(
+            request_id=request_id,
+            replica=facts["replica"],
+            prompt_tokens=facts["prompt_tokens"],
+            cached_tokens=facts["cached_tokens"],
+            output_tokens=facts["output_tokens"],
+            retractions=facts["retractions"],
+            recomputed_tokens=facts["recomputed_tokens"],
+            client_wait_ns=facts["client_wait_ns"] if run.header.load.wants_before_sending() else 0,
+            finish_reason=FinishReason(facts["finish_reason"]),
+            reject_reason=RejectReason(facts["reject_reason"]),
+            arrival_ns=facts["arrival_ns"],
+            ttft_ns=facts["first_token_ns"] - facts["arrival_ns"] if answered else None,
+            e2e_ns=end_ns - facts["arrival_ns"],
+            ttft=tuple(ttft),
+            after_first=tuple(after),
+            rule=attribution.rule,
+        )
 
 
 def explain_run(

@@ -21,6 +21,8 @@ from workbench.run_header import FORMAT_VERSION, RunHeader, Status
 _LENGTH: Final = struct.Struct("<I")
 _MAX_FRAME_BYTES: Final = 1 << 29  # any four letters of text read as a length are more
 
+RECORDED_IN: Final = "recorded_in"  # code of the mark whose text is the directory of the record
+
 WireColumns = dict[str, tuple[str, bytes]]  # column -> numpy dtype string, raw little-endian bytes
 
 

@@ -116,17 +116,38 @@ def load_scenario(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Lo
         ScenarioErrors: everything that is wrong with it.
     """
     path, source = _read(path_or_name)
+    return _load(path, source, tuple(overrides))
+
+
+def load_text(
+    text: str, label: str, path: Path | None, overrides: Sequence[str] = ()
+) -> LoadedScenario:
+    """Read, override and validate the text of a scenario that stands in no file yet.
+
+    Args:
+        text: of the scenario.
+        label: what errors call it.
+        path: the file that it would stand in, for relative paths; None: among the shipped ones.
+        overrides: `path=value` each, in order.
+
+    Raises:
+        ScenarioErrors: everything that is wrong with it.
+    """
+    return _load(path, Source(label, text), tuple(overrides))
+
+
+def _load(path: Path | None, source: Source, overrides: tuple[str, ...]) -> LoadedScenario:
     parsed = parse_yaml(source)
     if not isinstance(parsed.data, dict):
         raise ScenarioErrors(parsed.errors or [_not_a_mapping(parsed, source)])
-    apply_overrides(parsed, tuple(overrides))
+    apply_overrides(parsed, overrides)
     sources = parsed.source_map(source)
     scenario = _validate(parsed, sources)
     resolved = scenario.model_dump(mode="json", by_alias=True)
     return LoadedScenario(
         scenario=_with_usable_paths(scenario, path, sources),
         source_text=source.text,
-        overrides=tuple(overrides),
+        overrides=overrides,
         resolved=resolved,
         sha256=hashlib.sha256(canonical_json(resolved)).hexdigest(),
         path=path,
@@ -293,6 +314,16 @@ def shipped_text(name: str) -> str:
     if name not in shipped_names():
         raise KeyError(name)
     return resources.files("scenarios").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def scenario_text(path_or_name: str | Path) -> tuple[Path | None, str]:
+    """The file of a scenario (None for a shipped one) and its text.
+
+    Raises:
+        ScenarioErrors: there is none, or it is no text.
+    """
+    path, source = _read(path_or_name)
+    return path, source.text
 
 
 def _read(path_or_name: str | Path) -> tuple[Path | None, Source]:

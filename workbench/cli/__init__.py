@@ -25,6 +25,7 @@ from workbench.cli import (
     scenarios,
     schema,
     simulate,
+    tui,
     version,
 )
 from workbench.cli.failures import FailureReportingGroup, flush_stdout, report_failure
@@ -77,8 +78,8 @@ def workbench(
 
 
 for _command in (
-    simulate, run, calibrate, fidelity, parity, explain, compare, report, scenarios, init, schema,
-    native, version,
+    simulate, run, tui, calibrate, fidelity, parity, explain, compare, report, scenarios, init,
+    schema, native, version,
 ):  # fmt: skip
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name, epilog=_command.EPILOG)(_command.run)

@@ -21,7 +21,7 @@ from workbench.execution import Ended, Runnable
 from workbench.run_errors import RunRecordError
 from workbench.run_header import RunHeader
 from workbench.run_record import RunReader, RunWriter
-from workbench.run_stream import FrameWriter
+from workbench.run_stream import RECORDED_IN, FrameWriter, MarkFrame
 
 LONG_RUN_S: Final = 20.0  # from there on it is worth a minute to compile
 
@@ -66,6 +66,8 @@ def carry_out(ready: Runnable, outputs: Outputs) -> CarriedOut:
     started_s = time.monotonic()
     frames = FrameWriter(sys.stdout.buffer, ready.header) if outputs.stream else None
     with stop_on_interrupt() as should_stop, _recording(outputs, ready.header) as record:
+        if frames is not None and record is not None:
+            frames.mark(_where_recorded(record))
         real_time = ready.header.kind == "engine"
         with ProgressLine(enabled=outputs.talk, real_time=real_time) as line:
             ended = _run(ready, record, frames, should_stop, line)
@@ -87,6 +89,11 @@ def carry_out(ready: Runnable, outputs: Outputs) -> CarriedOut:
         _after(record, ended, outputs)
         exit_code = FAILURE_EXIT_CODE if record.broke_off else exit_code
     return CarriedOut(ended.summary, exit_code)
+
+
+def _where_recorded(record: Recording) -> MarkFrame:
+    path = str(record.writer.path)
+    return MarkFrame(t_ns=0, severity="info", code=RECORDED_IN, text=path)
 
 
 def _recommend_native(took_s: float) -> None:

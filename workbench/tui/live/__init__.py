@@ -1,0 +1,1 @@
+"""The live screen: what the scheduler does, step by step, while it runs or afterwards."""

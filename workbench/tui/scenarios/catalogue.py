@@ -1,0 +1,182 @@
+"""What there is to open: shipped scenarios, those of the working directory, recorded runs.
+
+What is slow to import is imported where it is used, in a thread, so that the interface opens first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+if TYPE_CHECKING:
+    from workbench.run_header import RunHeader
+
+Kind = Literal["shipped", "file", "run"]
+
+GROUPS: Final[dict[Kind, str]] = {
+    "shipped": "shipped scenarios",
+    "file": "in this folder",
+    "run": "recorded runs",
+}
+_SUFFIXES: Final = {".yaml", ".yml"}
+_HEAD_BYTES: Final = 4096  # of a file, in which the line with its schema stands
+_MOST_RUNS: Final = 500  # that are listed, newest first
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of the list.
+
+    Attributes:
+        kind: what it is.
+        name: what the command line calls it: a shipped name, or a path.
+        title: what the list calls it.
+        note: a sentence about it.
+        path: the file or directory; None for a shipped scenario.
+        run: facts of a recorded run, else None.
+    """
+
+    kind: Kind
+    name: str
+    title: str
+    note: str = ""
+    path: Path | None = None
+    run: RunFacts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What the list says of a recorded run.
+
+    Attributes:
+        header: of its record.
+        summary: its metrics, or None.
+        ended_s: when its record was last written, in s of the system's clock.
+    """
+
+    header: RunHeader
+    summary: dict[str, Any] | None
+    ended_s: float
+
+    @property
+    def outcome(self) -> str:
+        """In a few letters how it went: its SLO attainment, or how it broke off."""
+        if self.header.status != "complete":
+            return self.header.status
+        summary = self.summary or {}
+        attained = summary.get("slo_attainment_percent")
+        if attained is not None and self.header.slo.given():
+            return f"{attained:.1f}% slo"
+        throughput = summary.get("output_throughput")
+        return "complete" if throughput is None else f"{throughput:,.0f} tok/s"
+
+    def age(self) -> str:
+        """How long ago it ended, in a few letters."""
+        seconds = max(0.0, time.time() - self.ended_s)
+        for size, unit in ((86_400, "d"), (3600, "h"), (60, "m")):
+            if seconds >= size:
+                return f"{seconds / size:.0f}{unit}"
+        return f"{seconds:.0f}s"
+
+
+def shipped_entries() -> list[Entry]:
+    """The shipped scenarios, by name."""
+    from workbench.scenario_source import shipped_scenarios
+
+    return [Entry("shipped", name, name, lesson) for name, lesson in shipped_scenarios()]
+
+
+def file_entries(folder: Path) -> list[Entry]:
+    """Scenario files of a folder and of `scenarios` in it, by name."""
+    return [
+        Entry("file", str(path), path.name, _first_comment(path), path)
+        for place in (folder, folder / "scenarios")
+        for path in sorted(_scenario_files(place))
+    ]
+
+
+def named_entry(name: str) -> list[Entry]:
+    """The scenario file of that name, wherever it is; nothing if there is none."""
+    path = Path(name)
+    if path.suffix not in _SUFFIXES or not path.is_file():
+        return []
+    return [Entry("file", name, name, _first_comment(path), path)]
+
+
+def _scenario_files(folder: Path) -> Iterator[Path]:
+    try:
+        entries = list(folder.iterdir())
+    except OSError:
+        return
+    for path in entries:
+        if path.suffix in _SUFFIXES and b"workbench/scenario/" in _head(path):
+            yield path
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_HEAD_BYTES)
+    except OSError:
+        return b""
+
+
+def _first_comment(path: Path) -> str:
+    line = _head(path).decode("utf-8", "replace").partition("\n")[0]
+    return line.lstrip("# ").rstrip(".") if line.startswith("#") else ""
+
+
+class RunShelf:
+    """The recorded runs of a directory; what has not changed since is not read again.
+
+    Args:
+        directory: of the runs.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._read: dict[Path, tuple[float, Entry | None]] = {}
+
+    def entries(self) -> list[Entry]:
+        """Recorded runs, the newest first; what is no run is passed over."""
+        try:
+            found = [(_written_s(path), path) for path in self._directory.iterdir()]
+        except OSError:
+            return []
+        newest = sorted((item for item in found if item[0] > 0), reverse=True)[:_MOST_RUNS]
+        for written_s, path in newest:
+            if path not in self._read or self._read[path][0] != written_s:
+                self._read[path] = (written_s, _run_entry(path))
+        return [entry for _, path in newest if (entry := self._read[path][1]) is not None]
+
+
+def _run_entry(path: Path) -> Entry | None:
+    from workbench.run_errors import RunRecordError
+    from workbench.run_record import RunReader
+
+    try:
+        reader = RunReader(path)
+    except RunRecordError:
+        return None
+    try:
+        summary: dict[str, Any] | None = reader.summary
+    except RunRecordError:
+        summary = None
+    facts = RunFacts(reader.header, summary, _written_s(path))
+    return Entry("run", str(path), path.name, _about(reader.header), path, facts)
+
+
+def _about(header: RunHeader) -> str:
+    by = "simulated" if header.kind == "simulation" else "engine"
+    model = header.model.rpartition("/")[2].removesuffix(".json")  # it may be a file's
+    return f"{by}: {model} on {header.gpu}, detail {header.detail}, seed {header.seed}"
+
+
+def _written_s(path: Path) -> float:
+    try:
+        return (path / "header.json").stat().st_mtime
+    except OSError:
+        return 0.0
