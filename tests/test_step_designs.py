@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -95,12 +96,12 @@ def test_a_plan_is_what_its_design_says() -> None:
     assert len(shown.new_pages) == 6
     host = builder.build(plan)
     assert host.prefill is not None
-    assert host.prefill.lengths == (40, 5)
+    assert host.prefill.starts.tolist() == [3, 43, 48]
     assert host.prefill.contexts.tolist() == [100, 0]
-    assert host.positions.tolist() == [*range(100, 140), *range(5), 32, 16, 0]
+    assert host.positions.tolist() == [32, 16, 0, *range(100, 140), *range(5)]
     assert len(host.logit_rows) == 5
-    assert host.token_ids[:45].min() >= 0
-    assert host.token_ids[45:].max() < 0  # the device's own tokens
+    assert host.token_ids[:3].max() < 0  # the device's own tokens
+    assert host.token_ids[3:].min() >= 0
     own = set(host.new_pages.tolist()) - set(shown.new_pages.tolist())
     assert len(own) == 9 + 1
     assert dict(zip(FEATURES, features_of(plan), strict=True)) == dict(
@@ -110,6 +111,30 @@ def test_a_plan_is_what_its_design_says() -> None:
         sampled_tokens=5, graph_batch=0,
     )  # fmt: skip
     assert StepShape._fields[:-1] == FEATURES
+
+
+def test_two_makers_share_nothing() -> None:
+    """Their plans take turns on one engine: requests and pages are each one's own."""
+    own = replace(H200, num_pages=100, max_running_requests=4)
+    rest = replace(H200, num_pages=H200.num_pages - 100)
+    makers = (
+        PlanMaker(rest, 1000),
+        PlanMaker(own, 1000, first_request=H200.max_running_requests, first_page=rest.num_pages),
+    )
+    design = StepDesign((Chunk(40, 100),), (33, 17, 1))
+    plans = [maker.make(design)[1] for maker in makers]
+    requests = [
+        [item.request for item in plan.prefills] + [r for r, _ in plan.decode_members()]
+        for plan in plans
+    ]
+    numbers, pages = (
+        [{value for r in of_plan for value in values(r)} for of_plan in requests]
+        for values in (lambda r: [r.request_id], lambda r: r.pages)
+    )
+    assert not numbers[0] & numbers[1]
+    assert not pages[0] & pages[1]
+    assert max(pages[0]) < rest.num_pages <= min(pages[1])
+    assert max(pages[1]) < H200.num_pages
 
 
 def test_a_decode_plan_names_its_graph() -> None:
