@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from core_fakes import Ask
 from core_harness import Run
 
 from engine.core.config import SchedulerConfig
@@ -16,6 +15,7 @@ from engine.core.plan import StepPlan, StepResult
 from engine.core.request import KVHandoff
 from engine.core.results import MAX_FAILURES
 from engine.core.waiting_queue import MAX_BYPASS
+from workbench.fuzz.fake_model import Ask
 
 NEVER = 10**6  # stop_after of a text that only max_tokens ends
 

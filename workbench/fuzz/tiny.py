@@ -1,25 +1,26 @@
-"""Random settings and requests that bring a scheduler to its limits."""
+"""Random settings and requests that bring a scheduler to its limits: few pages, few letters."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from typing import Any
-
-from core_fakes import Ask
+from dataclasses import asdict
+from typing import Any, Final
 
 from engine.core.config import SchedulerConfig
 from engine.core.enums import RejectReason
 from engine.core.request import KVHandoff
+from workbench.fuzz.fake_model import Ask
 
-TIMEOUT_NS = 60
+TIMEOUT_NS: Final = 60
+_NO_LIMIT: Final = 10**9
 
 
 def random_config(rng: random.Random, **fixed: Any) -> SchedulerConfig:
     """Settings of a tiny replica, where memory is short and limits are near."""
     size = rng.choice([1, 2, 4, 16, 64])
     running = rng.randint(1, 6)
-    settled = dict(
+    settled: dict[str, Any] = dict(
         num_pages=rng.randint(6, 40) if size < 16 else rng.randint(3, 8),
         page_size=size,
         max_model_len=rng.choice([60, 10_000, 10_000]),
@@ -47,17 +48,21 @@ def random_config(rng: random.Random, **fixed: Any) -> SchedulerConfig:
 def random_asks(
     rng: random.Random, config: SchedulerConfig, count: int, handoffs: bool = False
 ) -> list[Ask]:
-    """Requests whose prompts share prefixes, some of which never fit."""
-    slots = config.num_pages * config.page_size
-    longest, most = min(slots, 3 * config.page_size + 12), min(slots, 60)
+    """Requests whose prompts share prefixes and part near page edges, some of which never fit."""
+    slots, size = config.num_pages * config.page_size, config.page_size
+    longest, most = min(slots, 3 * size + 12), min(slots, 60)
     spread = rng.choice([0, 0, 2])
     talkative = rng.random() < 0.4  # short prompts, long answers: pages run out while decoding
-    stems = [[rng.randint(0, 1) for _ in range(longest)] for _ in range(3)]
+    herd = rng.random() < 0.3  # all ask nearly the same, and part at a page's edge
+    stems = [[rng.randint(0, 1) for _ in range(longest)] for _ in range(1 if herd else 3)]
     asks = []
     for request_id in range(count):
         length = rng.choice([rng.randint(1, longest), rng.randint(1, min(longest, 8))])
         if talkative:
             length = rng.randint(1, min(longest, 5))
+        elif herd or rng.random() < 0.1:
+            edge = rng.randint(1, max(1, longest // size)) * size + rng.randint(-1, 1)
+            length = min(max(1, edge), longest)
         prompt = list(rng.choice(stems)[:length])
         tail = rng.randint(0, min(4, length - 1))
         prompt[length - tail :] = [rng.randint(0, 1) for _ in range(tail)]
@@ -69,7 +74,7 @@ def random_asks(
                 tuple(prompt),
                 max_tokens=rng.randint(most // 2, most)
                 if talkative
-                else rng.choice([1, 2, rng.randint(1, 16), rng.randint(1, most)]),
+                else _max_tokens(rng, config, length, most),
                 stop_after=rng.choice([rng.randint(2, 60), rng.randint(received + 1, 4)]),
                 priority=rng.randint(0, spread),
                 tenant=rng.choice([0, 0, 1]),
@@ -79,6 +84,13 @@ def random_asks(
     return asks
 
 
+def _max_tokens(rng: random.Random, config: SchedulerConfig, prompt_tokens: int, most: int) -> int:
+    """Small, any, or such that prompt and answer just fit, or just do not."""
+    slots = min(config.num_pages * config.page_size, config.max_model_len, 200)
+    edge = max(1, slots - prompt_tokens + rng.randint(0, 2))
+    return rng.choice([1, 2, rng.randint(1, 16), rng.randint(1, most), edge])
+
+
 def why_never(ask: Ask, config: SchedulerConfig) -> RejectReason:
     """The reason to reject a request, from the definitions of the limits."""
     total = len(ask.prompt) + ask.max_tokens
@@ -86,7 +98,7 @@ def why_never(ask: Ask, config: SchedulerConfig) -> RejectReason:
         return RejectReason.EXCEEDS_CONTEXT
     if total - 1 > config.num_pages * config.page_size:
         return RejectReason.EXCEEDS_KV_POOL
-    budget = min(config.max_num_batched_tokens, config.max_prefill_tokens or 10**9)
+    budget = min(config.max_num_batched_tokens, config.max_prefill_tokens or _NO_LIMIT)
     if not config.chunked_prefill and len(ask.prompt) > budget:
         return RejectReason.EXCEEDS_STEP_BUDGET
     return RejectReason.NONE
@@ -95,3 +107,25 @@ def why_never(ask: Ask, config: SchedulerConfig) -> RejectReason:
 def fits(asks: Iterable[Ask], config: SchedulerConfig) -> list[Ask]:
     """Those requests that are not rejected."""
     return [ask for ask in asks if not why_never(ask, config)]
+
+
+def ask_to_json(ask: Ask) -> dict[str, Any]:
+    """An ask as plain values."""
+    return asdict(ask) | {"prompt": list(ask.prompt), "handoff": int(ask.handoff)}
+
+
+def ask_from_json(values: dict[str, Any]) -> Ask:
+    """The inverse of `ask_to_json`."""
+    kept = {"prompt": tuple(values["prompt"]), "handoff": KVHandoff(values["handoff"])}
+    return Ask(**(values | kept))
+
+
+def config_to_json(config: SchedulerConfig) -> dict[str, Any]:
+    """Settings as plain values."""
+    return asdict(config) | {"cuda_graph_batch_sizes": list(config.cuda_graph_batch_sizes)}
+
+
+def config_from_json(values: dict[str, Any]) -> SchedulerConfig:
+    """The inverse of `config_to_json`."""
+    sizes = tuple(values["cuda_graph_batch_sizes"])
+    return SchedulerConfig(**(values | {"cuda_graph_batch_sizes": sizes}))
