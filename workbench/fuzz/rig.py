@@ -93,7 +93,6 @@ class Rig:
         self.laws = laws
         self.log = log
         self.journal = journal
-        self.transfer_faults = transfer_faults
         self.scheduler = Scheduler(config, log, replica, journal)
         self.device = FakeDevice(config.num_pages, config.page_size, seed)
         self.device.nan_rate = nan_rate
@@ -325,7 +324,7 @@ class Rig:
 
         docs/found_by_fuzz.md has this as open.
         """
-        sent = self.asks[request.request_id].handoff == KVHandoff.SEND and self.transfer_faults
+        sent = self.asks[request.request_id].handoff == KVHandoff.SEND
         lost = sent and request.finish_reason == FinishReason.ERROR
         return lost and self.ended[request.request_id] == 0
 
@@ -355,7 +354,7 @@ class Rig:
             require((ask.handoff, outputs) == (KVHandoff.SEND, 1), law, request, outputs)
             require(ask.stop_after > 1, law, request)
         elif reason == FinishReason.ERROR:
-            lost = ask.handoff == KVHandoff.SEND and self.transfer_faults and outputs == 1
+            lost = ask.handoff == KVHandoff.SEND and outputs == 1  # its transfer failed
             known = request.failures == MAX_FAILURES or lost or request_id in self.broken
             require(known, law, request)
         require(reason == FinishReason.ERROR or request_id not in self.broken, law, request)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 from engine.core.config import SchedulerConfig
@@ -107,6 +107,22 @@ def why_never(ask: Ask, config: SchedulerConfig) -> RejectReason:
 def fits(asks: Iterable[Ask], config: SchedulerConfig) -> list[Ask]:
     """Those requests that are not rejected."""
     return [ask for ask in asks if not why_never(ask, config)]
+
+
+def smaller_asks(ask: Ask) -> Iterator[Ask]:
+    """Shorter and plainer variants of a request."""
+    half = len(ask.prompt) // 2
+    if half:
+        yield replace(ask, prompt=ask.prompt[:half])
+        yield replace(ask, prompt=ask.prompt[:-1])
+    if ask.max_tokens > 1:
+        yield replace(ask, max_tokens=ask.max_tokens // 2)
+        yield replace(ask, max_tokens=ask.max_tokens - 1)
+    if any(ask.prompt):
+        yield replace(ask, prompt=(0,) * len(ask.prompt))
+    for name, plain in (("priority", 0), ("tenant", 0), ("stop_after", _NO_LIMIT)):
+        if getattr(ask, name) != plain:
+            yield replace(ask, **{name: plain})
 
 
 def ask_to_json(ask: Ask) -> dict[str, Any]:

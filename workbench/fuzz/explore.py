@@ -1,0 +1,95 @@
+"""One seed, one run: draw the settings, choose operations, and say what came of it."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from workbench.fuzz.machine import Machine, Operation
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A violation and how to get there.
+
+    Attributes:
+        machine, seed, setup, operations: what to repeat.
+        error: what was raised.
+        at_rest: it showed only after the last operation, when faults had stopped.
+    """
+
+    machine: Machine
+    seed: int
+    setup: Any
+    operations: tuple[Operation, ...]
+    error: Exception
+    at_rest: bool
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """What failures must share to count as the same while one is shrunk."""
+        return kind_of(self.error)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run.
+
+    Attributes:
+        operations: operations done.
+        checks: operations after which the laws were checked.
+        marks: what has happened at least once.
+        failure: the violation, or None.
+    """
+
+    operations: int
+    checks: int
+    marks: set[str]
+    failure: Failure | None
+
+
+def kind_of(error: Exception) -> tuple[str, str]:
+    """The type of an error and its first words without numbers."""
+    law = re.split(r"[:(]", str(error), maxsplit=1)[0]
+    return type(error).__name__, re.sub(r"\d+", "#", law)[:60]
+
+
+def explore(machine: Machine, seed: int, faults: frozenset[str]) -> Outcome:
+    """A run that is a function of its arguments and of the code alone."""
+    rng = random.Random(seed)  # noqa: S311 - a seed, no secret
+    setup = machine.draw(rng, faults & machine.faults)
+    session = machine.open(seed, setup)
+    operations: list[Operation] = []
+    at_rest = False
+    try:
+        for _ in range(rng.randint(*machine.operations)):
+            operation = session.choose(rng)
+            operations.append(operation)
+            session.apply(operation)
+        at_rest = True
+        session.finish()
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is what we look for
+        failure = Failure(machine, seed, setup, tuple(operations), error, at_rest)
+        return Outcome(len(operations), session.checks, session.marks, failure)
+    return Outcome(len(operations), session.checks, session.marks, None)
+
+
+def repeat(
+    machine: Machine, seed: int, setup: Any, operations: Sequence[Operation]
+) -> Failure | None:
+    """Do these operations; the violation, or None."""
+    session = machine.open(seed, setup)
+    done: list[Operation] = []
+    at_rest = False
+    try:
+        for operation in operations:
+            done.append(operation)
+            session.apply(operation)
+        at_rest = True
+        session.finish()
+    except Exception as error:  # noqa: BLE001
+        return Failure(machine, seed, setup, tuple(done), error, at_rest)
+    return None
