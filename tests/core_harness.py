@@ -15,7 +15,7 @@ from engine.core.journal import Journal
 from workbench.fuzz.fake_model import Ask
 from workbench.fuzz.plan_laws import PlanLaw
 from workbench.fuzz.rig import Rig
-from workbench.fuzz.tiny import random_asks, random_config
+from workbench.fuzz.tiny import TICK_NS, random_asks, random_config
 
 
 def machine_settings(max_examples: int, steps: int = 40) -> settings:
@@ -88,7 +88,7 @@ class Run(Rig):
 
     def event(self) -> None:
         """One random event and all checks."""
-        rng, self.now = self.rng, self.now + 1
+        rng, self.now = self.rng, self.now + TICK_NS
         if self._to_send and (rng.random() < 0.4 or not self.scheduler.has_work):
             self.send(self._to_send.pop(0))
         if self.requests and rng.random() < self.faults.abort:
@@ -123,7 +123,7 @@ def random_run(
     """A finished run that is a function of its arguments alone."""
     rng = random.Random(seed)
     if not faults.transfers:
-        fixed.setdefault("transfer_timeout_ns", 10**9)
+        fixed.setdefault("transfer_timeout_ns", 10**18)
     config = random_config(rng, **fixed)
     run = Run(seed, config, random_asks(rng, config, count, handoffs), faults, laws)
     try:

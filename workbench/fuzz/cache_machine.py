@@ -126,6 +126,9 @@ class CacheSession:
         require(free == self._setup.num_pages, "an unlocked cache can be emptied", free)
         require(not list(self._cache.nodes()), "an emptied cache has no nodes")
 
+    def write_unfinished(self) -> None:
+        """Nothing is recorded."""
+
     def _text(self, choice: int) -> tuple[int, int, int]:
         """(namespace, text, tokens) that a choice stands for; many lengths end at a page's edge."""
         setup = self._setup
@@ -152,7 +155,9 @@ class CacheSession:
         prefix = (namespace, self._setup.texts[index][:depth])
         self._holds.append(_Hold(match.node, prefix, match.pages, b""))
         whole = tokens // self._setup.page_size
-        self.marks.add("miss" if not expected else "hit" if len(expected) == whole else "partial hit")
+        self.marks.add(
+            "miss" if not expected else "hit" if len(expected) == whole else "partial hit"
+        )
         if namespace:
             self.marks.add("other tenant")
 
@@ -169,7 +174,7 @@ class CacheSession:
     def _insert(self, choice: int) -> None:
         """The holder of a lock has computed what follows it, and shares that."""
         if not self._holds:
-            return
+            return None
         at = (choice >> 8) % len(self._holds)
         hold = self._holds[at]
         if hold.name:
@@ -213,7 +218,9 @@ class CacheSession:
             match = self._cache.match_own(name, tokens, namespace)
             require(match.pages == pages, "an owner finds his own text", match.pages, pages)
             self._cache.lock(match.node)
-            self._holds.append(_Hold(match.node, (namespace, ()), match.pages, name if pages else b""))
+            self._holds.append(
+                _Hold(match.node, (namespace, ()), match.pages, name if pages else b"")
+            )
             if pages:
                 self.marks.add("own text hit")
             return

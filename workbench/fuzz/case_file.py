@@ -67,7 +67,9 @@ def _operation(values: Any) -> Operation:
 
 def _read(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _LONGEST_FILE_BYTES:
-        raise CaseFileError(f"{path} is larger than {_LONGEST_FILE_BYTES:,} bytes, which no case is")
+        raise CaseFileError(
+            f"{path} is larger than {_LONGEST_FILE_BYTES:,} bytes, which no case is"
+        )
     try:
         case = json.loads(path.read_bytes())
     except ValueError as error:

@@ -54,11 +54,12 @@ class Row:
 
 
 class Launched:
-    """A step on the device, done or not."""
+    """A step on the device, done or not; `plan_ns` is when it was planned, if anybody asks."""
 
-    __slots__ = ("fails", "plan", "result", "rows")
+    __slots__ = ("fails", "plan", "plan_ns", "result", "rows")
 
     def __init__(self, plan: StepPlan, rows: list[Row], fails: bool) -> None:
+        self.plan_ns = 0
         self.plan = plan
         self.rows = rows
         self.fails = fails

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.fuzz.machine import Machine, Operation
+from workbench.fuzz.machine import Machine, Operation, Session
+from workbench.fuzz.watchdog import watchdog
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,18 @@ def explore(machine: Machine, seed: int, faults: frozenset[str]) -> Outcome:
     setup = machine.draw(rng, faults & machine.faults)
     session = machine.open(seed, setup)
     operations: list[Operation] = []
-    at_rest = False
-    try:
+
+    def choices() -> Iterator[Operation]:
         for _ in range(rng.randint(*machine.operations)):
             operation = session.choose(rng)
             operations.append(operation)
-            session.apply(operation)
-        at_rest = True
-        session.finish()
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is what we look for
-        failure = Failure(machine, seed, setup, tuple(operations), error, at_rest)
-        return Outcome(len(operations), session.checks, session.marks, failure)
-    return Outcome(len(operations), session.checks, session.marks, None)
+            yield operation
+
+    broken = _run(session, choices())
+    failure = None
+    if broken is not None:
+        failure = Failure(machine, seed, setup, tuple(operations), *broken)
+    return Outcome(len(operations), session.checks, session.marks, failure)
 
 
 def repeat(
@@ -83,13 +84,25 @@ def repeat(
     """Do these operations; the violation, or None."""
     session = machine.open(seed, setup)
     done: list[Operation] = []
-    at_rest = False
-    try:
+
+    def listed() -> Iterator[Operation]:
         for operation in operations:
             done.append(operation)
-            session.apply(operation)
-        at_rest = True
-        session.finish()
-    except Exception as error:  # noqa: BLE001
-        return Failure(machine, seed, setup, tuple(done), error, at_rest)
+            yield operation
+
+    broken = _run(session, listed())
+    return None if broken is None else Failure(machine, seed, setup, tuple(done), *broken)
+
+
+def _run(session: Session, operations: Iterator[Operation]) -> tuple[Exception, bool] | None:
+    """Apply operations and finish; the violation, and whether it showed only at rest."""
+    at_rest = False
+    try:
+        with watchdog():
+            for operation in operations:
+                session.apply(operation)
+            at_rest = True
+            session.finish()
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is what we look for
+        return error, at_rest
     return None

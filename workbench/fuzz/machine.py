@@ -39,6 +39,10 @@ class Session(Protocol):
         """Faults stop; everything alive must end within a bound; then what only holds at rest."""
         ...
 
+    def write_unfinished(self) -> None:
+        """Record what is still alive when a run is cut off."""
+        ...
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -51,7 +55,7 @@ class Machine:
         operations: fewest and most operations of a run.
         is_system: whether a run is one of a whole deployment.
         draw: settings and requests of a run; the set names the faults that may occur in it.
-        open: a session of such settings.
+        open: a session of such settings, (seed, settings); machines that keep events take a `log`.
         encode, decode: settings to plain values for a file, and back.
         needed: the settings without what these operations do not use.
         simpler: smaller variants of the settings, most promising first.
@@ -63,7 +67,7 @@ class Machine:
     operations: tuple[int, int]
     is_system: bool
     draw: Callable[[random.Random, frozenset[str]], Any]
-    open: Callable[[int, Any], Session]
+    open: Callable[..., Session]
     encode: Callable[[Any], dict[str, Any]]
     decode: Callable[[dict[str, Any]], Any]
     needed: Callable[[Any, list[Operation]], Any]

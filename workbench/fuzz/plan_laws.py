@@ -155,6 +155,12 @@ def retraction_waits_for_results(rig: Rig, plan: StepPlan) -> None:
         require(alone, "retraction waits for results")
 
 
+def late_transfers_are_over(rig: Rig, plan: StepPlan) -> None:  # noqa: ARG001
+    """No transfer is open after its deadline."""
+    for transfer in rig.scheduler.transfers.pending.values():
+        require(transfer.deadline_ns > rig.now, "a transfer ends with its deadline", transfer)
+
+
 def block_reason_is_true(rig: Rig, plan: StepPlan) -> None:
     """The stated reason why the head of the queue waits is one that holds."""
     config, book, reason = rig.config, rig.scheduler.book, plan.block_reason
@@ -195,5 +201,6 @@ PLAN_LAWS: Final[tuple[PlanLaw, ...]] = (
     bypass_is_bounded,
     retraction_spares_the_oldest,
     retraction_waits_for_results,
+    late_transfers_are_over,
     block_reason_is_true,
 )

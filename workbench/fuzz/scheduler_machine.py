@@ -29,6 +29,7 @@ from workbench.fuzz.plan_laws import PLAN_LAWS
 from workbench.fuzz.record_laws import check_record
 from workbench.fuzz.rig import Rig, require
 from workbench.fuzz.tiny import (
+    TICK_NS,
     ask_from_json,
     ask_to_json,
     config_from_json,
@@ -52,7 +53,7 @@ _MARKS: Final = frozenset(
     | {f"transfer {status.name}" for status in TransferStatus}
     | {
         "fed by a plan in flight", "graph", "evicted", "prefix hit", "deferred pages",
-        "orphaned pages", "verify", "rejected drafts", "recorded", "replayed", "four plans in flight",
+        "orphaned pages", "verify", "recorded", "replayed", "four plans in flight",
         "transfer in part", "transfer told twice", "transfer told late", "transfer failed",
         "resumed", "aborted in flight", "not a number",
     }
@@ -84,7 +85,7 @@ def draw_setup(rng: random.Random, faults: frozenset[str]) -> Setup:
     """Tiny resources, and about half of the faults."""
     rates = swarm(rng, faults)
     handoffs = "handoff" in rates
-    fixed: dict[str, Any] = {} if handoffs else {"transfer_timeout_ns": 10**9}
+    fixed: dict[str, Any] = {} if handoffs else {"transfer_timeout_ns": _NEVER_NS}
     config = random_config(rng, **fixed)
     if handoffs:
         rates.pop("starve", None)  # a receive takes the pages that it was promised in one breath
@@ -98,11 +99,11 @@ def draw_setup(rng: random.Random, faults: frozenset[str]) -> Setup:
 class SchedulerSession:
     """Drives a rig by operations."""
 
-    def __init__(self, seed: int, setup: Setup) -> None:
+    def __init__(self, seed: int, setup: Setup, log: EventLog | None = None) -> None:
         self.marks: set[str] = set()
         self._seed, self._setup = seed, setup
         rates = setup.rates
-        self._log = EventLog(Detail.PAGES) if setup.recorded else None
+        self._log = log or (EventLog(Detail.PAGES) if setup.recorded else None)
         self._journal = Journal() if setup.recorded else None
         self.rig = Rig(
             seed, setup.config, laws=(*PLAN_LAWS, self._note), log=self._log, journal=self._journal,
@@ -146,7 +147,7 @@ class SchedulerSession:
         return name, rng.getrandbits(16)
 
     def apply(self, operation: Operation) -> None:
-        self.rig.now += 1
+        self.rig.now += TICK_NS
         name, *numbers = operation
         self._calls[name](*numbers)
 
@@ -158,7 +159,7 @@ class SchedulerSession:
         for _ in range(most):
             if not scheduler.has_work:
                 break
-            rig.now += 1
+            rig.now += TICK_NS
             self._go_on()
         alive = list(scheduler.book.requests.values())
         require(not alive, f"when faults stop, all ends within {most} steps", *alive)
@@ -170,6 +171,9 @@ class SchedulerSession:
             check_record(rig, plans_were_lost="starve" in self._setup.rates)
             self._replay()
         self.marks |= rig.links.marks
+
+    def write_unfinished(self) -> None:
+        self.rig.scheduler.book.write_unfinished()
 
     def _go_on(self) -> None:
         """One step of a driver without faults."""
@@ -335,7 +339,9 @@ class SchedulerSession:
     def _leap(self, choice: int) -> None:
         """Time passes, perhaps up to a deadline or just beyond."""
         due = self.rig.scheduler.next_wakeup()
-        ahead = choice % 50 if due is None or choice & 1 else due - self.rig.now + choice % 3 - 1
+        ahead = choice % 50 * TICK_NS
+        if due is not None and not choice & 1:
+            ahead = due - self.rig.now + choice % 3 - 1
         self.rig.now += max(0, ahead)
         self.marks.add("fault leap")
 
@@ -375,6 +381,7 @@ class SchedulerSession:
             marks |= _recorded_marks(self._log)
 
 
+_NEVER_NS: Final = 10**18
 _BLOCKED: Final = [f"blocked {block.name}" for block in AdmissionBlock]
 _OWN_END: Final = (FinishReason.STOP, FinishReason.LENGTH)
 
@@ -442,7 +449,7 @@ _PLAIN: Final[dict[str, Any]] = {
 MACHINE: Final = Machine(
     name="scheduler",
     faults=FAULTS,
-    marks=_MARKS - {"rejected drafts"},
+    marks=_MARKS,
     operations=(20, 200),
     is_system=False,
     draw=draw_setup,

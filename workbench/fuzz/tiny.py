@@ -12,7 +12,8 @@ from engine.core.enums import RejectReason
 from engine.core.request import KVHandoff
 from workbench.fuzz.fake_model import Ask
 
-TIMEOUT_NS: Final = 60
+TICK_NS: Final = 1_000_000  # what passes from one operation to the next
+TIMEOUT_NS: Final = 60 * TICK_NS
 _NO_LIMIT: Final = 10**9
 
 
@@ -120,9 +121,12 @@ def smaller_asks(ask: Ask) -> Iterator[Ask]:
         yield replace(ask, max_tokens=ask.max_tokens - 1)
     if any(ask.prompt):
         yield replace(ask, prompt=(0,) * len(ask.prompt))
-    for name, plain in (("priority", 0), ("tenant", 0), ("stop_after", _NO_LIMIT)):
-        if getattr(ask, name) != plain:
-            yield replace(ask, **{name: plain})
+    if ask.priority:
+        yield replace(ask, priority=0)
+    if ask.tenant:
+        yield replace(ask, tenant=0)
+    if ask.stop_after != _NO_LIMIT:
+        yield replace(ask, stop_after=_NO_LIMIT)
 
 
 def ask_to_json(ask: Ask) -> dict[str, Any]:
