@@ -37,6 +37,7 @@ from workbench.fuzz.tiny import (
     random_asks,
     random_config,
     smaller_asks,
+    squeezed,
 )
 
 FAULTS: Final = frozenset({
@@ -86,11 +87,14 @@ def draw_setup(rng: random.Random, faults: frozenset[str]) -> Setup:
     rates = swarm(rng, faults)
     handoffs = "handoff" in rates
     fixed: dict[str, Any] = {} if handoffs else {"transfer_timeout_ns": _NEVER_NS}
+    squeeze = rng.random() < 0.4
+    if squeeze:
+        fixed |= squeezed(rng)
     config = random_config(rng, **fixed)
     if handoffs:
         rates.pop("starve", None)  # a receive takes the pages that it was promised in one breath
     count = rng.choice([3, 6, 12, 24])
-    asks = random_asks(rng, config, count, handoffs)
+    asks = random_asks(rng, config, count, handoffs, squeeze)
     recorded = rng.random() < 1 / 16
     every = rng.choice([1, 4, 8, 16])
     return Setup(config, tuple(asks), rates, every, recorded, rng.choice([0.05, 0.3, 0.6]))
@@ -133,10 +137,13 @@ class SchedulerSession:
 
     def choose(self, rng: random.Random) -> Operation:
         name = self._weights.draw(rng)
+        config, alive = self.rig.config, len(self.rig.scheduler.book.requests)
+        if self._unsent and alive < config.max_running_requests and rng.random() < 0.2:
+            name = "send"
         if name == "send" and self._unsent:
             return name, self._unsent[0]
         if name in ("send", "plan", "commit", "arrive", "fail"):
-            flying, depth = len(self.rig.device.in_flight), self.rig.config.max_plans_in_flight
+            flying, depth = len(self.rig.device.in_flight), config.max_plans_in_flight
             if name == "arrive" and self.rig.links.trips:
                 return name, rng.getrandbits(8)
             if name == "fail" and flying < depth:

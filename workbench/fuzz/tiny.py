@@ -47,13 +47,20 @@ def random_config(rng: random.Random, **fixed: Any) -> SchedulerConfig:
 
 
 def random_asks(
-    rng: random.Random, config: SchedulerConfig, count: int, handoffs: bool = False
+    rng: random.Random,
+    config: SchedulerConfig,
+    count: int,
+    handoffs: bool = False,
+    squeeze: bool = False,
 ) -> list[Ask]:
-    """Requests whose prompts share prefixes and part near page edges, some of which never fit."""
+    """Requests whose prompts share prefixes and part near page edges, some of which never fit.
+
+    With `squeeze` all answers are long, so that pages run out while they grow.
+    """
     slots, size = config.num_pages * config.page_size, config.page_size
     longest, most = min(slots, 3 * size + 12), min(slots, 60)
     spread = rng.choice([0, 0, 2])
-    talkative = rng.random() < 0.4  # short prompts, long answers: pages run out while decoding
+    talkative = squeeze or rng.random() < 0.4  # short prompts, long answers: pages run out while decoding
     herd = rng.random() < 0.3  # all ask nearly the same, and part at a page's edge
     stems = [[rng.randint(0, 1) for _ in range(longest)] for _ in range(1 if herd else 3)]
     asks = []
@@ -76,7 +83,9 @@ def random_asks(
                 max_tokens=rng.randint(most // 2, most)
                 if talkative
                 else _max_tokens(rng, config, length, most),
-                stop_after=rng.choice([rng.randint(2, 60), rng.randint(received + 1, 4)]),
+                stop_after=rng.choice(
+                    [rng.randint(2, 60), _NO_LIMIT if squeeze else rng.randint(received + 1, 4)]
+                ),
                 priority=rng.randint(0, spread),
                 tenant=rng.choice([0, 0, 1]),
                 handoff=handoff,
@@ -90,6 +99,18 @@ def _max_tokens(rng: random.Random, config: SchedulerConfig, prompt_tokens: int,
     slots = min(config.num_pages * config.page_size, config.max_model_len, 200)
     edge = max(1, slots - prompt_tokens + rng.randint(0, 2))
     return rng.choice([1, 2, rng.randint(1, 16), rng.randint(1, most), edge])
+
+
+def squeezed(rng: random.Random) -> dict[str, Any]:
+    """Settings under which memory runs out."""
+    return dict(
+        page_size=rng.choice([1, 1, 2, 4]),
+        num_pages=rng.randint(8, 20),
+        max_running_requests=rng.randint(3, 6),
+        max_model_len=10_000,
+        admission="estimate",
+        schedule_conservativeness=0.01,
+    )
 
 
 def why_never(ask: Ask, config: SchedulerConfig) -> RejectReason:
