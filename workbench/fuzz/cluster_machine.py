@@ -142,7 +142,8 @@ class ClusterSession:
             self._clock.step()
         for client in self._frontend.clients.values():
             require(client.ended is not None, f"all ends within {most} events", client)
-            self.marks.add(f"ended {(client.ended or FinishReason.NONE).name}")
+            if client.ended in _ENDS:
+                self.marks.add(f"ended {client.ended.name}")
         for node in self._nodes:
             node.quiesce()
             self.marks |= node.marks
@@ -302,9 +303,7 @@ def _decode(values: dict[str, Any]) -> Setup:
 
 def _needed(setup: Setup, operations: list[Operation]) -> Setup:
     sent = {operation[1] for operation in operations if operation[0] == "send"}
-    return replace(
-        setup, asks=tuple(ask for ask in setup.asks if ask.request_id in sent), every=1
-    )
+    return replace(setup, asks=tuple(ask for ask in setup.asks if ask.request_id in sent), every=1)
 
 
 def _simpler(setup: Setup) -> Iterator[Setup]:

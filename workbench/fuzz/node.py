@@ -31,13 +31,11 @@ class Weather:
         slow: factor on the time of a step.
         late: how many of the next results arrive late.
         fails: how many of the next steps fail.
-        nan: whether any rows come out as no number.
     """
 
     slow: int = 1
     late: int = 0
     fails: int = 0
-    nan: bool = False
 
 
 @dataclass
@@ -154,7 +152,10 @@ class Node:
         before = {i: request.status for i, request in rows.items()}
         rig.commit()
         for request_id, request in rows.items():
-            if rig.requests.get(request_id) is request and before[request_id] is not RequestStatus.FINISHED:
+            if (
+                rig.requests.get(request_id) is request
+                and before[request_id] is not RequestStatus.FINISHED
+            ):
                 self.on_tokens(self, request)
 
     def outputs(self, request: Request) -> list[int]:

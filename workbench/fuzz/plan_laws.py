@@ -185,7 +185,8 @@ def block_reason_is_true(rig: Rig, plan: StepPlan) -> None:
     elif reason == AdmissionBlock.RETRACTION:
         require(plan.retracted > 0, law)
     elif reason == AdmissionBlock.KV_PAGES and book.prefilling:
-        require(available == 0 or not config.chunked_prefill, law, available)
+        none = available == 0 or plan.retracted  # which came after
+        require(none or not config.chunked_prefill, law, available)
     elif reason == AdmissionBlock.KV_PAGES and not plan.retracted:
         longest = max(r.known_tokens for r in book.waiting)
         require(longest > available * config.page_size, law, longest, available)
