@@ -1,4 +1,4 @@
-"""One replica of a deployment under test: a rig in virtual time that can crash, hang and be slow."""
+"""One replica of a deployment under test: a rig in virtual time that may crash, hang or crawl."""
 
 from __future__ import annotations
 

@@ -60,9 +60,7 @@ def random_asks(
     slots, size = config.num_pages * config.page_size, config.page_size
     longest, most = min(slots, 3 * size + 12), min(slots, 60)
     spread = rng.choice([0, 0, 2])
-    talkative = (
-        squeeze or rng.random() < 0.4
-    )  # short prompts, long answers: pages run out while decoding
+    talkative = squeeze or rng.random() < 0.4  # short prompts, long answers
     herd = rng.random() < 0.3  # all ask nearly the same, and part at a page's edge
     stems = [[rng.randint(0, 1) for _ in range(longest)] for _ in range(1 if herd else 3)]
     asks = []
