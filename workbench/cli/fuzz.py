@@ -105,12 +105,16 @@ def _explore(
     if tally.failures:
         _report_failure(tally, faults, output_dir, runs_dir or output_dir / "runs")
         raise typer.Exit(FAILURE_EXIT_CODE)
-    unreached = tally.unreached()
+    unreached, lines = tally.unreached(), tally.unreached_lines()
     if unreached:
         typer.echo(f"not reached: {', '.join(unreached)}")
-        if seconds >= HOUR_S and not faults and not should_stop():
-            typer.echo("error: a run of an hour must reach all of them", err=True)
-            raise typer.Exit(FAILURE_EXIT_CODE)
+    if lines:
+        typer.echo(f"lines of engine/core that no traced run has reached: {len(lines)}")
+    if (unreached or lines) and seconds >= HOUR_S and not faults and not should_stop():
+        for line in lines:
+            typer.echo(f"  {line}")
+        typer.echo("error: a run of an hour must reach all of them", err=True)
+        raise typer.Exit(FAILURE_EXIT_CODE)
     if should_stop():
         raise typer.Exit(should_stop.exit_code)
 

@@ -23,6 +23,7 @@ FAULTS: Final = frozenset({"flush", "own", "forget", "burst"})
 _MARKS: Final = frozenset({
     "hit", "partial hit", "miss", "split", "duplicate", "evicted", "trimmed", "grown", "own text",
     "own text hit", "forgotten", "flushed", "full of locks", "other tenant",
+    "inserted without a lock",
 })  # fmt: skip
 
 Prefix = tuple[int, tuple[int, ...]]  # namespace, token ids
@@ -191,7 +192,13 @@ class CacheSession:
         known = [self._known.get((namespace, text[: start + (i + 1) * size])) for i in range(count)]
         duplicates = sum(page is not None for page in known)
         before = len(list(self._cache.nodes()))
-        result = self._cache.insert_locked(hold.node, ids, pages)
+        if choice >> 21 & 3:
+            result = self._cache.insert_locked(hold.node, ids, pages)
+        else:
+            result = self._cache.insert(hold.node, ids, pages)
+            self._cache.lock(result.node)
+            self._cache.unlock(hold.node)
+            self.marks.add("inserted without a lock")
         require(result.duplicate_pages == duplicates, "only what is new is taken", result, known)
         self._pool.free(pages[:duplicates])
         owned = [page for page in known if page is not None] + pages[duplicates:]
@@ -214,6 +221,9 @@ class CacheSession:
         if names and choice & 1:
             name = names[(choice >> 1) % len(names)]
             tokens = (choice >> 4) % (5 * self._setup.page_size)
+            held = min(len(self._owns[name]), tokens // self._setup.page_size)
+            seen = self._cache.peek_own(name, tokens, namespace)
+            require(seen == held * self._setup.page_size, "a look finds an own text", seen, held)
             pages = self._owns[name][: tokens // self._setup.page_size]
             match = self._cache.match_own(name, tokens, namespace)
             require(match.pages == pages, "an owner finds his own text", match.pages, pages)

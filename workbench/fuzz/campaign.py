@@ -7,10 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Final
 
 from workbench.fuzz.explore import Failure, explore
+from workbench.fuzz.lines import TRACED_EVERY, Line, due, traced, unreached
 from workbench.fuzz.machines import MACHINES, machine_of
 
 BLOCK_RUNS: Final = 64  # seeds that are done or not done together
@@ -25,6 +27,7 @@ class Tally:
         runs, checks: by machine: runs, and operations after which the laws were checked.
         cpu_s: processor time.
         marks: what has happened at least once, as "machine: mark".
+        lines: lines of the core that ran in traced runs.
         failures: (machine, seed, what) of each violation.
     """
 
@@ -32,6 +35,7 @@ class Tally:
     checks: Counter[str] = field(default_factory=Counter)
     cpu_s: float = 0.0
     marks: set[str] = field(default_factory=set)
+    lines: set[Line] = field(default_factory=set)
     failures: list[tuple[str, int, str]] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
@@ -40,12 +44,20 @@ class Tally:
         self.checks += other.checks
         self.cpu_s += other.cpu_s
         self.marks |= other.marks
+        self.lines |= other.lines
         self.failures += other.failures
 
     def unreached(self) -> list[str]:
         """Marks of the machines that ran which never happened."""
         due = {f"{name}: {mark}" for name in self.runs for mark in MACHINES[name].marks}
         return sorted(due - self.marks)
+
+    def unreached_lines(self) -> list[str]:
+        """Lines of the core that never ran, with their text, if all machines took part."""
+        if set(self.runs) != set(MACHINES):
+            return []
+        lines = due()
+        return [f"{name}.py:{line}: {lines[name, line]}" for name, line in unreached(self.lines)]
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,9 @@ def run_block(first: int, count: int, faults: frozenset[str], machines: Sequence
     started_s = time.process_time()
     for seed in range(first, first + count):
         machine = machine_of(seed, machines)
-        outcome = explore(machine, seed, faults)
+        trace = traced(tally.lines) if seed % TRACED_EVERY == 0 else nullcontext()
+        with trace:
+            outcome = explore(machine, seed, faults)
         tally.runs[machine.name] += 1
         tally.checks[machine.name] += outcome.checks
         tally.marks.update(f"{machine.name}: {mark}" for mark in outcome.marks)

@@ -25,13 +25,13 @@ from simulator.world import Outcome, ReplicaConfig, World, synthetic_tokens
 from workbench.fuzz.hashed_costs import HashedCosts
 from workbench.fuzz.machine import Machine, Operation, swarm
 from workbench.fuzz.rig import require
-from workbench.fuzz.tiny import config_from_json, config_to_json, random_config
+from workbench.fuzz.tiny import config_from_json, config_to_json, random_config, squeezed
 
 FAULTS: Final = frozenset({"abort", "reconfigure", "straggler", "turns", "cap", "at_once"})
 _MARKS: Final = frozenset({
     "fault abort", "fault reconfigure", "fault straggler", "fault turns", "fault cap",
     "fault at_once", "steps were skipped", "several replicas", "prefix hit", "retracted",
-    "ended STOP", "ended LENGTH", "ended ABORT", "ended REJECTED", "never sent",
+    "ended STOP", "ended LENGTH", "ended ABORT", "ended REJECTED", "never sent", "own texts reused",
 })  # fmt: skip
 _MS: Final = 1_000_000
 
@@ -61,6 +61,7 @@ class Setup:
         cap: requests with the deployment at most, or None.
         straggler: factor on the step times of the last replica.
         rows: what may be asked.
+        with_ids: whether requests have token ids; without, each can reuse its own text only.
     """
 
     configs: tuple[SchedulerConfig, ...]
@@ -69,12 +70,16 @@ class Setup:
     straggler: int
     rows: tuple[Row, ...]
     rates: dict[str, float]
+    with_ids: bool
 
 
 def draw_setup(rng: random.Random, faults: frozenset[str]) -> Setup:
     """A few replicas and a few dozen requests."""
     rates = swarm(rng, faults)
     fixed: dict[str, Any] = {"num_speculative_tokens": 0, "transfer_timeout_ns": 10**18}
+    fixed["check_every"] = rng.choice([0, 0, 5])
+    if rng.random() < 0.3:
+        fixed |= squeezed(rng)
     first = random_config(rng, **fixed)
     count = rng.randint(1, 3)
     configs = tuple(
@@ -85,7 +90,8 @@ def draw_setup(rng: random.Random, faults: frozenset[str]) -> Setup:
     rows = [_draw_row(rng, first, number, gap, rates) for number in range(rng.randint(3, 40))]
     cap = rng.randint(1, 8) if "cap" in rates else None
     straggler = rng.randint(2, 10) if "straggler" in rates else 1
-    return Setup(tuple(configs), policy, cap, straggler, tuple(rows), rates)
+    with_ids = rng.random() < 0.7
+    return Setup(tuple(configs), policy, cap, straggler, tuple(rows), rates, with_ids)
 
 
 def _draw_row(
@@ -162,7 +168,7 @@ class WorldSession:
         segments = PromptSegments(np.arange(n + 1) * 2, keys, lengths, 10**5 + np.arange(n), 1000)
         workload = Workload.from_lengths(
             np.cumsum(columns["wait_ns"]), columns["prompt"], columns["output"], columns["limit"],
-            segments,
+            segments if self._setup.with_ids else None,
         )  # fmt: skip
         workload = replace(
             workload,
@@ -259,7 +265,7 @@ class WorldSession:
         if len(world.replicas) > 1:
             marks.add("several replicas")
         if steps["hit_tokens"].any():
-            marks.add("prefix hit")
+            marks.add("prefix hit" if self._setup.with_ids else "own texts reused")
         if steps["retracted"].any():
             marks.add("retracted")
         marks.update(f"fault {name}" for name in self._setup.rates if name != "reconfigure")
@@ -281,6 +287,7 @@ def _encode(setup: Setup) -> dict[str, Any]:
         "configs": [config_to_json(config) for config in setup.configs],
         "policy": setup.policy, "cap": setup.cap, "straggler": setup.straggler,
         "rows": [list(row) for row in setup.rows], "rates": setup.rates,
+        "with_ids": setup.with_ids,
     }  # fmt: skip
 
 
@@ -300,6 +307,8 @@ def _simpler(setup: Setup) -> Iterator[Setup]:
         yield replace(setup, configs=setup.configs[:-1])
     if setup.policy != "round_robin":
         yield replace(setup, policy="round_robin")
+    if not setup.with_ids:
+        yield replace(setup, with_ids=True)
     if setup.cap is not None:
         yield replace(setup, cap=None)
 
