@@ -250,7 +250,7 @@ def test_streams_survive_clients_that_vanish(
 ) -> None:
     """Readers are cancelled, close their stream, abort, or read to the end; a worker may die."""
     rng = Random(seed)
-    faults = Faults(Random(seed + 1), nan=0.0, dies_at=40 if dies else None)
+    faults = Faults(Random(seed + 1), nan=0.0, dies_at=10 if dies else None)
     faulty = FaultyRunner(runner, faults)
     local = engine(faulty, runner, max_plans_in_flight=2)
     whole = 0
