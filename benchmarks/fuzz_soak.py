@@ -147,10 +147,11 @@ def stretch(seed: int, n: int) -> dict[str, Any]:
 
 def run(requests: int, path: Path) -> None:
     """Stretches until there are so many requests in all."""
+    commit = source_commit()  # of the sources that are loaded, whatever is checked out later
     rows = json.loads(path.read_text())["stretches"] if path.exists() else []
     while (done := sum(row["requests"] for row in rows)) < requests:
         row = stretch(len(rows), STRETCH)
-        row["commit"], row["compiled"] = source_commit(), active_build() is not None
+        row["commit"], row["compiled"] = commit, active_build() is not None
         rows.append(row)
         cpu_s = sum(r["cpu_s"] for r in rows)
         totals = dict(

@@ -1,9 +1,11 @@
 """Bugs to plant in copies of the sources, and how long the fuzzer takes to find each of them.
 
-    workbench fuzz --mutants         (or: python tests/fuzz_mutants.py [NAME ...])
+    workbench fuzz --mutants         (or: python tests/fuzz_mutants.py [NAME ...] [--cases DIR])
 
 A mutant is a patch of one place of one file. Most re-plant a bug that another engine really had;
 `origin` names it. A mutant that survives its ten seconds on one core is a hole in the fuzzer.
+With --cases the run that found a bug is made small and kept: on the sources as they are it passes,
+which makes it a regression test (`tests/fuzz_regressions`).
 """
 
 # ruff: noqa: E501 - patches are quoted as they stand
@@ -197,15 +199,28 @@ import engine
 assert engine.__file__.startswith(sys.argv[1]), engine.__file__
 started = time.process_time()
 tally = carry_out(Plan(int(sys.argv[2]), None, float(sys.argv[3]), FAULTS))
-print(json.dumps([time.process_time() - started, sum(tally.runs.values()), tally.failures]))
+took_s = time.process_time() - started
+if tally.failures and sys.argv[4]:
+    from pathlib import Path
+    from workbench.fuzz.campaign import find_again
+    from workbench.fuzz.case_file import write_case
+    from workbench.fuzz.shrink import shrink
+    name, seed, _ = tally.failures[0]
+    begun = time.process_time()
+    failure = find_again(name, seed, FAULTS)
+    small = shrink(failure, lambda: time.process_time() - begun > 10)
+    write_case(Path(sys.argv[4]), small, None)
+print(json.dumps([took_s, sum(tally.runs.values()), tally.failures]))
 """
 
 
-def hunt(target: Path, seed: int = SEED, seconds: float = MOST_S) -> tuple[float, int, str | None]:
-    """Fuzz the copy; (seconds of CPU, runs, what was found or None)."""
+def hunt(
+    target: Path, seed: int = SEED, seconds: float = MOST_S, case: Path | None = None
+) -> tuple[float, int, str | None]:
+    """Fuzz the copy; (seconds of CPU, runs, what was found or None). `case`: where to keep it."""
     environment = os.environ | {"PYTHONPATH": str(target), "WORKBENCH_NATIVE": "0"}
     ended = subprocess.run(
-        [sys.executable, "-B", "-c", _CHILD, str(target), str(seed), str(seconds)],
+        [sys.executable, "-B", "-c", _CHILD, str(target), str(seed), str(seconds), str(case or "")],
         cwd=target, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if ended.returncode:
@@ -214,7 +229,7 @@ def hunt(target: Path, seed: int = SEED, seconds: float = MOST_S) -> tuple[float
     return took_s, runs, failures[0][2] if failures else None
 
 
-def main(names: list[str]) -> int:
+def main(names: list[str], cases: Path | None = None) -> int:
     """Print a line per mutant and the score; 1 if one survives."""
     chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
     killed: list[float] = []
@@ -228,7 +243,8 @@ def main(names: list[str]) -> int:
         print(f"{'mutant':34}{'seconds':>8}{'runs':>7}  origin")
         for mutant in chosen:
             before = plant(mutant, target)
-            took_s, runs, found = hunt(target)
+            case = cases / f"{mutant.name}.ops.json" if cases else None
+            took_s, runs, found = hunt(target, case=case)
             (target / mutant.file).write_text(before, encoding="utf-8")
             if found is not None:
                 killed.append(took_s)
@@ -241,4 +257,11 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    arguments = sys.argv[1:]
+    kept = None
+    if "--cases" in arguments:
+        at = arguments.index("--cases")
+        kept = Path(arguments[at + 1]).resolve()
+        kept.mkdir(parents=True, exist_ok=True)
+        del arguments[at : at + 2]
+    sys.exit(main(arguments, kept))

@@ -18,6 +18,7 @@ from engine.core.page_pool import PagePool
 from engine.core.radix_cache import Eviction, RadixCache, RadixNode
 from workbench.fuzz.machine import Machine, Operation, Weights, swarm
 from workbench.fuzz.rig import require
+from workbench.fuzz.tiny import MOST_SLOTS
 
 FAULTS: Final = frozenset({"flush", "own", "forget", "burst"})
 _MARKS: Final = frozenset({
@@ -375,6 +376,8 @@ def _encode(setup: Setup) -> dict[str, Any]:
 
 
 def _decode(values: dict[str, Any]) -> Setup:
+    if values["num_pages"] * values["page_size"] > MOST_SLOTS:
+        raise ValueError(f"num_pages * page_size must be at most {MOST_SLOTS:,}")
     texts = tuple(tuple(text) for text in values["texts"])
     return Setup(**(values | {"texts": texts}))
 

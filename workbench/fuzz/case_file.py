@@ -46,14 +46,15 @@ def repeat_file(path: Path, machines: Mapping[str, Machine]) -> Failure | None:
         OSError: it cannot be read.
     """
     case = _read(path)
-    machine = machines.get(case.get("machine", ""))
+    name = case.get("machine")
+    machine = machines.get(name) if isinstance(name, str) else None
     if machine is None:
-        known = ", ".join(machines)
-        raise CaseFileError(f"{path}: machine is {case.get('machine')!r}; there are {known}")
+        raise CaseFileError(f"{path}: machine is {name!r}; there are {', '.join(machines)}")
     try:
         setup = machine.decode(case["setup"])
         seed, operations = int(case["seed"]), [_operation(o) for o in case["operations"]]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        machine.open(seed, setup)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         what = f"{type(error).__name__}: {error}"
         raise CaseFileError(f"{path} does not fit the machine {machine.name}: {what}") from error
     return repeat(machine, seed, setup, operations)

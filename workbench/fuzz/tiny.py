@@ -14,6 +14,7 @@ from workbench.fuzz.fake_model import Ask
 
 TICK_NS: Final = 1_000_000  # what passes from one operation to the next
 TIMEOUT_NS: Final = 60 * TICK_NS
+MOST_SLOTS: Final = 1 << 20  # KV slots of a case
 _NO_LIMIT: Final = 10**9
 
 
@@ -167,6 +168,12 @@ def config_to_json(config: SchedulerConfig) -> dict[str, Any]:
 
 
 def config_from_json(values: dict[str, Any]) -> SchedulerConfig:
-    """The inverse of `config_to_json`."""
+    """The inverse of `config_to_json`.
+
+    Raises:
+        ValueError: the memory is far larger than that of any case.
+    """
+    if values["num_pages"] * values["page_size"] > MOST_SLOTS:
+        raise ValueError(f"num_pages * page_size must be at most {MOST_SLOTS:,}")
     sizes = tuple(values["cuda_graph_batch_sizes"])
     return SchedulerConfig(**(values | {"cuda_graph_batch_sizes": sizes}))
