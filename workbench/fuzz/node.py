@@ -47,6 +47,7 @@ class Node:
         incarnation: how often it has been started.
         alarm_ns: when it will act next, as far as anybody has asked.
         hangs_until: it does nothing before, and whatever was told to it meanwhile happens then.
+        unheard: aborts that came while it hung.
         on_tokens: told after each commit of each request with new tokens.
     """
 
@@ -63,6 +64,7 @@ class Node:
     weather: Weather = field(default_factory=Weather)
     marks: set[str] = field(default_factory=set)
     checks: int = 0
+    unheard: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._start()
@@ -92,6 +94,7 @@ class Node:
         self.checks += self.rig.events
         self.is_up = False
         self.hangs_until = 0
+        self.unheard.clear()
         self._done.clear()
 
     def restart(self) -> None:
@@ -108,7 +111,10 @@ class Node:
         return not self.rig.never[ask.request_id]
 
     def abort(self, request_id: int, now: int) -> None:
-        """Nobody waits for this request any more."""
+        """Nobody waits for this request any more; a replica that hangs hears of it afterwards."""
+        if now < self.hangs_until:
+            self.unheard.append(request_id)
+            return
         self.rig.now = max(self.rig.now, now)
         if request_id in self.rig.requests:
             self.rig.abort(request_id)
@@ -120,6 +126,8 @@ class Node:
         while done and done[0] <= now:
             done.popleft()
             self._commit()
+        while self.unheard:
+            self.abort(self.unheard.pop(0), now)
         while len(done) < rig.config.max_plans_in_flight:
             fails = self.weather.fails > 0
             plan = rig.plan(fails)

@@ -141,8 +141,7 @@ def retraction_spares_the_oldest(rig: Rig, plan: StepPlan) -> None:
     others = [rig.requests[i] for i in rig.before.retractions]
     urgent = max((r.priority for r in others if r not in running), default=0)
     if keep.retractions != rig.before.retractions[keep.request_id]:
-        fair = rig.config.policy == "priority" and urgent > keep.priority
-        require(fair, "the oldest is spared", keep)
+        require(urgent > keep.priority, "the oldest is spared", keep)
 
 
 def retraction_waits_for_results(rig: Rig, plan: StepPlan) -> None:
