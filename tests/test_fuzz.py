@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -280,6 +281,25 @@ def test_a_good_minute_says_so() -> None:
     assert result.output.startswith("seed=11 commit=")
     assert "64 runs" in result.output
     assert "0 violations" in result.output
+
+
+LEDGER = Path(__file__).parent.parent / "benchmarks" / "results" / "fuzz_ledger.json"
+
+
+def test_the_ledger_adds_up() -> None:
+    """Stretches of a machine do not overlap, and the totals are the sums of the entries."""
+    ledger = json.loads(LEDGER.read_text(encoding="utf-8"))
+    for name in MACHINES:
+        mine = [e for e in ledger["entries"] if e["machine"] == name]
+        spans = sorted((e["first_seed"], e["first_seed"] + e["runs"]) for e in mine)
+        assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))
+        total = ledger["totals"][name]
+        assert total["runs"] == sum(e["runs"] for e in mine)
+        assert total["checked_operations"] == sum(e["checked_operations"] for e in mine)
+        assert total["violations"] == sum(len(e["violations"]) for e in mine)
+    machines = [total for name, total in ledger["totals"].items() if name != "all"]
+    for key in ("runs", "checked_operations", "violations"):
+        assert ledger["totals"]["all"][key] == sum(total[key] for total in machines)
 
 
 CASE = json.loads(REGRESSIONS[0].read_text()) if REGRESSIONS else {}

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from engine.core.config import UNCHANGEABLE, SchedulerConfig
-from engine.core.enums import FinishReason
+from engine.core.enums import FinishReason, RequestEvent
 from engine.core.events import Detail, EventLog, Segment
 from engine.core.invariants import check
 from engine.core.journal import Op, read_calls, replay
@@ -149,6 +149,7 @@ class WorldSession:
         self._same(fast, slow)
         self._check_requests(workload, fast["requests"])
         self._check_steps(fast["steps"])
+        self._check_little(fast)
         self._check_rest(skipping, workload)
         self._note(fast, skipping)
 
@@ -242,6 +243,17 @@ class WorldSession:
             require(bool((start >= plan + host).all()), "no step starts before it is planned")
             require(bool((end >= start + gpu).all()), "no step is committed before it is done")
             require(bool((start[1:] >= start[:-1] + gpu[:-1]).all()), law)
+
+    def _check_little(self, tables: Segment) -> None:
+        """Little's law, exactly: requests present, summed over time, are their times there."""
+        life, requests = tables["lifecycle"], tables["requests"]
+        came = life["t_ns"][life["event"] == RequestEvent.ARRIVE].sum()
+        left = life["t_ns"][life["event"] == RequestEvent.FINISH].sum()
+        served = requests["arrival_ns"] >= 0
+        served &= requests["finish_reason"] != FinishReason.REJECTED
+        stays = (requests["finish_ns"] - requests["arrival_ns"])[served]
+        require(bool((stays >= 0).all()), "nobody leaves before he comes")
+        require(int(left - came) == int(stays.sum()), "Little's law", left - came, stays.sum())
 
     def _check_rest(self, world: World, workload: Workload) -> None:
         """Nothing is left, and the journals tell the same story to fresh schedulers."""
