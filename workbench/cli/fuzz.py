@@ -52,7 +52,7 @@ def run(
         Path | None, typer.Option(help="Where a failing run is recorded. [OUTPUT_DIR/runs]")
     ] = None,
 ) -> None:
-    """Test scheduler, prefix cache, router and simulator with random operations and faults.
+    """Look for bugs in scheduler, cache, router and simulator.
 
     Every run is a function of its seed and of the sources. A run that breaks a law is repeated,
     made as small as possible and written to a file that repeats it anywhere; it is recorded, too,
