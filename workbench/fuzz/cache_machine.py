@@ -7,20 +7,18 @@ force search of the dictionary must answer, too.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from engine.core.invariants import cache_problems
 from engine.core.page_pool import PagePool
-from engine.core.radix_cache import Eviction, RadixCache, RadixNode
-from workbench.fuzz.machine import Machine, Operation, Weights, swarm
+from engine.core.radix_cache import RadixCache, RadixNode
+from workbench.fuzz.cache_setup import FAULTS, Setup, decode, draw_setup, encode, needed, simpler
+from workbench.fuzz.machine import Machine, Operation, Weights
 from workbench.fuzz.rig import require
-from workbench.fuzz.tiny import MOST_SLOTS
 
-FAULTS: Final = frozenset({"flush", "own", "forget", "burst"})
 _MARKS: Final = frozenset({
     "hit", "partial hit", "miss", "split", "duplicate", "evicted", "trimmed", "grown", "own text",
     "own text hit", "forgotten", "flushed", "full of locks", "other tenant",
@@ -28,44 +26,6 @@ _MARKS: Final = frozenset({
 })  # fmt: skip
 
 Prefix = tuple[int, tuple[int, ...]]  # namespace, token ids
-
-
-@dataclass(frozen=True)
-class Setup:
-    """Settings of a run.
-
-    Attributes:
-        texts: token ids of the texts that are cached, any prefix of them.
-        namespaces: how many tenants there are.
-        rates: of faults.
-        every: full recounts are made after each n-th operation.
-    """
-
-    num_pages: int
-    page_size: int
-    eviction: Eviction
-    texts: tuple[tuple[int, ...], ...]
-    namespaces: int
-    rates: dict[str, float]
-    every: int
-
-
-def draw_setup(rng: random.Random, faults: frozenset[str]) -> Setup:
-    """Few pages, two letters, texts that part at page edges and beside them."""
-    size = rng.choice([1, 1, 2, 2, 4, 16, 64])
-    longest = size * rng.randint(2, 6) + rng.randint(0, size)
-    stem = [rng.randint(0, 1) for _ in range(longest)]
-    texts = []
-    for _ in range(rng.randint(2, 6)):
-        text = list(stem)
-        edge = rng.randint(0, longest // size) * size + rng.choice([-1, 0, 0, 1])
-        text[max(0, edge) :] = [rng.randint(0, 1) for _ in text[max(0, edge) :]]
-        texts.append(tuple(text))
-    eviction: Eviction = rng.choice(["lru", "lfu"])
-    return Setup(
-        rng.randint(3, 24), size, eviction, tuple(texts), rng.choice([1, 1, 2, 3]),
-        swarm(rng, faults), rng.choice([1, 4, 16]),
-    )  # fmt: skip
 
 
 class _Hold(NamedTuple):
@@ -367,40 +327,6 @@ class CacheSession:
         require(len(pages) == len(set(pages)), "no page is held twice", pages)
 
 
-def _encode(setup: Setup) -> dict[str, Any]:
-    return {
-        "num_pages": setup.num_pages, "page_size": setup.page_size, "eviction": setup.eviction,
-        "texts": [list(text) for text in setup.texts], "namespaces": setup.namespaces,
-        "rates": setup.rates, "every": setup.every,
-    }  # fmt: skip
-
-
-def _decode(values: dict[str, Any]) -> Setup:
-    if values["num_pages"] * values["page_size"] > MOST_SLOTS:
-        raise ValueError(f"num_pages * page_size must be at most {MOST_SLOTS:,}")
-    texts = tuple(tuple(text) for text in values["texts"])
-    return Setup(**(values | {"texts": texts}))
-
-
-def _needed(setup: Setup, operations: list[Operation]) -> Setup:
-    del operations
-    return replace(setup, every=1)
-
-
-def _simpler(setup: Setup) -> Iterator[Setup]:
-    if setup.num_pages > 1:
-        yield replace(setup, num_pages=setup.num_pages // 2)
-        yield replace(setup, num_pages=setup.num_pages - 1)
-    if setup.eviction != "lru":
-        yield replace(setup, eviction="lru")
-    if setup.namespaces > 1:
-        yield replace(setup, namespaces=1)
-    for at, text in enumerate(setup.texts):
-        if len(text) > setup.page_size:
-            shorter = text[: -setup.page_size]
-            yield replace(setup, texts=(*setup.texts[:at], shorter, *setup.texts[at + 1 :]))
-
-
 MACHINE: Final = Machine(
     name="cache",
     faults=FAULTS,
@@ -409,8 +335,8 @@ MACHINE: Final = Machine(
     is_system=False,
     draw=draw_setup,
     open=CacheSession,
-    encode=_encode,
-    decode=_decode,
-    needed=_needed,
-    simpler=_simpler,
+    encode=encode,
+    decode=decode,
+    needed=needed,
+    simpler=simpler,
 )

@@ -7,7 +7,8 @@ from typing import Final
 
 from workbench.fuzz.explore import explore
 from workbench.fuzz.machine import Operation
-from workbench.fuzz.scheduler_machine import MACHINE, SchedulerSession, Setup
+from workbench.fuzz.scheduler_machine import MACHINE, SchedulerSession
+from workbench.fuzz.scheduler_setup import Setup
 
 MOST_RUNS: Final = 200
 

@@ -3,101 +3,34 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
-from engine.core.config import UNCHANGEABLE, SchedulerConfig
-from engine.core.enums import (
-    AdmissionBlock,
-    FinishReason,
-    RejectReason,
-    RequestStatus,
-    RetractReason,
-    TransferStatus,
-)
+from engine.core.config import UNCHANGEABLE
+from engine.core.enums import RequestStatus
 from engine.core.errors import PlanOrderError
 from engine.core.events import Detail, EventLog
 from engine.core.journal import Journal, read_calls, replay
 from engine.core.plan import OK, StepPlan, StepResult
 from engine.core.scheduler import Scheduler
 from workbench.fuzz.draws import chance
-from workbench.fuzz.fake_model import Ask
 from workbench.fuzz.hog import Hog
-from workbench.fuzz.machine import Machine, Operation, Weights, swarm
+from workbench.fuzz.machine import Machine, Operation, Weights
 from workbench.fuzz.plan_laws import PLAN_LAWS
 from workbench.fuzz.record_laws import check_record
 from workbench.fuzz.rig import Rig, require
-from workbench.fuzz.tiny import (
-    TICK_NS,
-    ask_from_json,
-    ask_to_json,
-    config_from_json,
-    config_to_json,
-    random_asks,
-    random_config,
-    smaller_asks,
-    squeezed,
+from workbench.fuzz.scheduler_marks import MARKS, marks_of_ends, marks_of_events, marks_of_plan
+from workbench.fuzz.scheduler_setup import (
+    FAULTS,
+    IN_RUN,
+    Setup,
+    decode,
+    draw_setup,
+    encode,
+    needed,
+    simpler,
 )
-
-FAULTS: Final = frozenset({
-    "abort", "storm", "fail", "nan", "wrong_order", "misfit", "twice", "starve", "shrink", "flush",
-    "reconfigure", "handoff", "transfer", "leap",
-})  # fmt: skip
-_IN_RUN: Final = FAULTS - {"nan", "handoff", "transfer"}  # those that are operations
-_MARKS: Final = frozenset(
-    {f"fault {name}" for name in _IN_RUN}
-    | {f"blocked {block.name}" for block in AdmissionBlock}
-    | {f"ended {reason.name}" for reason in FinishReason if reason}
-    | {f"rejected {reason.name}" for reason in RejectReason if reason}
-    | {f"retracted {reason.name}" for reason in RetractReason}
-    | {f"transfer {status.name}" for status in TransferStatus}
-    | {
-        "fed by a plan in flight", "graph", "evicted", "prefix hit", "deferred pages",
-        "orphaned pages", "verify", "recorded", "replayed", "four plans in flight",
-        "transfer in part", "transfer told twice", "transfer told late", "transfer failed",
-        "resumed", "aborted in flight", "not a number",
-    }
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Setup:
-    """Settings of a run.
-
-    Attributes:
-        config: of the scheduler.
-        asks: what may be sent.
-        rates: fault -> how often per operation.
-        every: full recounts are made after each n-th operation.
-        recorded: keep events and journal, and check them at the end.
-        pace: how eager the driver is to commit; 0: only when it must.
-    """
-
-    config: SchedulerConfig
-    asks: tuple[Ask, ...]
-    rates: dict[str, float]
-    every: int
-    recorded: bool
-    pace: float
-
-
-def draw_setup(rng: random.Random, faults: frozenset[str]) -> Setup:
-    """Tiny resources, and about half of the faults."""
-    rates = swarm(rng, faults)
-    handoffs = "handoff" in rates
-    fixed: dict[str, Any] = {} if handoffs else {"transfer_timeout_ns": _NEVER_NS}
-    squeeze = rng.random() < 0.4
-    if squeeze:
-        fixed |= squeezed(rng)
-    config = random_config(rng, **fixed)
-    if handoffs:
-        rates.pop("starve", None)  # a receive takes the pages that it was promised in one breath
-    count = rng.choice([3, 6, 12, 24])
-    asks = random_asks(rng, config, count, handoffs, squeeze)
-    recorded = rng.random() < 1 / 16
-    every = rng.choice([1, 4, 8, 16])
-    return Setup(config, tuple(asks), rates, every, recorded, rng.choice([0.05, 0.3, 0.6]))
+from workbench.fuzz.tiny import TICK_NS, random_config
 
 
 class SchedulerSession:
@@ -121,7 +54,7 @@ class SchedulerSession:
         base = {"send": 0.15, "plan": 0.45, "compute": 0.1, "commit": setup.pace, "arrive": 0.08}
         if "handoff" not in rates:
             del base["arrive"]
-        self._weights = Weights(base | {k: v for k, v in rates.items() if k in _IN_RUN})
+        self._weights = Weights(base | {k: v for k, v in rates.items() if k in IN_RUN})
         self._calls: dict[str, Callable[..., None]] = {
             "send": self._send, "plan": self._plan, "compute": self._compute,
             "commit": self._commit, "arrive": self._arrive, "abort": self._abort,
@@ -172,9 +105,9 @@ class SchedulerSession:
         require(not alive, f"when faults stop, all ends within {most} steps", *alive)
         rig.quiesce()
         rig.check_ends()
-        self._note_ends()
+        self.marks |= marks_of_ends(rig)
         if self._log is not None:
-            self.marks.add("recorded")
+            self.marks |= {"recorded"} | marks_of_events(self._log)
             check_record(rig, plans_were_lost="starve" in self._setup.rates)
             self._replay()
         self.marks |= rig.links.marks
@@ -353,116 +286,20 @@ class SchedulerSession:
         self.marks.add("fault leap")
 
     def _note(self, rig: Rig, plan: StepPlan) -> None:
-        """Called as a law: which branches this plan has seen."""
-        marks = self.marks
-        marks.add(_BLOCKED[plan.block_reason])
-        if plan.feeds_from >= 0:
-            marks.add("fed by a plan in flight")
-        if plan.graph_batch:
-            marks.add("graph")
-        if plan.evicted_pages:
-            marks.add("evicted")
-        if plan.hit_tokens:
-            marks.add("prefix hit")
-        if plan.verifies:
-            marks.add("verify")
-        if len(rig.device.in_flight) == 4:
-            marks.add("four plans in flight")
-        kv = rig.scheduler.kv
-        if kv.has_deferred:
-            marks.add("deferred pages")
-        if kv.pool.orphaned_pages > len(rig.shrunk):
-            marks.add("orphaned pages")
-
-    def _note_ends(self) -> None:
-        marks, rig = self.marks, self.rig
-        for request_id, request in rig.requests.items():
-            marks.add(f"ended {request.finish_reason.name}")
-            if request.reject_reason:
-                marks.add(f"rejected {request.reject_reason.name}")
-            if request.retractions and request.finish_reason in _OWN_END:
-                marks.add("resumed")
-            if request_id in rig.broken:
-                marks.add("not a number")
-        if self._log is not None:
-            marks |= _recorded_marks(self._log)
-
-
-_NEVER_NS: Final = 10**18
-_BLOCKED: Final = [f"blocked {block.name}" for block in AdmissionBlock]
-_OWN_END: Final = (FinishReason.STOP, FinishReason.LENGTH)
-
-
-def _recorded_marks(log: EventLog) -> set[str]:
-    """What only the events tell."""
-    from engine.core.enums import RequestEvent
-
-    life = log.tables()["lifecycle"]
-    retracted = life["b"][life["event"] == RequestEvent.RETRACT].tolist()
-    moved = life["b"][life["event"] == RequestEvent.TRANSFER_DONE].tolist()
-    marks = {f"retracted {RetractReason(reason).name}" for reason in set(retracted)}
-    return marks | {f"transfer {TransferStatus(status).name}" for status in set(moved)}
-
-
-def _encode(setup: Setup) -> dict[str, Any]:
-    return {
-        "config": config_to_json(setup.config),
-        "asks": [ask_to_json(ask) for ask in setup.asks],
-        "rates": setup.rates,
-        "every": setup.every,
-        "recorded": setup.recorded,
-        "pace": setup.pace,
-    }
-
-
-def _decode(values: dict[str, Any]) -> Setup:
-    return Setup(
-        config_from_json(values["config"]),
-        tuple(ask_from_json(ask) for ask in values["asks"]),
-        values["rates"],
-        values["every"],
-        values["recorded"],
-        values["pace"],
-    )
-
-
-def _needed(setup: Setup, operations: list[Operation]) -> Setup:
-    """The settings without requests that no operation sends, recounting always."""
-    sent = {operation[1] for operation in operations if operation[0] == "send"}
-    asks = tuple(ask for ask in setup.asks if ask.request_id in sent)
-    return replace(setup, asks=asks, every=1)
-
-
-def _simpler(setup: Setup) -> Iterator[Setup]:
-    """The same with one request smaller, or one setting at its plainest."""
-    for at, ask in enumerate(setup.asks):
-        for smaller in smaller_asks(ask):
-            yield replace(setup, asks=(*setup.asks[:at], smaller, *setup.asks[at + 1 :]))
-    for name, plain in _PLAIN.items():
-        if getattr(setup.config, name) != plain:
-            yield replace(setup, config=replace(setup.config, **{name: plain}))
-    if setup.recorded:
-        yield replace(setup, recorded=False)
-
-
-_PLAIN: Final[dict[str, Any]] = {
-    "policy": "fcfs", "mode": "mixed", "admission": "estimate", "eviction": "lru",
-    "chunked_prefill": True, "max_prefill_tokens": None, "cuda_graph_batch_sizes": (),
-    "max_plans_in_flight": 1, "num_speculative_tokens": 0, "prefix_cache": False,
-    "max_model_len": 10_000,
-}  # fmt: skip
+        """Called as a law of each plan."""
+        self.marks |= marks_of_plan(rig, plan)
 
 
 MACHINE: Final = Machine(
     name="scheduler",
     faults=FAULTS,
-    marks=_MARKS,
+    marks=MARKS,
     operations=(20, 200),
     is_system=False,
     draw=draw_setup,
     open=SchedulerSession,
-    encode=_encode,
-    decode=_decode,
-    needed=_needed,
-    simpler=_simpler,
+    encode=encode,
+    decode=decode,
+    needed=needed,
+    simpler=simpler,
 )
