@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -128,7 +129,9 @@ def _in_processes(
     plan: Plan, total: Tally, on_progress: Callable[[Tally], None], over: Callable[[], bool]
 ) -> None:
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(plan.jobs, mp_context=context) as pool:
+    with ProcessPoolExecutor(
+        plan.jobs, mp_context=context, initializer=_leave_interrupts_to_the_parent
+    ) as pool:
         blocks = _blocks(plan)
         flying: set[Future[Tally]] = set()
         while True:
@@ -143,6 +146,11 @@ def _in_processes(
             for future in done:
                 total.add(future.result())
             on_progress(total)
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    """Ctrl-C reaches every process of a terminal; blocks in work come to their end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _blocks(plan: Plan) -> Iterator[tuple[int, int]]:
