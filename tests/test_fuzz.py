@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from contextlib import suppress
@@ -108,6 +109,28 @@ def test_a_seed_stands_for_one_machine() -> None:
     drawn = [machine_of(seed).name for seed in range(400)]
     assert set(drawn) == set(MACHINES)
     assert machine_of(7, ("cluster",)).name == "cluster"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_allocator_may_fail_at_every_call(seed: int) -> None:
+    """For every n: at the n-th request for pages there are none, and later there are again."""
+    machine, rng = MACHINES["scheduler"], random.Random(seed)
+    setup = replace(machine.draw(rng, frozenset()), every=8)
+    for call in range(1, 500):
+        session = machine.open(seed, setup)
+        session._hog.fail_at(call)
+        for ask in setup.asks:
+            session.apply(("send", ask.request_id))
+            for name in ("plan", "commit", "plan"):
+                session.apply((name,))
+        for _ in range(20):
+            session.apply(("plan",))
+            session.apply(("commit",))
+        failed = session._hog.was_used
+        session.finish()
+        if not failed:  # nobody asks as often as that
+            break
+    assert 3 < call < 499
 
 
 # ---- a planted bug -------------------------------------------------------------------------------
