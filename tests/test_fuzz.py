@@ -297,6 +297,15 @@ def test_mutants_need_the_source_tree(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "--mutants needs the source tree" in result.output
 
 
+def test_an_hour_must_reach_every_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is long enough fails if some fault or line of the core never happened."""
+    monkeypatch.setattr("workbench.fuzz.campaign.HOUR_S", 0.0)
+    result = invoke("fuzz", "--seed", "3", "--runs", "64", "--machines", "cache,scheduler")
+    assert result.exit_code == 1
+    assert "not reached: " in result.output
+    assert "a run of an hour must reach all of them" in result.output
+
+
 def test_a_good_minute_says_so() -> None:
     """Seed, commit, canary, counts, no violation."""
     result = invoke("fuzz", "--seed", "11", "--runs", "64")
