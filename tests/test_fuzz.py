@@ -78,12 +78,12 @@ for name in ("scheduler", "cluster", "world"):
         rng = random.Random(seed)
         setup = machine.draw(rng, machine.faults)
         log = EventLog(Detail.PAGES)
-        session = machine.open(seed, setup, log)
+        trial = machine.open(seed, setup, log)
         for _ in range(60):
-            operation = session.choose(rng)
+            operation = trial.choose(rng)
             digest.update(repr(operation).encode())
-            session.apply(operation)
-        session.finish()
+            trial.apply(operation)
+        trial.finish()
         for table, columns in log.tables().items():
             for column, values in columns.items():
                 digest.update(f"{table}/{column}".encode() + values.tobytes())
@@ -117,17 +117,17 @@ def test_the_allocator_may_fail_at_every_call(seed: int) -> None:
     machine, rng = MACHINES["scheduler"], random.Random(seed)
     setup = replace(machine.draw(rng, frozenset()), every=8)
     for call in range(1, 500):
-        session = machine.open(seed, setup)
-        session._hog.fail_at(call)
+        trial = machine.open(seed, setup)
+        trial._hog.fail_at(call)
         for ask in setup.asks:
-            session.apply(("send", ask.request_id))
+            trial.apply(("send", ask.request_id))
             for name in ("plan", "commit", "plan"):
-                session.apply((name,))
+                trial.apply((name,))
         for _ in range(20):
-            session.apply(("plan",))
-            session.apply(("commit",))
-        failed = session._hog.was_used
-        session.finish()
+            trial.apply(("plan",))
+            trial.apply(("commit",))
+        failed = trial._hog.was_used
+        trial.finish()
         if not failed:  # nobody asks as often as that
             break
     assert 3 < call < 499

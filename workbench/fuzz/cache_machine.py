@@ -37,7 +37,7 @@ class _Hold(NamedTuple):
     name: bytes
 
 
-class CacheSession:
+class CacheTrial:
     """Drives a radix cache and a page pool."""
 
     def __init__(self, seed: int, setup: Setup) -> None:
@@ -334,7 +334,7 @@ MACHINE: Final = Machine(
     operations=(20, 200),
     is_system=False,
     draw=draw_setup,
-    open=CacheSession,
+    open=CacheTrial,
     encode=encode,
     decode=decode,
     needed=needed,

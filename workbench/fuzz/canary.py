@@ -7,7 +7,7 @@ from typing import Final
 
 from workbench.fuzz.explore import explore
 from workbench.fuzz.machine import Operation
-from workbench.fuzz.scheduler_machine import MACHINE, SchedulerSession
+from workbench.fuzz.scheduler_machine import MACHINE, SchedulerTrial
 from workbench.fuzz.scheduler_setup import Setup
 
 MOST_RUNS: Final = 200
@@ -17,8 +17,8 @@ class CanaryDiedError(RuntimeError):
     """The harness did not notice a planted bug: whatever it says of others is worth nothing."""
 
 
-class _SickSession(SchedulerSession):
-    """A scheduler session in whose pool somebody frees a page that a request holds."""
+class _SickTrial(SchedulerTrial):
+    """A scheduler trial in whose pool somebody frees a page that a request holds."""
 
     def __init__(self, seed: int, setup: Setup) -> None:
         super().__init__(seed, setup)
@@ -44,7 +44,7 @@ def runs_until_found(seed: int = 0) -> int:
     """
     from dataclasses import replace
 
-    sick = replace(MACHINE, open=_SickSession)
+    sick = replace(MACHINE, open=_SickTrial)
     for run in range(MOST_RUNS):
         if explore(sick, seed + run, frozenset()).failure is not None:
             return run + 1

@@ -84,7 +84,7 @@ def draw_setup(rng: random.Random, faults: frozenset[str]) -> Setup:
     return Setup((first, *others), policy, tuple(asks), rates, every, patience)
 
 
-class ClusterSession:
+class ClusterTrial:
     """Drives a deployment."""
 
     def __init__(self, seed: int, setup: Setup, log: EventLog | None = None) -> None:
@@ -323,7 +323,7 @@ MACHINE: Final = Machine(
     operations=(20, 160),
     is_system=True,
     draw=draw_setup,
-    open=ClusterSession,
+    open=ClusterTrial,
     encode=_encode,
     decode=_decode,
     needed=_needed,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.fuzz.machine import Machine, Operation, Session
+from workbench.fuzz.machine import Machine, Operation, Trial
 from workbench.fuzz.watchdog import watchdog
 
 
@@ -62,27 +62,27 @@ def explore(machine: Machine, seed: int, faults: frozenset[str]) -> Outcome:
     """A run that is a function of its arguments and of the code alone."""
     rng = random.Random(seed)  # noqa: S311 - a seed, no secret
     setup = machine.draw(rng, faults & machine.faults)
-    session = machine.open(seed, setup)
+    trial = machine.open(seed, setup)
     operations: list[Operation] = []
 
     def choices() -> Iterator[Operation]:
         for _ in range(rng.randint(*machine.operations)):
-            operation = session.choose(rng)
+            operation = trial.choose(rng)
             operations.append(operation)
             yield operation
 
-    broken = _run(session, choices())
+    broken = _run(trial, choices())
     failure = None
     if broken is not None:
         failure = Failure(machine, seed, setup, tuple(operations), *broken)
-    return Outcome(len(operations), session.checks, session.marks, failure)
+    return Outcome(len(operations), trial.checks, trial.marks, failure)
 
 
 def repeat(
     machine: Machine, seed: int, setup: Any, operations: Sequence[Operation]
 ) -> Failure | None:
     """Do these operations; the violation, or None."""
-    session = machine.open(seed, setup)
+    trial = machine.open(seed, setup)
     done: list[Operation] = []
 
     def listed() -> Iterator[Operation]:
@@ -90,19 +90,19 @@ def repeat(
             done.append(operation)
             yield operation
 
-    broken = _run(session, listed())
+    broken = _run(trial, listed())
     return None if broken is None else Failure(machine, seed, setup, tuple(done), *broken)
 
 
-def _run(session: Session, operations: Iterator[Operation]) -> tuple[Exception, bool] | None:
+def _run(trial: Trial, operations: Iterator[Operation]) -> tuple[Exception, bool] | None:
     """Apply operations and finish; the violation, and whether it showed only at rest."""
     at_rest = False
     try:
         with watchdog():
             for operation in operations:
-                session.apply(operation)
+                trial.apply(operation)
             at_rest = True
-            session.finish()
+            trial.finish()
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what we look for
         return error, at_rest
     return None

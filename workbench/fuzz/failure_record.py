@@ -33,12 +33,12 @@ def record_failure(failure: Failure, runs_directory: Path) -> Path | None:
     if not configs:
         return None
     log = EventLog(Detail.PAGES)
-    session = failure.machine.open(failure.seed, failure.setup, log)
+    trial = failure.machine.open(failure.seed, failure.setup, log)
     with suppress(Exception):  # the violation, again
         for operation in failure.operations:
-            session.apply(operation)
-        session.finish()
-    session.write_unfinished()
+            trial.apply(operation)
+        trial.finish()
+    trial.write_unfinished()
     header = _header(failure, configs)
     writer = RunWriter(runs_directory, header.name, header)
     tables = log.tables()

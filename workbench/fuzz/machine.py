@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 Operation = tuple[Any, ...]
 
 
-class Session(Protocol):
+class Trial(Protocol):
     """One run of a machine.
 
     Attributes:
@@ -55,7 +55,7 @@ class Machine:
         operations: fewest and most operations of a run.
         is_system: whether a run is one of a whole deployment.
         draw: settings and requests of a run; the set names the faults that may occur in it.
-        open: a session of such settings, (seed, settings); machines that keep events take a `log`.
+        open: a trial of such settings, (seed, settings); machines that keep events take a `log`.
         encode, decode: settings to plain values for a file, and back.
         needed: the settings without what these operations do not use.
         simpler: smaller variants of the settings, most promising first.
@@ -67,7 +67,7 @@ class Machine:
     operations: tuple[int, int]
     is_system: bool
     draw: Callable[[random.Random, frozenset[str]], Any]
-    open: Callable[..., Session]
+    open: Callable[..., Trial]
     encode: Callable[[Any], dict[str, Any]]
     decode: Callable[[dict[str, Any]], Any]
     needed: Callable[[Any, list[Operation]], Any]

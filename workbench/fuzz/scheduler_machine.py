@@ -33,7 +33,7 @@ from workbench.fuzz.scheduler_setup import (
 from workbench.fuzz.tiny import TICK_NS, random_config
 
 
-class SchedulerSession:
+class SchedulerTrial:
     """Drives a rig by operations."""
 
     def __init__(self, seed: int, setup: Setup, log: EventLog | None = None) -> None:
@@ -297,7 +297,7 @@ MACHINE: Final = Machine(
     operations=(20, 200),
     is_system=False,
     draw=draw_setup,
-    open=SchedulerSession,
+    open=SchedulerTrial,
     encode=encode,
     decode=decode,
     needed=needed,

@@ -115,7 +115,7 @@ def _draw_row(
     )
 
 
-class WorldSession:
+class WorldTrial:
     """Collects a workload, then simulates it twice."""
 
     def __init__(self, seed: int, setup: Setup, log: EventLog | None = None) -> None:
@@ -332,7 +332,7 @@ MACHINE: Final = Machine(
     operations=(3, 45),
     is_system=True,
     draw=draw_setup,
-    open=WorldSession,
+    open=WorldTrial,
     encode=_encode,
     decode=_decode,
     needed=_needed,
