@@ -40,7 +40,7 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
-        "evict-ignores-a-lock", "the design's toy example", CORE + "radix_cache.py",
+        "evict-ignores-a-lock", "radix caches in general", CORE + "radix_cache.py",
         "            if node.locks or node.children or node.parent is None:\n",
         "            if node.locks > 1 or node.children or node.parent is None:\n",
     ),
@@ -146,12 +146,12 @@ MUTANTS = (
         "            if rejected > 1:\n                self._kv.shrink(\n",
     ),
     Mutant(
-        "tenants-share-a-tree", "the threat notes", CORE + "kv_memory.py",
+        "tenants-share-a-tree", "caches without a salt", CORE + "kv_memory.py",
         "        return self.cache.match(request.tokens.ids(0, most), request.tenant)\n",
         "        return self.cache.match(request.tokens.ids(0, most))\n",
     ),
     Mutant(
-        "split-forgets-the-locks", "sglang #27372", CORE + "radix_cache.py",
+        "split-forgets-the-locks", "radix caches in general", CORE + "radix_cache.py",
         "        upper.locks, upper.hits, upper.last_access = node.locks, node.hits, node.last_access\n",
         "        upper.hits, upper.last_access = node.hits, node.last_access\n",
     ),
@@ -161,7 +161,7 @@ MUTANTS = (
         "        if now_pages >= available:\n",
     ),
     Mutant(
-        "evicts-out-of-order", "invariant 6", CORE + "radix_cache.py",
+        "evicts-out-of-order", "radix caches in general", CORE + "radix_cache.py",
         "            if last_access != node.last_access or (self._lfu and hits != node.hits):\n",
         "            if last_access < node.last_access - 9:\n",
     ),
