@@ -74,6 +74,7 @@ class Run(Rig):
             transfer_faults=faults.transfers,
             nan_rate=faults.nan,
         )
+        self.asks |= {ask.request_id: ask for ask in asks}
         self.rng = random.Random(seed)
         self.faults = faults
         self._to_send = list(asks)
