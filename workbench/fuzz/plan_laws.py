@@ -133,15 +133,19 @@ def bypass_is_bounded(rig: Rig, plan: StepPlan) -> None:  # noqa: ARG001
 
 
 def retraction_spares_the_oldest(rig: Rig, plan: StepPlan) -> None:
-    """The oldest of the most urgent running requests is retracted only for a more urgent one."""
+    """The oldest of the most urgent is retracted only for one that this plan admitted before it."""
     running = rig.before.running
     if not running or not plan.retracted:
         return
-    keep = min(running, key=lambda r: (-r.priority, r.sequence))
-    others = [rig.requests[i] for i in rig.before.retractions]
-    urgent = max((r.priority for r in others if r not in running), default=0)
+
+    def place(request: Request) -> tuple[int, int]:
+        return -request.priority, request.sequence
+
+    keep = min(running, key=place)
     if keep.retractions != rig.before.retractions[keep.request_id]:
-        require(urgent > keep.priority, "the oldest is spared", keep)
+        others = [rig.requests[i] for i in rig.before.retractions]
+        fair = any(place(r) < place(keep) for r in others if r not in running)
+        require(fair, "the oldest is spared", keep)
 
 
 def retraction_waits_for_results(rig: Rig, plan: StepPlan) -> None:
