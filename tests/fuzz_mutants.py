@@ -193,12 +193,15 @@ def plant(mutant: Mutant, target: Path) -> str:
 _CHILD = """
 import json, resource, sys, time
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
-from workbench.fuzz.campaign import Plan, carry_out
+from workbench.fuzz.campaign import BLOCK_RUNS, Tally, run_block
 from workbench.fuzz.machines import FAULTS
 import engine
 assert engine.__file__.startswith(sys.argv[1]), engine.__file__
 started = time.process_time()
-tally = carry_out(Plan(int(sys.argv[2]), None, float(sys.argv[3]), FAULTS))
+tally, first = Tally(), int(sys.argv[2])
+while not tally.failures and time.process_time() - started < float(sys.argv[3]):
+    tally.add(run_block(first, BLOCK_RUNS, FAULTS, ()))
+    first += BLOCK_RUNS
 took_s = time.process_time() - started
 if tally.failures and sys.argv[4]:
     from pathlib import Path
