@@ -131,6 +131,8 @@ class Replica:
             if room == 1 and self._fast_forward and len(running) <= 1:
                 now = self._skip(now)
             plan = scheduler.plan(now)
+            for request in scheduler.take_ended():
+                self._on_end(request, now)
             if plan is not None:
                 self._launch(plan, now)
                 if room > 1:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from core_random import random_config
-
 from engine.core.config import UNCHANGEABLE, SchedulerConfig
 from engine.core.enums import TransferStatus
 from engine.core.events import Detail, EventLog
@@ -16,6 +14,7 @@ from engine.core.plan import OK, StepPlan, StepResult
 from engine.core.request import KVHandoff, Request
 from engine.core.scheduler import Scheduler
 from engine.core.token_ids import SyntheticTokens
+from workbench.fuzz.tiny import random_config
 
 _REQUEST_FACTS = (
     "request_id", "status", "epoch", "pages", "cached_depth", "scheduled_tokens",

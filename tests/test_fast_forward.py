@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from core_fakes import Ask
 from core_harness import Run, fresh_seeds
-from core_random import random_config
 from core_twins import Twins
 
 from engine.core.config import UNCHANGEABLE, SchedulerConfig
@@ -25,6 +23,8 @@ from simulator.power_state import PowerFit
 from simulator.roofline import RooflineCostModel
 from simulator.router import RouterConfig
 from simulator.world import ReplicaConfig, SimulationResult, World
+from workbench.fuzz.fake_model import Ask
+from workbench.fuzz.tiny import random_config
 
 
 def first_difference(one: Segment, other: Segment) -> str | None:

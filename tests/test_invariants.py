@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from core_fakes import Ask
 from core_harness import Run
 
 from engine.core.config import SchedulerConfig
@@ -14,6 +13,7 @@ from engine.core.invariants import InvariantError, check
 from engine.core.plan import OK
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
+from workbench.fuzz.fake_model import Ask
 
 CONFIG = SchedulerConfig(
     num_pages=40, page_size=2, max_model_len=99, max_num_batched_tokens=8, max_running_requests=3,

@@ -6,16 +6,17 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from core_fakes import Ask
 from core_harness import Run
 
 from engine.core.config import SchedulerConfig
 from engine.core.enums import AdmissionBlock, FinishReason, RejectReason, TransferStatus
 from engine.core.errors import PlanOrderError
-from engine.core.plan import StepPlan, StepResult
+from engine.core.plan import OK, StepPlan, StepResult
 from engine.core.request import KVHandoff
 from engine.core.results import MAX_FAILURES
+from engine.core.scheduler import Scheduler
 from engine.core.waiting_queue import MAX_BYPASS
+from workbench.fuzz.fake_model import Ask
 
 NEVER = 10**6  # stop_after of a text that only max_tokens ends
 
@@ -389,7 +390,7 @@ def test_a_broken_row_ends_its_request_alone(outputs: int) -> None:
     while run.scheduler.has_work:
         step(run)
     assert run.requests[1].finish_reason == FinishReason.LENGTH
-    run.broken = {0}
+    run.broken, run.ended[0] = {0}, 1
     run.check_ends()
 
 
@@ -521,3 +522,20 @@ def test_a_result_that_does_not_fit_changes_nothing(bad: dict[str, Any]) -> None
     assert len(run.journal.to_array()) == calls
     run.scheduler.commit(plan.plan_id, good_result(plan), 9)
     assert run.requests[0].committed_outputs == 2
+
+
+def test_the_end_of_a_late_send_is_told() -> None:
+    """Whoever drives a scheduler hears of each end from one of its calls, once."""
+    scheduler = Scheduler(config(max_plans_in_flight=1, transfer_timeout_ns=10))
+    request = Ask(0, (1, 2), 9, 99, handoff=KVHandoff.SEND).request()
+    scheduler.add(request, 0)
+    for now in (1, 3):
+        plan = scheduler.plan(now)
+        assert plan is not None
+        assert scheduler.commit(plan.plan_id, OK, now + 1) == []
+        assert scheduler.take_ended() == []
+    assert scheduler.plan(100) is None
+    assert request.finish_reason == FinishReason.ERROR
+    assert scheduler.take_ended() == [request]
+    assert scheduler.take_ended() == []
+    assert scheduler.transfer_done(0, TransferStatus.OK, 101) is None

@@ -6,7 +6,6 @@ import random
 from dataclasses import replace
 
 import pytest
-from core_fakes import Ask
 from core_harness import (
     ALL_FAULTS,
     NO_FAULTS,
@@ -15,8 +14,6 @@ from core_harness import (
     fresh_seeds,
     random_run,
 )
-from core_laws import PLAN_LAWS, check_record, retract_reasons
-from core_random import fits, random_asks, random_config
 
 from engine.core.config import Mode, SchedulerConfig
 from engine.core.enums import (
@@ -28,6 +25,10 @@ from engine.core.enums import (
     TransferStatus,
 )
 from engine.core.plan import StepPlan
+from workbench.fuzz.fake_model import Ask
+from workbench.fuzz.plan_laws import PLAN_LAWS
+from workbench.fuzz.record_laws import check_record, retract_reasons
+from workbench.fuzz.tiny import fits, random_asks, random_config
 
 KINDS = {
     "calm": (NO_FAULTS, False),

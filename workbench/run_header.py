@@ -211,7 +211,7 @@ def decode_header(data: bytes) -> RunHeader:
                 "update the workbench"
             )
         return msgspec.json.decode(data, type=RunHeader)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise HeaderError(f"it is no run header ({error})") from error
 
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -148,7 +151,7 @@ class RunReader:
             raise RunRecordError(f"{path} is missing: {self.header.how_it_ended()}")
         try:
             loaded = json.loads(_read_bytes(path))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunRecordError(f"{path} is damaged: {error}") from error
         if not isinstance(loaded, dict):
             raise RunRecordError(f"{path} is damaged: it holds no JSON object")
@@ -328,11 +331,38 @@ def _read_arrays(path: Path, names: tuple[str, ...] | None) -> dict[str, NDArray
     """The named arrays of an .npz that are in it (all without names)."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in names or archive.files if name in archive}
+            there = [name for name in names or archive.files if name in archive]
+            for name in there:
+                _refuse_giant(archive.zip, name)
+            return {name: archive[name] for name in there}
     except OSError as error:
         raise RunRecordError.of_os_error("read", path, error) from error
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+    except _DAMAGE as error:
         raise RunRecordError(f"{path} is cut short or damaged: {error}") from error
+
+
+# RuntimeError and NotImplementedError: what zipfile makes of a wrong flag in an entry.
+_DAMAGE: Final = (
+    zipfile.BadZipFile, ValueError, EOFError, KeyError, RuntimeError, struct.error, zlib.error,
+)  # fmt: skip
+
+
+def _refuse_giant(archive: zipfile.ZipFile, name: str) -> None:
+    """Check that an array is no larger than its bytes, before memory is taken for it.
+
+    Raises:
+        ValueError: it is, or it is compressed, which no record's arrays are.
+    """
+    entry = archive.getinfo(f"{name}.npy")
+    if entry.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} is compressed")
+    with archive.open(entry) as member:
+        version = np.lib.format.read_magic(member)
+        if version != (1, 0):
+            raise ValueError(f"{name} has format {version}")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+    if math.prod(shape) * dtype.itemsize > entry.file_size:
+        raise ValueError(f"{name} claims {shape} of {dtype} in {entry.file_size} bytes")
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -281,7 +281,7 @@ def read_json_object(path: Path) -> dict[str, object]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelConfigError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise ModelConfigError(f"{path}: expected a JSON object, got {type(values).__name__}")

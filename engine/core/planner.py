@@ -41,7 +41,9 @@ class Planner:
         retracted = book.retracted
         if self._transfers.pending:
             for transfer_id in self._transfers.expired(now):
-                self._handoff.end_transfer(transfer_id, TransferStatus.TIMED_OUT, now)
+                late = self._handoff.end_transfer(transfer_id, TransferStatus.TIMED_OUT, now)
+                if late is not None:
+                    self._state.ended.append(late)
         batch = book.batch
         if book.joining or (batch.limits and batch.limits[0][0] <= batch.iteration):
             self._settle_batch()

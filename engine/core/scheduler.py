@@ -109,6 +109,13 @@ class Scheduler:
             self._journal.transfer_done(transfer_id, status, now)
         return self._handoff.end_transfer(transfer_id, status, now)
 
+    def take_ended(self) -> list[Request]:
+        """Requests that ended inside `plan`, because their KV was not sent in time; each once."""
+        ended = self._state.ended
+        if ended:
+            self._state.ended = []
+        return ended
+
     def next_wakeup(self) -> int | None:
         """When to call `plan` although nothing arrives: the earliest transfer deadline, in ns."""
         return self.transfers.next_deadline()
@@ -151,6 +158,8 @@ class Scheduler:
 
     def plan(self, now: int) -> StepPlan | None:
         """Decide the next step, or None: nothing to run, or results must come back first.
+
+        Ask `take_ended` afterwards if KV is sent from here.
 
         Raises:
             PlanOrderError: `max_plans_in_flight` plans are in flight.

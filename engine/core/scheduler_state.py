@@ -27,6 +27,7 @@ class SchedulerState:
         ratio: how much of their max_tokens running requests are expected to use.
         commits: plans committed.
         to_send: requests whose computed KV must leave.
+        ended: requests that ended inside `plan` and have not been told of.
         memory_ran_out: whether requests were retracted in this call of `plan`.
     """
 
@@ -50,6 +51,7 @@ class SchedulerState:
         self.ratio = NewTokenRatio(config.schedule_conservativeness)
         self.commits = 0
         self.to_send: list[Request] = []
+        self.ended: list[Request] = []
         self.memory_ran_out = False
         self._graph_buckets = _graph_buckets(config.cuda_graph_batch_sizes)
 

@@ -28,6 +28,8 @@ READABLE_DTYPES: Final[dict[str, torch.dtype]] = {
 }
 
 _MAX_HEADER_BYTES: Final = 100_000_000  # the format's own limit
+_MAX_DIMENSIONS: Final = 64  # torch's own limit
+_MAX_SIZE: Final = 1 << 63
 _DTYPE_BITS: Final[dict[str, int]] = {
     "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "BF16": 16,
     "F16": 16, "I16": 16, "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8,
@@ -104,7 +106,7 @@ def _read_shards(folder: Path, weight_map: Mapping[str, str]) -> dict[str, Store
 def _weight_map(index: Path) -> dict[str, str]:
     try:
         values = json.loads(index.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{index}: cannot be read: {error}") from error
     weight_map = values.get("weight_map") if isinstance(values, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -129,7 +131,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             header = json.loads(stream.read(length))
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{file}: its header is not JSON: {error}") from error
@@ -144,9 +146,10 @@ def _stored(file: Path, name: str, entry: Any, data: int, file_size: int) -> Sto
     try:
         dtype, shape = entry["dtype"], tuple(int(size) for size in entry["shape"])
         begin, end = (int(offset) for offset in entry["data_offsets"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{file}: the header's entry of {name} is malformed") from error
-    if not 0 <= begin <= end or any(size < 0 for size in shape):
+    sizes_fit = len(shape) <= _MAX_DIMENSIONS and all(0 <= size < _MAX_SIZE for size in shape)
+    if not (0 <= begin <= end and sizes_fit and isinstance(dtype, str)):
         raise CheckpointError(f"{file}: the header's entry of {name} is malformed")
     if data + end > file_size:
         raise CheckpointError(

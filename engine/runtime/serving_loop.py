@@ -199,6 +199,8 @@ class ServingLoop:
         now = self._clock()
         with annotate("plan"):
             plan = self.scheduler.plan(now)
+        for request in self.scheduler.take_ended():
+            self._events.on_end(request, now)
         if plan is None:
             return False
         plan.decode_members()  # while they are those of this plan

@@ -17,6 +17,7 @@ from workbench.cli import (
     compare,
     explain,
     fidelity,
+    fuzz,
     init,
     native,
     parity,
@@ -78,8 +79,8 @@ def workbench(
 
 
 for _command in (
-    simulate, run, tui, calibrate, fidelity, parity, explain, compare, report, scenarios, init,
-    schema, native, version,
+    simulate, run, tui, calibrate, fidelity, parity, fuzz, explain, compare, report, scenarios,
+    init, schema, native, version,
 ):  # fmt: skip
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name, epilog=_command.EPILOG)(_command.run)

@@ -1,0 +1,1 @@
+"""Deterministic, seed-driven fault testing of scheduler, prefix cache, router and simulator."""

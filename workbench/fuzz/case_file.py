@@ -1,0 +1,80 @@
+"""A run as a file: settings, requests and operations, to be repeated anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from workbench.atomic_file import write_atomic
+from workbench.fuzz.explore import Failure, repeat
+from workbench.fuzz.machine import Machine, Operation
+
+FORMAT: Final = 1
+_LONGEST_FILE_BYTES: Final = 1 << 24
+
+
+class CaseFileError(ValueError):
+    """A file holds no case; the message names the file and what is wrong."""
+
+
+def write_case(path: Path, failure: Failure, commit: str | None) -> None:
+    """Write a failing run.
+
+    Raises:
+        RunRecordError: the file cannot be written.
+    """
+    head = {
+        "format": FORMAT,
+        "machine": failure.machine.name,
+        "seed": failure.seed,
+        "commit": commit,
+        "violation": f"{type(failure.error).__name__}: {failure.error}",
+        "setup": failure.machine.encode(failure.setup),
+    }
+    rows = ",\n".join(f"    {json.dumps(operation)}" for operation in failure.operations)
+    text = json.dumps(head, indent=2).removesuffix("\n}")
+    write_atomic(path, f'{text},\n  "operations": [\n{rows}\n  ]\n}}\n'.encode())
+
+
+def repeat_file(path: Path, machines: Mapping[str, Machine]) -> Failure | None:
+    """Repeat the run of a file; the violation, or None.
+
+    Raises:
+        CaseFileError: it holds no case.
+        OSError: it cannot be read.
+    """
+    case = _read(path)
+    name = case.get("machine")
+    machine = machines.get(name) if isinstance(name, str) else None
+    if machine is None:
+        raise CaseFileError(f"{path}: machine is {name!r}; there are {', '.join(machines)}")
+    try:
+        setup = machine.decode(case["setup"])
+        seed, operations = int(case["seed"]), [_operation(o) for o in case["operations"]]
+        machine.open(seed, setup)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise CaseFileError(f"{path} does not fit the machine {machine.name}: {what}") from error
+    return repeat(machine, seed, setup, operations)
+
+
+def _operation(values: Any) -> Operation:
+    if not (isinstance(values, list) and values and isinstance(values[0], str)):
+        raise ValueError(f"{values!r} is no operation")
+    return tuple(values)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _LONGEST_FILE_BYTES:
+        raise CaseFileError(
+            f"{path} is larger than {_LONGEST_FILE_BYTES:,} bytes, which no case is"
+        )
+    try:
+        case = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CaseFileError(f"{path} is no JSON: {error}") from error
+    if not isinstance(case, dict) or case.get("format") != FORMAT:
+        raise CaseFileError(f'{path} is no case of this version: it lacks "format": {FORMAT}')
+    return case
