@@ -90,6 +90,44 @@ def test_browse_run_pause_step_back_fork_compare_quit() -> None:
     assert json.loads(Path("state.json").read_text())["scenario"] == "quickstart"
 
 
+def test_what_a_filter_leaves_under_the_cursor_is_what_runs() -> None:
+    """The form and the command follow the list, whichever row the filter took away."""
+
+    async def journey(app: WorkbenchApp, pilot: Pilot[None]) -> None:
+        screen = await listed(app, pilot)
+        await pilot.press("slash")
+        await types(pilot, "engine_on_cpu")
+        await pilot.press("enter")
+        pane = screen.query_one(CataloguePane)
+        assert pane.entry is not None
+        assert pane.entry.name == "engine_on_cpu"
+        await until(pilot, lambda: "engine_on_cpu" in (screen.command_line() or ""))
+        await pilot.press("q")
+
+    drive(journey)
+
+
+def test_an_empty_value_forks_nothing(run: OpenedRun) -> None:
+    """The dialog says what to type instead."""
+
+    async def journey(app: WorkbenchApp, pilot: Pilot[None]) -> None:
+        await shown(app, pilot, "live")
+        await types(pilot, ":step 20")
+        await pilot.press("enter")
+        await until(pilot, lambda: run.player.position == 20)
+        await pilot.press("F")
+        await until(pilot, lambda: mode(app) is None)
+        app.screen.query_one(Input).value = " "
+        await pilot.press("enter")
+        await pilot.pause()
+        assert mode(app) is None
+        assert not Path("runs/run-2").exists()
+        await pilot.press("escape")
+        await pilot.press("q")
+
+    drive(journey, start=run)
+
+
 def test_a_recorded_run_opens_and_requests_lead_to_their_steps(run: OpenedRun) -> None:
     """Filter requests, look into one, follow the cause to its step on the live screen."""
 

@@ -193,6 +193,8 @@ class ForkDialog(ModalScreen[str | None]):
         return not problem
 
     def _problem(self, override: str, value: str) -> str | None:
+        if not value.strip():
+            return "type a value; null is none"
         if value == _typed(self._settings[self._key]):
             return "this is its value already: type another"
         try:

@@ -84,9 +84,9 @@ class CataloguePane(ListPane):
                 self._lines.append(_Heading(f"{title}  {len(kept)}"))
                 self._lines += kept
         names = [line.name if isinstance(line, Entry) else "" for line in self._lines]
-        self.cursor = min(self.cursor, len(self._lines) - 1)
-        wanted = names.index(selected) if selected in names else max(self.cursor, 0)
-        self.select(wanted, centre=True)
+        # What the cursor was on may have gone: whatever it is on then is told of.
+        before, self.cursor = self.cursor, names.index(selected) if selected in names else -1
+        self.select(self.cursor if self.cursor >= 0 else max(before, 0), centre=True)
 
     def _matches(self, entry: Entry) -> bool:
         text = f"{entry.name} {entry.title} {entry.note}".lower()
