@@ -18,6 +18,8 @@ from command_line import invoke
 from core_harness import fresh_seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from textual.pilot import Pilot
+from tui_pilot import drive, shown
 
 from engine.core.radix_cache import RadixCache, RadixNode
 from workbench.fuzz import canary, lines
@@ -31,6 +33,8 @@ from workbench.fuzz.rig import LawError
 from workbench.fuzz.shrink import shrink
 from workbench.fuzz.watchdog import HangError, watchdog
 from workbench.run_record import RunReader
+from workbench.tui.app import WorkbenchApp
+from workbench.tui.opened_run import OpenedRun
 
 REGRESSIONS = sorted(Path(__file__).with_name("fuzz_regressions").glob("*.ops.json"))
 
@@ -195,6 +199,23 @@ def test_a_violation_is_recorded_as_a_run(sick: Machine, name: str, tmp_path: Pa
     assert str(failure.error).split("\n")[0] in (run.header.status_reason or "")
     assert len(run.table("lifecycle")["t_ns"]) > 0
     assert len(run.header.replicas) == len(getattr(failure.setup, "configs", [0]))
+
+
+def test_the_interface_opens_a_violation_where_it_happened(sick: Machine, tmp_path: Path) -> None:
+    """At the last step of the record, with the law that was broken."""
+    path = record_failure(find(sick), tmp_path)
+    assert path is not None
+    opened = OpenedRun.recorded(path)
+    assert opened.player.position == opened.player.head
+    assert opened.store.header.status_reason
+    seen: list[str] = []
+
+    async def journey(app: WorkbenchApp, pilot: Pilot[None]) -> None:
+        await shown(app, pilot, "live")
+        seen.extend(notice.message for notice in app._notifications)
+
+    drive(journey, start=opened, state_file=tmp_path / "state.json")
+    assert any(opened.store.header.status_reason in message for message in seen)
 
 
 def test_the_command_line_reports_a_violation(sick: Machine, tmp_path: Path) -> None:

@@ -136,6 +136,8 @@ class WorkbenchApp(App[None]):
             self.notify(self._state_trouble, severity="warning")
         self.set_interval(1 / self.fps, self._feed)
         self.push_screen(self._screen_of("scenarios" if self._start is None else "live"))
+        if self._start is not None:
+            self._say_trouble(self._start)
 
     # Modes
 
@@ -178,6 +180,11 @@ class WorkbenchApp(App[None]):
         """Look at a run."""
         self.current = run
         self.action_mode(mode) if self._mode() != mode else self._renew(mode)
+        self._say_trouble(run)
+
+    def _say_trouble(self, run: OpenedRun) -> None:
+        if run.trouble is not None:
+            self.notify(run.trouble, severity="error", timeout=20, markup=False)
 
     def compare_runs(self, a: OpenedRun, b: OpenedRun) -> None:
         """Look at two runs side by side."""

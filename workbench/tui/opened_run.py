@@ -27,9 +27,24 @@ class OpenedRun:
 
     @classmethod
     def recorded(cls, path: Path) -> OpenedRun:
-        """A recorded run. Raises RunRecordError if there is none, or it is damaged."""
+        """A recorded run, at its beginning; one that failed at the step where it did.
+
+        Raises:
+            RunRecordError: there is none, or it is damaged.
+        """
         store = RunStore.open(path)
-        return cls(store, Player(store))
+        player = Player(store)
+        if store.header.status == "failed":
+            player.seek(player.head)
+        return cls(store, player)
+
+    @property
+    def trouble(self) -> str | None:
+        """How a recorded run ended that did not end well."""
+        header = self.store.header
+        if self.child is not None or header.status == "complete":
+            return None
+        return header.how_it_ended()
 
     @classmethod
     def streamed(cls, header: HeaderFrame, child: ChildRun, ring_steps: int | None) -> OpenedRun:
