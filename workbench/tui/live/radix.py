@@ -34,7 +34,7 @@ class RadixPane(ChartPane, can_focus=True):
         self._state = state
         self._cells: list[Int64] = []  # index of the node in each cell, per row; -1 is none
         self._pointed: int | None = None
-        self._laid_out: tuple[int, Icicle] | None = None
+        self._laid_out: tuple[TreeState, Icicle] | None = None
 
     def key(self) -> Hashable:
         """As `ChartPane.key`."""
@@ -80,8 +80,8 @@ class RadixPane(ChartPane, can_focus=True):
             self._level(canvas, palette, row, level, part == 0, tree, icicle, lit)
 
     def _layout(self, tree: TreeState) -> Icicle:
-        if self._laid_out is None or self._laid_out[0] != id(tree):
-            self._laid_out = (id(tree), lay_out(tree))
+        if self._laid_out is None or self._laid_out[0] is not tree:
+            self._laid_out = (tree, lay_out(tree))
         return self._laid_out[1]
 
     def _heading(self, canvas: Canvas, palette: Palette, tree: TreeState, icicle: Icicle) -> None:

@@ -33,7 +33,7 @@ class LiveState:
     filter: str = next(iter(FILTERS))
     hover: str = ""
     _memory: tuple[tuple[int, int], PageState, TreeState] | None = None
-    _chosen_pages: tuple[object, RequestPages] | None = None
+    _chosen_pages: tuple[int, PageState, RequestPages] | None = None
     _chosen_steps: tuple[object, RequestSteps] | None = field(default=None)
 
     def key(self) -> tuple[object, ...]:
@@ -83,9 +83,10 @@ class LiveState:
         if request is None or not self.paged:
             return None
         pages, tree = self.memory()
-        if self._chosen_pages is None or self._chosen_pages[0] != (request, id(pages)):
-            self._chosen_pages = ((request, id(pages)), pages_of(request, pages, tree))
-        return self._chosen_pages[1]
+        known = self._chosen_pages
+        if known is None or known[0] != request or known[1] is not pages:
+            known = self._chosen_pages = (request, pages, pages_of(request, pages, tree))
+        return known[2]
 
     def chosen_steps(self) -> RequestSteps | None:
         """Steps of the chosen request, if one is."""
