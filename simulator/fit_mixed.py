@@ -29,6 +29,7 @@ _FEW_TOKENS: Final = 256  # of a prompt: its attention leaves multiprocessors id
 
 # Where the cost of attending to the KV of decode items bends, in tokens: few hide latencies worse.
 _DECODE_KNOTS: Final = (0, 4096, 16384, 65536, 262144)
+_LAST_CONTEXT: Final = 1.5  # of that table: its end is at least this multiple of the knot before
 
 # The columns that follow the table's in a fit of mixed steps: fields of `MixedFit`. Those of the
 # table of decode_context come last.
@@ -184,7 +185,8 @@ def _best_launches(kinds: Int64, work_ns: Float64, ns: Float64) -> Float64:
 def _decode_knots(features: StepFeatures) -> Int64:
     """Where the table of decode_context bends: int64, ascending from 0, 2 and more."""
     most = max(1, int(features.decode_context.max()))
-    return np.array([*(knot for knot in _DECODE_KNOTS if knot < most), most], np.int64)
+    kept = (knot for knot in _DECODE_KNOTS if knot * _LAST_CONTEXT <= most)
+    return np.array([*kept, most], np.int64)
 
 
 def _token_knots(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:

@@ -187,6 +187,6 @@ def lengthened(
 
 
 def _coolest(fit: PowerFit) -> float:
-    """Up to this load no step gets longer."""
+    """Up to this load no step gets longer, if it was calibrated at such a load, too."""
     cool = [load for load, value in zip(fit.load, fit.slowdown, strict=True) if value == 0.0]
-    return cool[-1] if cool else -1.0
+    return cool[-1] if cool and fit.light_busy <= cool[-1] else -1.0
