@@ -73,9 +73,11 @@ def test_keys_move_through_the_run_and_time_flows_at_the_speed(run: OpenedRun) -
         await pilot.press("end")
         assert player.following
         assert player.position == player.head
+        player.speed = 0.1  # the run must not end before the next key, however busy the machine is
         await pilot.press("home", "space")
         await until(pilot, lambda: player.position > 0)
         await pilot.press("space")
+        await until(pilot, lambda: not player.playing)
         here = player.position
         await pilot.pause(0.1)
         assert player.position == here
@@ -295,3 +297,16 @@ def test_the_frame_rate_goes_down_under_load_and_up_again() -> None:
         rate.due(now, 0.001)
     assert rate.fps < 30
     assert FrameRate(30, slow_link=True).fps == 15
+
+
+@pytest.mark.parametrize("size", [(20, 10), (20, 4), (10, 3), (3, 1)])
+def test_the_smallest_terminals_break_nothing(run: OpenedRun, size: tuple[int, int]) -> None:
+    """There is hardly anything to see, and the interface goes on."""
+
+    async def journey(app: WorkbenchApp, pilot: Pilot[None]) -> None:
+        await shown(app, pilot, "live")
+        await pilot.press("full_stop")
+        await pilot.pause()
+        assert run.player.position > 0
+
+    drive(journey, size, start=run)

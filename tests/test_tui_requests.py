@@ -253,3 +253,10 @@ def test_figures_agree_with_the_record(store: RunStore, name: str) -> None:
     values: Any = FIGURES[name].of(store.requests)
     assert len(values) == len(store.requests)
     assert np.isfinite(values).sum() >= len(values) - 1
+
+
+@pytest.mark.parametrize("text", ["(" * 1200, "!" * 5000, "&".join(["hit=0"] * 900)])
+def test_a_filter_has_an_end(text: str) -> None:
+    """What would recurse without one is refused with its place."""
+    with pytest.raises(FilterError, match="at most"):
+        parse_filter(text)

@@ -122,7 +122,7 @@ class LatencyPane(ChartPane, can_focus=True):
         left = canvas.width - 9 - len(values)
         level = bars.eighths(values, top, height)
         shape = {"data-queue": "▒", "data-decode": "█", "data-hit": "░"}[colour]
-        if np.any(level):
+        if left >= 0 and np.any(level):  # else there is no room beside the number
             bars.bars(canvas, palette, left, y, height, level, colour, shape)
         canvas.right(canvas.width - 1, bottom, f"{now:,}", palette.ink(bold=True))
         if height > 1 and top > now:

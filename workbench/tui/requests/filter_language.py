@@ -49,6 +49,9 @@ _TOKEN: Final = re.compile(
 _WORDS: Final = {"and": "&", "or": "|", "not": "!", "&&": "&", "||": "|"}
 
 
+_MOST_TOKENS = 120  # parsing and testing recurse, for each at most once
+
+
 class FilterError(ValueError):
     """The text is no filter.
 
@@ -99,6 +102,8 @@ def _tokens(text: str) -> list[_Token]:
         unit = (match["unit"] or "").lower() if kind == "number" else ""
         tokens.append(_Token(kind, word, start, unit))
         at = match.end()
+        if len(tokens) > _MOST_TOKENS:
+            raise FilterError(f"a filter has at most {_MOST_TOKENS} words and signs", start)
     return [*tokens, _Token("end", "", len(text))]
 
 
