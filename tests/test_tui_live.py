@@ -81,6 +81,7 @@ def test_keys_move_through_the_run_and_time_flows_at_the_speed(run: OpenedRun) -
         here = player.position
         await pilot.pause(0.1)
         assert player.position == here
+        player.seek(300)
         await pilot.press("t")
         await until(pilot, lambda: "ms a column" in text_of(live(app).query_one(StripPane)))
 
