@@ -28,7 +28,8 @@ from workbench.fidelity.suite import read_json
 
 SCHEMA: Final = "fidelity-cell/v1"
 _SUFFIXES: Final = (".py", ".cu")
-_NOT_SERVING: Final = ("profiling",)  # calibrates an engine, and is no part of one that serves
+# What calibrates an engine, or stands beside it, is no part of one that serves.
+_NOT_SERVING: Final = ("profiling", "demo", "native", "kernels/lab", "models/dit.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +90,10 @@ def engine_digest(folder: Path = Path(engine.__path__[0])) -> str:
     digest = hashlib.sha256()
     files = (path for path in folder.rglob("*") if path.suffix in _SUFFIXES)
     for path in sorted(files, key=lambda path: path.relative_to(folder).as_posix()):
-        name = path.relative_to(folder)
-        if name.parts[0] not in _NOT_SERVING:
+        name = path.relative_to(folder).as_posix()
+        if not any(name == part or name.startswith(part + "/") for part in _NOT_SERVING):
             content = path.read_bytes()
-            digest.update(f"{name.as_posix()}\0{len(content)}\0".encode() + content)
+            digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
 
 
