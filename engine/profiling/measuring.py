@@ -34,7 +34,7 @@ Features = tuple[int, ...]
 FEATURES = (
     "prefill_tokens", "prefill_requests", "prefill_context", "prefill_pairs",
     "prefill_max_context", "decode_requests", "decode_tokens", "decode_context",
-    "decode_max_context", "sampled_tokens", "graph_batch",
+    "decode_max_context", "shared_context", "sampled_tokens", "graph_batch",
 )  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def features_of(plan: StepPlan) -> Features:
     return (
         plan.prefill_tokens, len(plan.prefills), plan.prefill_context, plan.prefill_pairs,
         plan.prefill_max_context, plan.decode_requests, plan.decode_tokens, plan.decode_context,
-        plan.decode_max_context, plan.sampled_tokens, plan.graph_batch,
+        plan.decode_max_context, plan.shared_context, plan.sampled_tokens, plan.graph_batch,
     )  # fmt: skip
 
 
