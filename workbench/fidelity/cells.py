@@ -58,7 +58,7 @@ class MeasuredRun:
     Attributes:
         summary: numbers of its summary, by name.
         wall_s: that it took, with its preparation.
-        steps: the columns of its steps that a cost model is asked for, `gpu_ns` and `host_ns`.
+        steps: the columns of its steps that a cost model is asked for, and their times.
     """
 
     summary: dict[str, float | None]
@@ -169,7 +169,7 @@ def write_cell(folder: Path, load: Load, cell: Cell) -> None:
 
 def step_columns(steps: Columns) -> Columns:
     """Those columns of a `steps` table that a cell keeps."""
-    wanted = [each.name for each in fields(StepFeatures)] + ["gpu_ns", "host_ns"]
+    wanted = [each.name for each in fields(StepFeatures)] + ["start_ns", "gpu_ns", "host_ns"]
     return {name: steps[name] for name in wanted if name in steps}
 
 
