@@ -25,6 +25,11 @@ _MARKS: Final = frozenset({
     "inserted without a lock", "withdrawn",
 })  # fmt: skip
 
+# What is done in every run, and how often.
+_BASE: Final = {
+    "use": 0.4, "insert": 0.3, "leave": 0.3, "evict": 0.1, "peek": 0.05, "prove": 0.05
+}  # fmt: skip
+
 Prefix = tuple[int, tuple[int, ...]]  # namespace, token ids
 
 
@@ -54,8 +59,7 @@ class CacheTrial:
         self._withdrawn: set[int] = set()  # pages that nobody can match any more
         self._holds: list[_Hold] = []
         self._checks = 0
-        base = {"use": 0.4, "insert": 0.3, "leave": 0.3, "evict": 0.1, "peek": 0.05, "prove": 0.05}
-        self._weights = Weights(base | setup.rates)
+        self._weights = Weights(_BASE | setup.rates)
         self._calls: dict[str, Callable[..., None]] = {
             "use": self._use, "insert": self._insert, "leave": self._leave, "evict": self._evict,
             "peek": self._peek, "flush": self._flush, "own": self._own, "forget": self._forget,
@@ -359,6 +363,7 @@ MACHINE: Final = Machine(
     name="cache",
     faults=FAULTS,
     marks=_MARKS,
+    takes=dict.fromkeys(FAULTS | _BASE.keys(), 1),
     operations=(20, 200),
     is_system=False,
     draw=draw_setup,

@@ -301,6 +301,8 @@ MACHINE: Final = Machine(
     name="scheduler",
     faults=FAULTS,
     marks=MARKS,
+    takes=dict.fromkeys(IN_RUN | {"send", "compute", "arrive"}, 1)
+    | dict.fromkeys(("plan", "commit", "fail", "restore"), 0),
     operations=(20, 200),
     is_system=False,
     draw=draw_setup,
