@@ -165,6 +165,17 @@ MUTANTS = (
         "            if last_access != node.last_access or (self._lfu and hits != node.hits):\n",
         "            if last_access < node.last_access - 9:\n",
     ),
+    Mutant(
+        "no-number-stays-shared", "this project", CORE + "request_book.py",
+        "                self._kv.withdraw(request)\n",
+        "",
+    ),
+    Mutant(
+        "trusted-before-its-token", "this project", CORE + "results.py",
+        "            if not item.samples:\n                continue\n            self._book",
+        "            self._kv.prove(request)\n"
+        "            if not item.samples:\n                continue\n            self._book",
+    ),
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from core_harness import Run
 
@@ -131,6 +132,17 @@ def shorten_a_node(s: Scheduler) -> None:
     node.key = node.key[:-4]
 
 
+def prove_too_much(s: Scheduler) -> None:
+    next(node for _, node in s.kv.cache.nodes()).proven = 99
+
+
+def prove_the_end_only(s: Scheduler) -> None:
+    node = s.book.requests[0].node
+    ids = np.arange(s.config.page_size, dtype=np.int32) + 900
+    s.kv.cache.insert(node, ids, s.kv.pool.alloc(1)).node.proven = 1
+    node.proven = 0
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -155,6 +167,8 @@ def shorten_a_node(s: Scheduler) -> None:
         (miscount_the_depth, "its node says otherwise"),
         (misfile_a_node, "is filed wrongly"),
         (shorten_a_node, "key bytes for"),
+        (prove_too_much, "99 of them proven"),
+        (prove_the_end_only, "is proven, its parent"),
     ],
 )
 def test_the_recount_finds(fault: Callable[[Scheduler], None], message: str) -> None:

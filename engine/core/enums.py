@@ -110,3 +110,4 @@ class RadixOp(IntEnum):
     LOCK = 3
     UNLOCK = 4
     EVICT = 5
+    WITHDRAW = 6  # no number came of it: nobody matches it any more

@@ -185,6 +185,8 @@ def cache_problems(cache: RadixCache) -> Iterator[str]:
         own = not node.key  # of a text without ids
         if not (own or len(node.key) == len(node.pages) * page_bytes) or not node.pages:
             yield f"node {node.node_id}: {len(node.key)} key bytes for {len(node.pages)} pages"
+        if not 0 <= node.proven <= len(node.pages):
+            yield f"node {node.node_id} has {len(node.pages)} pages, {node.proven} of them proven"
         if node.locks < 0:
             yield f"node {node.node_id} has {node.locks} locks"
         if node.locks:
@@ -197,9 +199,11 @@ def cache_problems(cache: RadixCache) -> Iterator[str]:
     for node in (*cache.roots().values(), *(node for _, node in cache.nodes())):
         for first, child in node.children.items():
             own = not child.key and (len(first) % 4 > 0 if node.parent is None else not node.key)
-            named = own or child.key[:page_bytes] == first != b""
+            named = own or child.withdrawn or child.key[:page_bytes] == first != b""
             if child.parent is not node or child.first != first or not named:
                 yield f"node {child.node_id} is filed wrongly below node {node.node_id}"
+            if child.proven and node.proven < len(node.pages):
+                yield f"node {child.node_id} is proven, its parent {node.node_id} is not"
             if child.locks > node.locks and node.parent is not None:  # roots count no locks
                 yield f"node {child.node_id} has more locks than its parent {node.node_id}"
     if shared != cache.shared_pages:

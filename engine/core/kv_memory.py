@@ -186,6 +186,16 @@ class KvMemory:
         if not cache.continues(node, ids):
             self._insert(cache, request, ids)
 
+    def prove(self, request: Request) -> None:
+        """A token came of a request: what the cache holds of its text can be relied upon."""
+        if self.cache is not None and request.node is not None:
+            self.cache.prove(request.node)
+
+    def withdraw(self, request: Request) -> None:
+        """No number came of a request: nobody else gets what it relied upon unseen."""
+        if self.cache is not None and request.node is not None:
+            self.cache.withdraw(request.node)
+
     def _keep(self, request: Request, committed_tokens: int) -> list[int]:
         """Cache what is committed in whole pages; returns duplicates that the cache refused."""
         cache, size = self.cache, self.pool.page_size

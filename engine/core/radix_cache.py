@@ -8,6 +8,11 @@ A text whose ids nobody knows can be cached, too, for its owner alone (`insert_o
 of its own below the root: nodes without ids, the first of them filed under a name that no page of
 ids can equal. Such nodes are used, locked, grown and evicted like any others.
 
+KV is shared before anybody has seen a token of it: half of a prompt whose client gave up. Pages are
+*proven* once a token came of a text that they begin. If no number comes of a text instead, its
+pages that are not proven are *withdrawn*: filed under a name as above, so that nobody matches them
+any more, while those who hold them keep them.
+
 A request holds a *lock* on the deepest node of its prefix, which protects the whole path. Nodes
 without locks and children are evictable; they wait in a heap whose entries are refreshed lazily, so
 neither a hit nor an eviction ever scans the tree. Splitting a node keeps the lower half's identity:
@@ -32,19 +37,21 @@ Eviction = Literal["lru", "lfu"]
 RadixListener = Callable[[RadixOp, "RadixNode"], None]
 
 _TOKEN_BYTES = 4
-_NAME_BYTES = 9  # of an own text: no multiple of _TOKEN_BYTES, so no page of ids equals it
+_NAME_BYTES = 9  # no multiple of _TOKEN_BYTES, so no page of ids equals a name
 
 
 class RadixNode:
     """One edge of the tree: `key` (whole pages of ids) and the pages that hold its KV.
 
     `key` is empty in a root and in own texts; `first` is what the parent files the node under: the
-    first page of `key`, or the name of an own text, or nothing where that goes on.
+    first page of `key`, or a name (of an own text, or of what is withdrawn), or nothing where an
+    own text goes on. The first `proven` pages have given a number; if any have, then so have all
+    of the parent's.
     """
 
     __slots__ = (
         "children", "first", "hits", "key", "last_access", "locks", "node_id", "pages", "parent",
-        "queued",
+        "proven", "queued",
     )  # fmt: skip
 
     def __init__(
@@ -59,7 +66,13 @@ class RadixNode:
         self.locks = 0
         self.hits = 0
         self.last_access = 0
+        self.proven = 0
         self.queued = False  # has an entry in the eviction heap
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether its ids no longer lead to it, nor to anything below it."""
+        return bool(self.key) and len(self.first) == _NAME_BYTES
 
 
 class PrefixMatch(NamedTuple):
@@ -286,6 +299,34 @@ class RadixCache:
         if self._listener is not None:
             self._listener(RadixOp.UNLOCK, node)
 
+    def prove(self, node: RadixNode) -> None:
+        """A token came of a text that begins with the prefix of `node`: its KV holds numbers."""
+        step = node
+        while (parent := step.parent) is not None and step.proven < len(step.pages):
+            step.proven = len(step.pages)
+            step = parent
+
+    def withdraw(self, node: RadixNode) -> None:
+        """No number came of a text that begins with the prefix of `node`.
+
+        From its first page on that is not proven nobody matches it any more, nor what follows it.
+        Locks and pages stay as they are; what is withdrawn is evicted before anything else.
+        """
+        step, top = node, node
+        while (parent := step.parent) is not None and step.proven < len(step.pages):
+            step, top = parent, step
+        if step is node or not top.key or top.withdrawn:
+            return  # all proven, or nobody can match it as it is
+        if top.proven:
+            step = self._split(top, top.proven)
+        del step.children[top.first]
+        self._next_id += 1
+        top.first = self._next_id.to_bytes(_NAME_BYTES, "little")
+        step.children[top.first] = top
+        self.version += 1
+        self._devalue(top)
+        self._tell(RadixOp.WITHDRAW, top)
+
     def evict(self, count: int) -> list[int]:
         """Give up `count` pages of least value, leaf ends first; fewer if no more are evictable."""
         freed: list[int] = []
@@ -377,6 +418,7 @@ class RadixCache:
             raise ValueError("a root cannot be split")
         upper = self._new_node(node.first, node.key[:cut], node.pages[:pages], parent)
         upper.locks, upper.hits, upper.last_access = node.locks, node.hits, node.last_access
+        upper.proven, node.proven = min(node.proven, pages), max(0, node.proven - pages)
         node.key, node.pages, node.parent = node.key[cut:], node.pages[pages:], upper
         node.first = node.key[: self._page_bytes]
         upper.children[node.first] = node
@@ -468,6 +510,7 @@ class RadixCache:
         pages = leaf.pages[kept:]
         del leaf.pages[kept:]
         leaf.key = leaf.key[: kept * self._page_bytes]
+        leaf.proven = min(leaf.proven, kept)
         self.evictable_pages -= count
         if self._listener is not None:
             self._listener(RadixOp.EVICT, leaf)
@@ -478,6 +521,16 @@ class RadixCache:
             node.queued = True
             hits = node.hits if self._lfu else 0
             heapq.heappush(self._heap, (hits, node.last_access, node.node_id, node))
+
+    def _devalue(self, top: RadixNode) -> None:
+        """Let a node and what is below it be the first to be evicted."""
+        stack = [top]
+        while stack:
+            node = stack.pop()
+            node.hits = node.last_access = 0
+            if node.queued:  # the heap looks at what became less valuable again, not by itself
+                heapq.heappush(self._heap, self._entry(node))
+            stack.extend(node.children.values())
 
     def _entry(self, node: RadixNode) -> tuple[int, int, int, RadixNode]:
         return (node.hits if self._lfu else 0, node.last_access, node.node_id, node)

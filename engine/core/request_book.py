@@ -134,11 +134,13 @@ class RequestBook:
         """End a request: its one terminal event. Pages that a plan still touches follow later.
 
         What a request computed that ends with an error is not worth sharing: it may be the error.
+        Neither is what it took from the cache, unless a token came of that before.
         """
         self._detach(request)
         self._start_epoch(request)
         if request.status != RequestStatus.WAITING:
             if reason == FinishReason.ERROR:
+                self._kv.withdraw(request)
                 request.committed_tokens = request.cached_depth
             self._give_back(request)
         request.move_to(RequestStatus.FINISHED)

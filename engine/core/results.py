@@ -90,6 +90,7 @@ class Results:
                 continue
             self._book.commit_first(request, now)
             self._kv.publish(request, request.committed_tokens)
+            self._kv.prove(request)
             if request.handoff == KVHandoff.SEND and request.max_tokens > 1:
                 self._book.draining[plan.plan_id].pop(request.request_id)
                 self._handoff.hold_kv(request, now)

@@ -25,6 +25,7 @@ _SHRINK_S = 20.0
 
 
 def run(
+    context: typer.Context,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Of the first run; the others count on. [fresh]")
     ] = None,
@@ -62,8 +63,10 @@ def run(
 
     os.environ["WORKBENCH_NATIVE"] = "0"  # faults replace methods, which machine code does not let
     if mutants:
+        _refuse_others(context, "--mutants")
         _mutants()
     elif replay is not None:
+        _refuse_others(context, "--replay")
         _replay(replay)
     else:
         _explore(
@@ -92,8 +95,10 @@ def _explore(
     from workbench.fuzz.machines import FAULTS, MACHINES
     from workbench.provenance import source_commit
 
-    _check_names("--faults", faults, FAULTS)
     _check_names("--machines", machines, MACHINES)
+    there = frozenset().union(*(MACHINES[name].faults for name in machines)) or FAULTS
+    _check_names("--faults", faults, FAULTS)
+    _check_names(f"--faults with --machines {','.join(machines)}", faults, there)
     seed = secrets.randbits(40) if seed is None else seed
     typer.echo(f"seed={seed} commit={source_commit() or 'unknown'}")
     found = runs_until_found(seed)
@@ -194,14 +199,36 @@ def _keep(failure: Failure, output_dir: Path, runs_dir: Path) -> None:
         typer.echo(f"  recorded in {recorded}")
 
 
+def _refuse_others(context: typer.Context, option: str) -> None:
+    """Refuse whatever was said about an exploration, where there is none.
+
+    Raises:
+        UsageError: something was.
+    """
+    from workbench.cli.failures import UsageError
+
+    said = [name for name in context.params if _was_said(context, name)]
+    others = [f"--{name.replace('_', '-')}" for name in said if f"--{name}" != option]
+    if others:
+        raise UsageError(f"{option} stands alone: leave out {', '.join(others)}")
+
+
+def _was_said(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def _replay(path: Path) -> None:
     import traceback
 
-    from workbench.cli.failures import FAILURE_EXIT_CODE
-    from workbench.fuzz.case_file import repeat_file
+    from workbench.cli.failures import FAILURE_EXIT_CODE, UsageError
+    from workbench.fuzz.case_file import CaseFileError, repeat_file
     from workbench.fuzz.machines import MACHINES
 
-    failure = repeat_file(path, MACHINES)
+    try:
+        failure = repeat_file(path, MACHINES)
+    except CaseFileError as error:
+        raise UsageError(str(error)) from error  # 1 would say that a law is broken
     if failure is None:
         typer.echo(f"{path}: no violation")
         return

@@ -22,8 +22,13 @@ from workbench.fuzz.rig import require
 _MARKS: Final = frozenset({
     "hit", "partial hit", "miss", "split", "duplicate", "evicted", "trimmed", "grown", "own text",
     "own text hit", "forgotten", "flushed", "full of locks", "other tenant",
-    "inserted without a lock",
+    "inserted without a lock", "withdrawn",
 })  # fmt: skip
+
+# What is done in every run, and how often.
+_BASE: Final = {
+    "use": 0.4, "insert": 0.3, "leave": 0.3, "evict": 0.1, "peek": 0.05, "prove": 0.05
+}  # fmt: skip
 
 Prefix = tuple[int, tuple[int, ...]]  # namespace, token ids
 
@@ -50,14 +55,15 @@ class CacheTrial:
         self._known: dict[Prefix, int] = {}  # every cached whole-page prefix and its last page
         self._owns: dict[bytes, list[int]] = {}  # own text -> its pages
         self._namespace_of: dict[bytes, int] = {}
+        self._proven: set[int] = set()  # pages
+        self._withdrawn: set[int] = set()  # pages that nobody can match any more
         self._holds: list[_Hold] = []
         self._checks = 0
-        base = {"use": 0.4, "insert": 0.3, "leave": 0.3, "evict": 0.1, "peek": 0.05}
-        self._weights = Weights(base | setup.rates)
+        self._weights = Weights(_BASE | setup.rates)
         self._calls: dict[str, Callable[..., None]] = {
             "use": self._use, "insert": self._insert, "leave": self._leave, "evict": self._evict,
             "peek": self._peek, "flush": self._flush, "own": self._own, "forget": self._forget,
-            "burst": self._burst,
+            "burst": self._burst, "prove": self._prove, "nan": self._withdraw,
         }  # fmt: skip
 
     @property
@@ -141,6 +147,8 @@ class CacheTrial:
         hold = self._holds[at]
         if hold.name:
             return self._grow_own(at, choice)
+        if not self._withdrawn.isdisjoint(hold.pages):
+            return None  # what follows could be withdrawn or not
         size, (namespace, prefix) = self._setup.page_size, hold.prefix
         texts = [t for t in self._setup.texts if t[: len(prefix)] == prefix]
         text = texts[choice % len(texts)]
@@ -223,6 +231,28 @@ class CacheTrial:
             hold = self._holds.pop(choice % len(self._holds))
             self._cache.unlock(hold.node)
 
+    def _prove(self, choice: int) -> None:
+        """A token came of what somebody holds."""
+        if self._holds:
+            hold = self._holds[choice % len(self._holds)]
+            self._cache.prove(hold.node)
+            self._proven.update(hold.pages)
+
+    def _withdraw(self, choice: int) -> None:
+        """No number came of it: what is not proven, and what follows that, is not found again."""
+        if not self._holds:
+            return
+        hold = self._holds[choice % len(self._holds)]
+        self._cache.withdraw(hold.node)
+        namespace, prefix = hold.prefix
+        doubtful = [i for i, page in enumerate(hold.pages) if page not in self._proven]
+        if hold.name or not doubtful or not self._withdrawn.isdisjoint(hold.pages):
+            return
+        self.marks.add("withdrawn")
+        start = prefix[: (doubtful[0] + 1) * self._setup.page_size]
+        for key in [k for k in self._known if k[0] == namespace and k[1][: len(start)] == start]:
+            self._withdrawn.add(self._known.pop(key))
+
     def _forget(self, choice: int) -> None:
         """Look, and decide against it."""
         namespace, index, tokens = self._text(choice)
@@ -293,6 +323,8 @@ class CacheTrial:
     def _forget_pages(self, gone: set[int]) -> None:
         for hold in self._holds:
             require(gone.isdisjoint(hold.pages), "nobody loses a page that he holds", gone, hold)
+        self._proven -= gone
+        self._withdrawn -= gone
         self._known = {prefix: page for prefix, page in self._known.items() if page not in gone}
         for name, pages in list(self._owns.items()):
             kept = [page for page in pages if page not in gone]
@@ -305,7 +337,7 @@ class CacheTrial:
     def _check_totals(self) -> None:
         cache = self._cache
         cached = cache.evictable_pages + cache.protected_pages
-        known = len(self._known) + sum(map(len, self._owns.values()))
+        known = len(self._known) + len(self._withdrawn) + sum(map(len, self._owns.values()))
         require(cached == known, "the cache holds what was cached and not given up", cached, known)
         total = cached + self._pool.free_pages
         require(total == self._setup.num_pages, "every page has one owner", total)
@@ -331,6 +363,7 @@ MACHINE: Final = Machine(
     name="cache",
     faults=FAULTS,
     marks=_MARKS,
+    takes=dict.fromkeys(FAULTS | _BASE.keys(), 1),
     operations=(20, 200),
     is_system=False,
     draw=draw_setup,

@@ -11,7 +11,7 @@ from engine.core.radix_cache import Eviction
 from workbench.fuzz.machine import Operation, swarm
 from workbench.fuzz.tiny import MOST_SLOTS
 
-FAULTS: Final = frozenset({"flush", "own", "forget", "burst"})
+FAULTS: Final = frozenset({"flush", "own", "forget", "burst", "nan"})
 
 
 @dataclass(frozen=True)

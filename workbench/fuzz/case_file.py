@@ -13,6 +13,7 @@ from workbench.fuzz.machine import Machine, Operation
 
 FORMAT: Final = 1
 _LONGEST_FILE_BYTES: Final = 1 << 24
+_LARGEST_NUMBER: Final = (1 << 24) - 1  # no machine draws more bits
 
 
 class CaseFileError(ValueError):
@@ -42,8 +43,7 @@ def repeat_file(path: Path, machines: Mapping[str, Machine]) -> Failure | None:
     """Repeat the run of a file; the violation, or None.
 
     Raises:
-        CaseFileError: it holds no case.
-        OSError: it cannot be read.
+        CaseFileError: it cannot be read, or holds no case.
     """
     case = _read(path)
     name = case.get("machine")
@@ -52,7 +52,7 @@ def repeat_file(path: Path, machines: Mapping[str, Machine]) -> Failure | None:
         raise CaseFileError(f"{path}: machine is {name!r}; there are {', '.join(machines)}")
     try:
         setup = machine.decode(case["setup"])
-        seed, operations = int(case["seed"]), [_operation(o) for o in case["operations"]]
+        seed, operations = int(case["seed"]), _operations(machine, case["operations"])
         machine.open(seed, setup)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         what = f"{type(error).__name__}: {error}"
@@ -60,19 +60,37 @@ def repeat_file(path: Path, machines: Mapping[str, Machine]) -> Failure | None:
     return repeat(machine, seed, setup, operations)
 
 
-def _operation(values: Any) -> Operation:
-    if not (isinstance(values, list) and values and isinstance(values[0], str)):
-        raise ValueError(f"{values!r} is no operation")
-    return tuple(values)
+def _operations(machine: Machine, rows: list[Any]) -> list[Operation]:
+    return [_operation(machine, number, row) for number, row in enumerate(rows, 1)]
+
+
+def _operation(machine: Machine, number: int, row: Any) -> Operation:
+    """A name that the machine knows and as many numbers as it takes."""
+    name, *numbers = row if isinstance(row, list) and row else [None]
+    count = machine.takes.get(name) if isinstance(name, str) else None
+    if count is None:
+        known = ", ".join(sorted(machine.takes))
+        raise ValueError(f"operation {number} is {row!r}; there are {known}")
+    whole = all(type(value) is int and 0 <= value <= _LARGEST_NUMBER for value in numbers)
+    if len(numbers) != count or not whole:
+        raise ValueError(
+            f"operation {number} is {row!r}; {name} takes {count or 'no'} whole number"
+            f"{'' if count == 1 else 's'} from 0 to {_LARGEST_NUMBER:,}"
+        )
+    return name, *numbers
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > _LONGEST_FILE_BYTES:
-        raise CaseFileError(
-            f"{path} is larger than {_LONGEST_FILE_BYTES:,} bytes, which no case is"
-        )
     try:
+        if path.stat().st_size > _LONGEST_FILE_BYTES:
+            raise CaseFileError(
+                f"{path} is larger than {_LONGEST_FILE_BYTES:,} bytes, which no case is"
+            )
         case = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CaseFileError(f"{path} cannot be read: {error.strerror}") from error
+    except CaseFileError:
+        raise
     except ValueError as error:
         raise CaseFileError(f"{path} is no JSON: {error}") from error
     if not isinstance(case, dict) or case.get("format") != FORMAT:

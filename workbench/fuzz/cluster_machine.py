@@ -320,6 +320,7 @@ MACHINE: Final = Machine(
     name="cluster",
     faults=FAULTS,
     marks=_MARKS,
+    takes=dict.fromkeys(FAULTS | {"send", "run", "restart"}, 1),
     operations=(20, 160),
     is_system=True,
     draw=draw_setup,

@@ -1,6 +1,7 @@
 """A device that stores KV in pages, runs steps late, fails on demand, and checks all that it reads.
 
-A page that becomes free is poisoned; a computation that failed or was rejected leaves garbage.
+A page that becomes free is poisoned; a computation that failed or was rejected leaves garbage. KV
+may also come out as no number; nobody notices that before a token is sampled of it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from workbench.fuzz.fake_model import Ask, Story
 
 POISON: Final = -1  # KV of a page that nobody owns
 GARBAGE: Final = -2  # KV that a failed or rejected computation left behind
+NAN: Final = -3  # KV that holds no number; so does whatever is computed of it
+_CHUNK_NAN_FACTOR: Final = 8.0  # unnoticed as it is, it matters to few runs
 STALE_ID: Final = -7  # what a driver reports for a row whose request has moved on
 
 
@@ -29,12 +32,10 @@ class Row:
 
     Attributes:
         bound: positions below it may be touched.
-        private: positions from there on nobody else could read at launch.
     """
 
     __slots__ = (
-        "bound", "context", "epoch", "key", "kind", "num_tokens", "private", "request", "samples",
-        "table",
+        "bound", "context", "epoch", "key", "kind", "num_tokens", "request", "samples", "table",
     )  # fmt: skip
 
     def __init__(
@@ -50,7 +51,6 @@ class Row:
         self.samples = samples
         self.table = tuple(request.pages)
         self.bound = context + num_tokens
-        self.private = request.cached_depth
 
 
 class Launched:
@@ -72,7 +72,7 @@ class FakeDevice:
     Attributes:
         kv: what each slot of each page holds.
         in_flight: steps launched and not taken.
-        nan_rate: how often a row comes out as no number, together with what it computed.
+        nan_rate: how often a row computes no number.
         stories: the text of each request it has heard of.
         lengths: tokens of the text that an (request id, epoch) has come to.
     """
@@ -149,16 +149,33 @@ class FakeDevice:
         Raises:
             DeviceError: it is not; the message says what is.
         """
-        size, kv = self.page_size, self.kv
+        if not self.holds_numbers(pages, states, what):
+            raise DeviceError(f"{what}: KV is no number")
+
+    def holds_numbers(self, pages: Sequence[int], states: Sequence[int], what: str) -> bool:
+        """Check that the KV of a prefix is in `pages`; False if some of it came out as no number.
+
+        Raises:
+            DeviceError: it is something else; the message says what.
+        """
+        size, kv, numbers = self.page_size, self.kv, True
         for index, at in enumerate(range(0, len(states), size)):
             wanted = states[at : at + size]
             found = kv[pages[index]]
             if found != wanted and found[: len(wanted)] != wanted:
-                bad = next(i for i, state in enumerate(wanted) if found[i] != state)
+                bad = next((i for i, s in enumerate(wanted) if found[i] not in (s, NAN)), None)
+                if bad is None:
+                    numbers = False
+                    continue
                 kind = {POISON: "freed", GARBAGE: "garbage"}.get(found[bad], "someone else's")
                 raise DeviceError(
                     f"{what}: KV of position {at + bad} in page {pages[index]} is {kind}"
                 )
+        return numbers
+
+    def without_numbers(self, pages: Iterable[int]) -> set[int]:
+        """Those of `pages` that hold KV which is no number."""
+        return {page for page in pages if NAN in self.kv[page]}
 
     def write(self, pages: Sequence[int], start: int, states: Sequence[int]) -> None:
         """Store KV entries from position `start` on."""
@@ -234,23 +251,17 @@ class FakeDevice:
         if row.key in self._broken:
             self._spoil(row)
             return [STALE_ID] if row.samples else []
-        new = self._compute(plan, row)
-        if new and self.nan_rate and chance(self.nan_rate, self._seed, row.key[0], turn):
-            self._lose(row)
-            nans.append(row.request.request_id)
-            return [-1]
-        return new
-
-    def _lose(self, row: Row) -> None:
-        """A row is no number, and neither is what a prompt computed before, as far as it may be.
-
-        Chunks of a request that has left meanwhile may be shared already, without anybody having
-        seen a token of them: docs/found_by_fuzz.md has this as open.
-        """
+        numbers, new = self._compute(plan, row)
+        rate = self.nan_rate if new else _CHUNK_NAN_FACTOR * self.nan_rate
+        if numbers and not (rate and chance(rate, self._seed, row.key[0], turn)):
+            return new
+        if not new:  # nobody notices
+            self.write(row.table, row.context, [NAN] * row.num_tokens)
+            return []
         self._broken.add(row.key)
         self._spoil(row)
-        if row.kind == ItemKind.PREFILL and row.epoch == row.request.epoch:
-            self.write(row.table, row.private, [GARBAGE] * (row.bound - row.private))
+        nans.append(row.request.request_id)
+        return [-1]
 
     def _spoil(self, row: Row) -> None:
         """Leave garbage where a row may write."""
@@ -266,24 +277,24 @@ class FakeDevice:
         story = self.stories[row.key[0]]
         return self.lengths[row.key] - story.prompt_tokens >= story.ask.stop_after
 
-    def _compute(self, plan: StepPlan, row: Row) -> list[int]:
-        """A prefill chunk or a decode step; the new token, if there is one."""
+    def _compute(self, plan: StepPlan, row: Row) -> tuple[bool, list[int]]:
+        """A prefill chunk or a decode step: whether all it read are numbers, and its new token."""
         length, end, context = self.lengths[row.key], row.context + row.num_tokens, row.context
         if (end == length) != row.samples or end > length:
             raise DeviceError(
                 f"plan {plan.plan_id}, {row.request}: computes up to {end} of {length} tokens, "
                 f"samples={row.samples}"
             )
-        story = self.stories[row.key[0]]
+        story, numbers = self.stories[row.key[0]], True
         if context:
             what = f"plan {plan.plan_id}, request {row.key[0]}"
-            self.expect(row.table, story.states[1 : context + 1], what)
+            numbers = self.holds_numbers(row.table, story.states[1 : context + 1], what)
         self.write(row.table, context, story.states[context + 1 : end + 1])
         if not row.samples:
-            return []
+            return numbers, []
         story.grow_to(length + 1)
         self.lengths[row.key] = length + 1
-        return [story.tokens[length]]
+        return numbers, [story.tokens[length]]
 
     def _verify(self, row: Row, turn: int) -> list[int]:
         """Check drafts of which some random first ones are right; the tokens that are kept."""

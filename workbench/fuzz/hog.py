@@ -27,6 +27,7 @@ class Hog:
         self._kv = rig.scheduler.kv
         self._ensure_free = self._kv.ensure_free
         self._left: int | None = None
+        self._known = 0  # pages that whoever was refused just now knows to be there
         self._leases: list[int] = []
         self.was_used = False
 
@@ -73,9 +74,11 @@ class Hog:
             del self._kv.ensure_free
 
     def _failing(self, count: int) -> bool:
-        if count > 0 and self._left is not None:
+        if count != self._known and count > 0 and self._left is not None:
             self._left -= 1
             if self._left == 0:
                 self._left = None
                 self.take(self._kv.available_pages)
-        return self._ensure_free(count)
+        done = self._ensure_free(count)
+        self._known = 0 if done else self._kv.available_pages
+        return done

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -52,6 +52,7 @@ class Machine:
         name: in case files and on the command line.
         faults: names of the faults that it knows.
         marks: everything that must happen in a long exploration.
+        takes: name of an operation -> how many numbers follow it.
         operations: fewest and most operations of a run.
         is_system: whether a run is one of a whole deployment.
         draw: settings and requests of a run; the set names the faults that may occur in it.
@@ -64,6 +65,7 @@ class Machine:
     name: str
     faults: frozenset[str]
     marks: frozenset[str]
+    takes: Mapping[str, int]
     operations: tuple[int, int]
     is_system: bool
     draw: Callable[[random.Random, frozenset[str]], Any]

@@ -193,9 +193,11 @@ class Rig:
         if result is None:
             raise LawError("a step that is taken has a result")
         broken: set[int] = set()
+        relied_on: list[int] = []
         if result.broken:
             alive = {r.request_id for r, epoch in plan.sampling_requests() if epoch == r.epoch}
             broken = alive.intersection(result.broken)
+            relied_on = [p for r in launched.rows if r.key[0] in broken for p in r.table]
         if self._write_step is not None and not result.failed:
             self._write_step(step_row(launched, self.now, self._replica))
         ended = self.scheduler.commit(plan.plan_id, result, self.now)
@@ -204,6 +206,8 @@ class Rig:
         require(broken <= failed, "what is no number ends with an error", broken, failed)
         self.broken |= broken
         self.check()
+        if relied_on:
+            self._check_healed(self.device.without_numbers(relied_on))
 
     def check(self) -> None:
         """The totals; at every n-th event the recount and who may touch which page."""
@@ -259,8 +263,23 @@ class Rig:
             fits = len(request.pages) == -(-count // size)
             require(fits, "no page without a token", request, len(request.pages), count)
 
+    def _check_healed(self, bad: set[int]) -> None:
+        """Whoever notices that KV is no number is the last to get it."""
+        cache = self.scheduler.kv.cache
+        stack = list(cache.roots().values()) if cache else []
+        while stack:
+            node = stack.pop()
+            if node.withdrawn:
+                self.marks.add("withdrawn")
+                continue
+            require(bad.isdisjoint(node.pages), "KV that is no number is shared once noticed", bad)
+            stack.extend(node.children.values())
+
     def check_cached_kv(self) -> None:
-        """What the prefix cache offers is the KV of exactly those tokens of that tenant."""
+        """What the prefix cache offers is the KV of exactly those tokens of that tenant.
+
+        It may hold no numbers as long as nobody has seen a token of it.
+        """
         cache = self.scheduler.kv.cache
         states: dict[int, tuple[list[int], list[int]]] = {}
         for tenant, root in cache.roots().items() if cache else ():
@@ -273,7 +292,11 @@ class Rig:
             for token in memoryview(node.key).cast("i"):
                 chain.append(next_state(chain[-1], token))
             states[node.node_id] = chain, pages + node.pages
-            self.device.expect(pages + node.pages, chain[1:], f"node {node.node_id}")
+            what = f"node {node.node_id}"
+            self.device.holds_numbers(pages + node.pages, chain[1:], what)
+            if node.proven:
+                proven = pages + node.pages[: node.proven]
+                self.device.expect(proven, chain[1 : 1 + len(proven) * self.config.page_size], what)
 
     def _nothing_to_do(self) -> None:
         """No step: then something is under way that will change that, or nothing is left."""

@@ -44,7 +44,7 @@ class SchedulerTrial:
         self._journal = Journal() if setup.recorded else None
         self.rig = Rig(
             seed, setup.config, laws=(*PLAN_LAWS, self._note), log=self._log, journal=self._journal,
-            transfer_faults="transfer" in rates, nan_rate=rates.get("nan", 0.0) / 8,
+            transfer_faults="transfer" in rates, nan_rate=rates.get("nan", 0.0) / 2,
             every=setup.every,
         )  # fmt: skip
         self._hog = Hog(self.rig)
@@ -58,10 +58,10 @@ class SchedulerTrial:
         self._calls: dict[str, Callable[..., None]] = {
             "send": self._send, "plan": self._plan, "compute": self._compute,
             "commit": self._commit, "arrive": self._arrive, "abort": self._abort,
-            "storm": self._storm, "fail": self._fail, "wrong_order": self._wrong_order,
-            "misfit": self._misfit, "twice": self._twice, "starve": self._starve,
-            "shrink": self._shrink, "restore": self._restore, "flush": self._flush,
-            "reconfigure": self._reconfigure, "leap": self._leap,
+            "half": self._half, "storm": self._storm, "fail": self._fail,
+            "wrong_order": self._wrong_order, "misfit": self._misfit, "twice": self._twice,
+            "starve": self._starve, "shrink": self._shrink, "restore": self._restore,
+            "flush": self._flush, "reconfigure": self._reconfigure, "leap": self._leap,
         }  # fmt: skip
 
     @property
@@ -110,7 +110,7 @@ class SchedulerTrial:
             self.marks |= {"recorded"} | marks_of_events(self._log)
             check_record(rig, plans_were_lost="starve" in self._setup.rates)
             self._replay()
-        self.marks |= rig.links.marks
+        self.marks |= rig.links.marks | rig.marks
 
     def write_unfinished(self) -> None:
         self.rig.scheduler.book.write_unfinished()
@@ -180,6 +180,13 @@ class SchedulerTrial:
         among = list(book.requests) if choice & 7 else list(self.rig.requests)
         if among:
             self._give_up(among[(choice >> 3) % len(among)])
+
+    def _half(self, choice: int) -> None:
+        """Somebody gives up between two chunks of a prompt."""
+        among = list(self.rig.scheduler.book.prefilling)
+        if among:
+            self.marks.add("fault half")
+            self._give_up(among[choice % len(among)])
 
     def _storm(self, choice: int) -> None:
         """Half to nearly all of those alive give up at once."""
@@ -294,6 +301,8 @@ MACHINE: Final = Machine(
     name="scheduler",
     faults=FAULTS,
     marks=MARKS,
+    takes=dict.fromkeys(IN_RUN | {"send", "compute", "arrive"}, 1)
+    | dict.fromkeys(("plan", "commit", "fail", "restore"), 0),
     operations=(20, 200),
     is_system=False,
     draw=draw_setup,

@@ -28,7 +28,7 @@ MARKS: Final = frozenset(
         "fed by a plan in flight", "graph", "evicted", "prefix hit", "deferred pages",
         "orphaned pages", "verify", "recorded", "replayed", "four plans in flight",
         "transfer in part", "transfer told twice", "transfer told late", "transfer failed",
-        "resumed", "aborted in flight", "not a number",
+        "resumed", "aborted in flight", "not a number", "withdrawn",
     }
 )  # fmt: skip
 

@@ -22,8 +22,8 @@ from workbench.fuzz.tiny import (
 )
 
 FAULTS: Final = frozenset({
-    "abort", "storm", "fail", "nan", "wrong_order", "misfit", "twice", "starve", "shrink", "flush",
-    "reconfigure", "handoff", "transfer", "leap",
+    "abort", "half", "storm", "fail", "nan", "wrong_order", "misfit", "twice", "starve", "shrink",
+    "flush", "reconfigure", "handoff", "transfer", "leap",
 })  # fmt: skip
 IN_RUN: Final = FAULTS - {"nan", "handoff", "transfer"}  # those that are operations
 

@@ -329,6 +329,7 @@ MACHINE: Final = Machine(
     name="world",
     faults=FAULTS,
     marks=_MARKS,
+    takes={"row": 1, "reconfigure": 2, "nothing": 0},
     operations=(3, 45),
     is_system=True,
     draw=draw_setup,
