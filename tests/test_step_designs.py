@@ -113,8 +113,8 @@ def test_a_plan_is_what_its_design_says() -> None:
     assert dict(zip(FEATURES, features_of(plan), strict=True)) == dict(
         prefill_tokens=45, prefill_requests=2, prefill_context=100,
         prefill_pairs=40 * 100 + 40 * 41 // 2 + 15, prefill_max_context=140,
-        decode_requests=3, decode_tokens=3, decode_context=51, decode_max_context=33, shared_context=0,
-        sampled_tokens=5, graph_batch=0,
+        decode_requests=3, decode_tokens=3, decode_context=51, decode_max_context=33,
+        shared_context=0, sampled_tokens=5, graph_batch=0,
     )  # fmt: skip
     assert StepShape._fields[:-1] == FEATURES
 
