@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from simulator.cost_model import Int64, StepFeatures
 from simulator.fit_base import Float64, Steps
 from simulator.fit_decode import ascending
-from simulator.power_state import PowerFit, kept, left
+from simulator.power_state import PowerFit, left
 from simulator.profile import PowerSamples
 
 _KNOTS: Final = tuple(round(0.05 + 0.1 * at, 2) for at in range(10))
@@ -25,11 +26,12 @@ _FEWEST: Final = 5  # steps of a kind that tell its time
 _NOTHING: Final = 0.005  # slower by less than that is as good as not at all
 
 
-def fit_power(steps: Steps, samples: PowerSamples | None) -> PowerFit | None:
+def fit_power(steps: Steps, samples: PowerSamples | None, pair_ns: float) -> PowerFit | None:
     """The fit; None: there is nothing to fit it to.
 
     Args:
         steps: measured with cool clocks, of all kinds.
+        pair_ns: what a (query, key) pair of their prompts takes.
         samples: measured one after the other; steps of the most tokens compute, all others read.
     """
     token_ns = least_token_ns(steps.features, steps.ns)
@@ -53,11 +55,12 @@ def fit_power(steps: Steps, samples: PowerSamples | None) -> PowerFit | None:
     computing, reading = (
         _Kind.of(loads[rows], ns[rows], base[rows], tokens[rows], token_ns) for rows in kinds
     )
-    return _fit_of(token_ns, computing, reading)
+    fit = _fit_of(token_ns, computing, reading)
+    return None if fit is None else msgspec.structs.replace(fit, pair_ns=pair_ns)
 
 
 def loads_during(token_ns: float, tokens: Float64, ns: Float64, cool_ns: Float64) -> Float64:
-    """The mean load during each step, on a GPU that was cool before the first, as a simulation has.
+    """The load in the middle of each step, on a GPU that was cool before the first.
 
     Args:
         token_ns: arithmetic of a token.
@@ -73,7 +76,7 @@ def loads_during(token_ns: float, tokens: Float64, ns: Float64, cool_ns: Float64
     for at, (busy, took, cool) in enumerate(
         zip(shares.tolist(), ns.tolist(), cool_ns.tolist(), strict=True)
     ):
-        loads[at] = busy + (load - busy) * kept(cool)
+        loads[at] = busy + (load - busy) * left(cool / 2)
         load = busy + (load - busy) * left(took)
     return loads
 

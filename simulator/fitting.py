@@ -91,7 +91,7 @@ def fit_profile(
         limits=_limits(steps.features),
         residuals=tuple(_residuals(graphs, others, engine.graph_tokens, errors)),
         shared_share=share,
-        power=fit_power(steps, power_samples),
+        power=fit_power(steps, power_samples, 0.0 if mixed is None else mixed.pair_ns),
     )
 
 

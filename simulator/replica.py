@@ -148,7 +148,7 @@ class Replica:
         start = ready if ready > self._gpu_free_ns else self._gpu_free_ns
         if self._power is not None:
             tokens = plan.prefill_tokens + plan.decode_tokens
-            gpu_ns = self._power.lengthen(gpu_ns, tokens, start)
+            gpu_ns = self._power.lengthen(gpu_ns, tokens, start, plan.prefill_pairs)
         done = start + gpu_ns
         self._host_free_ns, self._gpu_free_ns, self._pace_ns = ready, done, gpu_ns
         self._running.append(_Running(plan, now, start, done, gpu_ns, host_ns, extrapolated))

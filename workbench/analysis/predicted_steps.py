@@ -31,5 +31,6 @@ def predicted_ns(model: CostModel, steps: Columns) -> Int64:
     tokens = features.prefill_tokens + features.decode_tokens
     starts_ns = steps["start_ns"][rows].astype(np.int64)
     predicted = np.zeros(len(has_tokens), np.int64)
-    predicted[rows] = lengthened(model.power, cool_ns, tokens, starts_ns)
+    pairs = features.prefill_pairs
+    predicted[rows] = lengthened(model.power, cool_ns, tokens, starts_ns, pairs)
     return predicted
