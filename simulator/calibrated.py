@@ -20,9 +20,11 @@ The terms of gpu_ns:
     requests           chunks and decode items, and that a step decodes without a graph
     logits             a constant where there are any, and their rows
 
-Context that several requests share is read from memory once and from the cache of the GPU by all
-others: of each token of shared_context, which is counted once more for each of them, only the share
-`shared_share` enters into the tables, rounded to a whole token.
+Context that several requests share is read from memory once, and by the others from the cache of
+the GPU: a table says how much of it costs nothing, by what a decode item shares in the mean. That,
+times the decode items and rounded to a whole token, is taken off decode_context before any table is
+read; where more is shared than decode items attend to, what is left is below 0, where tables are
+flat.
 
 Rounding: each term is rounded by itself to whole ns, halves up, and gpu_ns is their sum; tokens is
 at least 1, and attention_decode of a decode table is the difference of two rounded values. Every
@@ -52,6 +54,7 @@ from simulator.profile import (
     MixedFit,
     Profile,
     ProfileError,
+    SharedFit,
 )
 
 TERMS: Final = (
@@ -76,7 +79,7 @@ class CalibratedCostModel:
         self._power = fit.power
         self._decode = DecodeCurves(fit.decode)
         self._mixed = None
-        self._saved = 1.0 - fit.shared_share
+        self._shared = SharedContext(fit.shared)
         if fit.mixed is not None:
             self._mixed = MixedCosts(fit.mixed, profile.engine.graph_tokens)
         self._host = HostCosts(fit.host)
@@ -103,7 +106,7 @@ class CalibratedCostModel:
         for column, limit in zip(_columns(f), self._limits, strict=True):
             extrapolated |= column > limit
         unknown_kind = ~self._known_kinds[launch_kinds(f, self._graph_tokens)]
-        f = replace(f, decode_context=attended_context(f, self._saved))
+        f = replace(f, decode_context=self._shared.attended(f))
         if not self._decode:
             extrapolated |= unknown_kind
             terms = self._other_steps().terms(f)
@@ -129,12 +132,12 @@ class CalibratedCostModel:
 
     def step_cost(self, shape: StepShape) -> tuple[int, int, bool]:
         """(gpu_ns, host_ns, extrapolated) of one step."""
-        prefill, _, _, _, _, _, tokens, context, _, shared, _, graph_batch, _ = shape
+        prefill, _, _, _, _, requests, tokens, context, _, shared, _, graph_batch, _ = shape
         if prefill + tokens < 1:
             raise ValueError(_EMPTY_STEP)
         extrapolated = any(map(operator.gt, shape, self._limits))
         if shared:
-            context -= int(self._saved * shared + 0.5)
+            context -= self._shared.saved(shared, requests)
         if graph_batch > 0 and not prefill and self._decode:
             gpu_ns = self._decode.curve(graph_batch).whole_ns(context)
             extrapolated = extrapolated or self._decode.is_outside(graph_batch)
@@ -145,10 +148,10 @@ class CalibratedCostModel:
 
     def decode_run(self, shape: StepShape, num_steps: int) -> tuple[list[int], int, bool]:
         """gpu_ns of successive pure decode steps, the host_ns of each, whether extrapolated."""
-        prefill, _, _, _, _, _, tokens, context, longest, shared, _, graph_batch, _ = shape
+        prefill, _, _, _, _, requests, tokens, context, longest, shared, _, graph_batch, _ = shape
         if prefill or tokens < 1:
             raise ValueError("a decode run decodes and does not prefill")
-        first = context - int(self._saved * shared + 0.5)
+        first = context - self._shared.saved(shared, requests) if shared else context
         contexts = range(first, first + num_steps * tokens, tokens)
         last = shape._replace(
             decode_context=context + (num_steps - 1) * tokens,
@@ -364,6 +367,35 @@ class MixedCosts:
         return ns, least
 
 
+class SharedContext:
+    """What decode items save that share their context."""
+
+    def __init__(self, fit: SharedFit) -> None:
+        self._at = np.array(fit.shared, np.float64)
+        self._saved = np.array(fit.saved, np.float64)
+        self._slope = np.diff(self._saved) / np.diff(self._at)
+        segments = (self._at[:-1].tolist(), self._saved[:-1].tolist(), self._slope.tolist())
+        self._segments: list[tuple[float, float, float]] = list(zip(*segments, strict=True))
+        self._inner: list[float] = self._at[1:-1].tolist()
+
+    def saved(self, shared: int, requests: int) -> int:
+        """Tokens of decode_context that cost nothing, of so many items that share so much."""
+        if not requests:
+            return 0
+        each = shared / requests
+        start, saved, slope = self._segments[bisect_right(self._inner, each)]
+        return int(requests * (saved + slope * (each - start)) + 0.5)
+
+    def attended(self, features: StepFeatures) -> Int64:
+        """decode_context without what costs nothing: int64[n]."""
+        requests = features.decode_requests
+        each = features.shared_context / np.maximum(requests, 1)
+        index = np.searchsorted(self._at[1:-1], each, side="right")
+        saved = self._saved[index] + self._slope[index] * (each - self._at[index])
+        attended: Int64 = features.decode_context - whole_ns(requests * saved)
+        return attended
+
+
 class HostCosts:
     """CPU time of steps, as fitted."""
 
@@ -399,18 +431,6 @@ def padded_tokens(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:
     tokens = features.prefill_tokens + features.decode_tokens
     size = _graph_tokens_for(features, graph_tokens)
     return np.where((features.prefill_tokens > 0) & (size > 0), size, tokens)
-
-
-def attended_context(features: StepFeatures, saved: float) -> Int64:
-    """decode_context without what costs nothing because requests share it: int64[n].
-
-    Where more is shared than decode items attend to, it is below 0: a table is flat there.
-
-    Args:
-        features: n steps.
-        saved: share of each token of shared_context that costs nothing.
-    """
-    return features.decode_context - whole_ns(saved * features.shared_context)
 
 
 def launch_kinds(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:

@@ -83,14 +83,14 @@ def fit_profile(
     graphs = list(knots_by_graph(decode))
     tables = tuple(decode_tables(graphs))
     mixed = fit_mixed(others, engine.graph_tokens) if len(others) else None
-    share, errors = fit_shared(steps.at(sharing), tables, mixed, engine.graph_tokens)
+    shared, errors = fit_shared(steps.at(sharing), tables, mixed, engine.graph_tokens)
     return Fit(
         decode=tables,
         mixed=mixed,
         host=fit_host(host_samples),
         limits=_limits(steps.features),
         residuals=tuple(_residuals(graphs, others, engine.graph_tokens, errors)),
-        shared_share=share,
+        shared=shared,
         power=fit_power(steps, power_samples, 0.0 if mixed is None else mixed.pair_ns),
     )
 
