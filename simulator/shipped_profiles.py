@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from simulator.kernel_file import PREFIX
 from simulator.profile import Identity, ProfileError
 
 FOLDER = Path(__file__).with_name("profiles")  # tests put another one in its place
@@ -31,7 +32,13 @@ def words(text: str) -> frozenset[str]:
 def shipped_profiles(*wanted_words: str) -> list[Path]:
     """Profiles whose file names hold all of these words, by name; no file is opened."""
     wanted = {part.casefold() for part in wanted_words}
-    return sorted(path for path in FOLDER.glob("*.json") if wanted <= words(path.stem))
+    files = (path for path in FOLDER.glob("*.json") if not path.stem.startswith(PREFIX))
+    return sorted(path for path in files if wanted <= words(path.stem))
+
+
+def shipped_kernels() -> list[Path]:
+    """Files of kernel tables, by name; none is opened."""
+    return sorted(FOLDER.glob(f"{PREFIX}*.json"))
 
 
 def read_identity(path: Path) -> Identity:

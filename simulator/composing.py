@@ -1,0 +1,212 @@
+"""From kernels to steps: fits as a calibration would make them, of models that never ran.
+
+What a profile's fit says of steps (`simulator.profile.Fit`) is worked out instead of measured: a
+decode table for each graph, a table of tokens, rates of the rest. So predictions are made by the
+same code, with the same rounding, and rise where a profile's do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.core.graph_sizes import default_graph_batch_sizes
+from engine.core.model_spec import ModelSpec
+from simulator.kernel_curves import monotone
+from simulator.kernel_file import Correction, Lender
+from simulator.kernel_parts import KernelParts
+from simulator.power_state import PowerFit
+from simulator.profile import DecodeTable, Fit, HostFit, LaunchFit, MixedFit
+from simulator.roofline import HostCosts
+
+Float64 = NDArray[np.float64]
+
+MOST_BATCH: Final = 256  # requests of the largest graph that kernels were measured for
+MOST_TOKENS: Final = 8192  # of a step
+_MOST_CONTEXT: Final = 1 << 19  # of decode items together
+_ROW_CONTEXTS: Final = (1, 32, 128, 512, 1024, 2048, 8192, 32_768)  # knots, for each row
+_DECODE_CONTEXTS: Final = (64, 1024, 4096, 16_384, 65_536, 262_144, _MOST_CONTEXT)
+_USUAL_CONTEXT: Final = 1024  # of a decode item beside prompts
+_TOKENS: Final = (
+    1, 2, 4, 8, 16, 24, 32, 40, 48, 64, 72, 96, 128, 136, 160, 192, 200, 232, 240, 256, 320, 384,
+    512, 640, 768, 1024, 1536, 2048, 3072, 4096, 8192,
+)  # fmt: skip
+_LOGIT_ROWS: Final = (1.0, 64.0)  # where the line of logits meets their times
+_LEAST_SHARE: Final = 0.3  # of the sum of kernels, that corrections leave
+
+
+def compose_fit(
+    parts: KernelParts,
+    correction: Correction,
+    lenders: Sequence[Lender],
+    graph_tokens: Sequence[int],
+    flops_per_token: int,
+) -> Fit:
+    """The fit of a model that never ran.
+
+    Args:
+        parts: sums of its kernels.
+        correction: how steps differ from them.
+        lenders: models that were measured whole, for what no kernel tells.
+        graph_tokens: to which the engine pads steps with prompts.
+        flops_per_token: of the model's matrices.
+    """
+    limits = {
+        "prefill_tokens": MOST_TOKENS,
+        "decode_context": _MOST_CONTEXT,
+        "graph_batch": MOST_BATCH,
+    }
+    if not parts.covered:
+        limits["prefill_tokens"] = -1  # which every step exceeds
+    return Fit(
+        decode=_decode_tables(parts, correction),
+        mixed=_mixed(parts, correction, lenders, graph_tokens),
+        host=_host(lenders),
+        limits=limits,
+        residuals=(),
+        power=_power(lenders, flops_per_token),
+    )
+
+
+def decode_base(parts: KernelParts, correction: Correction, batches: Float64) -> Float64:
+    """float64[n]: decode graphs but for their attention."""
+    products, small = parts.decode_products(batches), parts.decode_small(batches)
+    corrected = (
+        correction.decode_products * products + small + correction.decode_layer_ns * parts.layers
+    )
+    return monotone(np.maximum(corrected, _LEAST_SHARE * (products + small)))
+
+
+def token_knots(graph_tokens: Sequence[int]) -> Float64:
+    """Where the table of tokens bends."""
+    sizes = {*_TOKENS, *(size for size in graph_tokens if size <= MOST_TOKENS)}
+    return np.array(sorted(sizes), np.float64)
+
+
+def mixed_base(parts: KernelParts, correction: Correction, tokens: Float64) -> Float64:
+    """float64[n]: steps with so many tokens, but for what depends on the rest of their shape."""
+    products, small = parts.products(tokens), parts.small(tokens)
+    attention = parts.layers * (parts.prefill.call_ns + parts.prefill.token_ns * tokens)
+    corrected = (
+        correction.products * products
+        + small
+        + correction.attention * attention
+        + correction.layer_ns * parts.layers
+        + correction.step_ns
+    )
+    return monotone(np.maximum(corrected, _LEAST_SHARE * (products + small)))
+
+
+def mixed_decode_attention(parts: KernelParts, contexts: Float64) -> Float64:
+    """float64[n]: attention of decode items with so much context, of which there are a usual many.
+
+    Uncorrected; 0 at 0.
+    """
+    ns = [
+        float(parts.decode_attention(_usual_requests(context), np.array([context]))[0])
+        for context in contexts.tolist()
+        if context > 0
+    ]
+    return monotone(np.array([0.0] * (len(contexts) - len(ns)) + ns))
+
+
+def logit_line(parts: KernelParts) -> tuple[float, float]:
+    """(ns of a step with logits, ns of each row), uncorrected."""
+    first, last = _LOGIT_ROWS
+    at = parts.logits(np.array(_LOGIT_ROWS))
+    slope = float(at[1] - at[0]) / (last - first)
+    return max(0.0, float(at[0]) - slope * first), slope
+
+
+def decode_contexts() -> Float64:
+    """Where the table of decode_context bends."""
+    return np.array([0, *_DECODE_CONTEXTS], np.float64)
+
+
+def _usual_requests(context: float) -> int:
+    return int(min(MOST_BATCH, max(1.0, context // _USUAL_CONTEXT)))
+
+
+def _decode_tables(parts: KernelParts, correction: Correction) -> tuple[DecodeTable, ...]:
+    batches = default_graph_batch_sizes(MOST_BATCH)
+    bases = decode_base(parts, correction, np.array(batches, np.float64)).tolist()
+    return tuple(
+        _decode_table(parts, correction, batch, base)
+        for batch, base in zip(batches, bases, strict=True)
+    )
+
+
+def _decode_table(
+    parts: KernelParts, correction: Correction, batch: int, base_ns: float
+) -> DecodeTable:
+    contexts = [batch * each for each in _ROW_CONTEXTS if batch * each <= _MOST_CONTEXT]
+    attention = parts.decode_attention(batch, np.array(contexts, np.float64))
+    ns = monotone(base_ns + correction.decode_attention * attention)
+    return DecodeTable(graph_batch=batch, context=tuple(contexts), ns=tuple(ns.tolist()))
+
+
+def _mixed(
+    parts: KernelParts,
+    correction: Correction,
+    lenders: Sequence[Lender],
+    graph_tokens: Sequence[int],
+) -> MixedFit:
+    tokens, contexts = token_knots(graph_tokens), decode_contexts()
+    attention, layers = parts.prefill, correction.attention * parts.layers
+    of_decodes = correction.decode_attention * mixed_decode_attention(parts, contexts)
+    logits_ns, logit_row_ns = logit_line(parts)
+    return MixedFit(
+        tokens=tuple(tokens.astype(np.int64).tolist()),
+        ns=tuple(mixed_base(parts, correction, tokens).tolist()),
+        pair_ns=layers * attention.pair_ns,
+        context_ns=layers * attention.context_ns,
+        max_context_ns=layers * attention.max_context_ns,
+        decode_context=tuple(contexts.astype(np.int64).tolist()),
+        decode_context_ns=tuple(of_decodes.tolist()),
+        prefill_request_ns=layers * attention.chunk_ns + correction.chunk_ns,
+        decode_request_ns=0.0,
+        logits_ns=correction.products * logits_ns,
+        logit_row_ns=correction.products * logit_row_ns,
+        launches=_launches(lenders),
+    )
+
+
+def _launches(lenders: Sequence[Lender]) -> LaunchFit:
+    """The most that any of them needs: a model whose steps are long does not show what it needs."""
+    every = [msgspec.structs.astuple(lender.launches) for lender in lenders]
+    most = [max(column) for column in zip(*every, strict=True)]
+    return LaunchFit(**dict(zip(LaunchFit.__struct_fields__, most, strict=False)))
+
+
+def _host(lenders: Sequence[Lender]) -> HostFit:
+    """The mean of theirs; without any, what the analytic model says."""
+    if not lenders:
+        usual = HostCosts()
+        return HostFit(
+            step_ns=usual.step_ns, request_ns=usual.request_ns,
+            prefill_request_ns=0.0, prefill_token_ns=0.0,
+        )  # fmt: skip
+    every = [msgspec.structs.astuple(lender.host) for lender in lenders]
+    means = [sum(column) / len(column) for column in zip(*every, strict=True)]
+    return HostFit(**dict(zip(HostFit.__struct_fields__, means, strict=True)))
+
+
+def _power(lenders: Sequence[Lender], flops_per_token: int) -> PowerFit | None:
+    """That of the model with the most similar amount of arithmetic, which is what heats a GPU."""
+    if not lenders:
+        return None
+    nearest = min(lenders, key=lambda lender: abs(np.log(lender.flops_per_token / flops_per_token)))
+    if nearest.power is None:
+        return None
+    token_ns = nearest.power.token_ns * (flops_per_token / nearest.flops_per_token)
+    return msgspec.structs.replace(nearest.power, token_ns=token_ns)
+
+
+def flops_per_token(model: ModelSpec, tensor_parallel_size: int) -> int:
+    """Of a model's matrices on one GPU, but for logits."""
+    flops = model.flops_per_token_by_group(tensor_parallel_size)
+    return sum(count for group, count in flops.items() if group != "lm_head")
