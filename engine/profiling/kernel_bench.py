@@ -89,7 +89,7 @@ class KernelBench:
         out = torch.empty(shape, dtype=self.dtype, device=self.device)
         return out.uniform_(-_BOUND, _BOUND)
 
-    def _ints(self, values: Sequence[int] | NDArray[np.int32]) -> torch.Tensor:
+    def _ints(self, values: Sequence[int] | NDArray[np.integer]) -> torch.Tensor:
         return torch.from_numpy(np.asarray(values, np.int32)).to(self.device)
 
     def _weight(self, time: int, *shape: int, first: int = 0) -> torch.Tensor:
@@ -225,7 +225,7 @@ class KernelBench:
         """Rows of `_table` for each time; each starts at a round address, as in a step."""
         padded = -(-requests // _ALIGNED) * _ALIGNED
         rows = np.arange(times)[:, None] * requests + np.arange(padded)
-        whole = self._ints(rows.astype(np.int32))
+        whole = self._ints(rows)
         return [row[:requests] for row in whole]
 
     def _times(self, tokens: int, kv_heads: int, head_dim: int) -> int:
