@@ -9,7 +9,8 @@ The name says how far steps of models that were measured whole were from what th
 *other* models say of them: half of the steps of the worst of these models, and nine in ten.
 
 A step counts as extrapolated beyond what was measured, and always if the model's sizes are not
-among those that were.
+among those that were, or if several GPUs exchange sums, which no table tells of: that part is the
+analytic model's.
 """
 
 from __future__ import annotations
@@ -53,19 +54,18 @@ class ComposedCostModel(FittedCostModel):
         sizes = () if kernels.identity.gpu == "cpu" else prefill_graph_sizes(model)
         flops = flops_per_token(model, tensor_parallel_size)
         fit = compose_fit(parts, composition.correction, composition.lenders, sizes, flops)
-        super().__init__(composed_name(kernels, tensor_parallel_size), fit, sizes, _known_kinds())
+        super().__init__(composed_name(kernels), fit, sizes, _known_kinds())
 
 
-def composed_name(kernels: KernelFile, tensor_parallel_size: int = 1) -> str:
+def composed_name(kernels: KernelFile) -> str:
     """Who speaks, and how far off it is expected to be."""
-    exchange = ", all-reduce analytic" if tensor_parallel_size > 1 else ""
     expected = expected_error(kernels.composition.errors)
     error = (
         "error not known"
         if expected is None
         else (f"expected error {expected[0]:.1f} %, p90 {expected[1]:.1f} %")
     )
-    return f"composed from kernel tables of {kernels.identity.gpu}, {error}{exchange}"
+    return f"composed from kernel tables of {kernels.identity.gpu}, {error}"
 
 
 def expected_error(errors: tuple[ComposedError, ...]) -> tuple[float, float] | None:

@@ -127,7 +127,7 @@ class KernelParts:
 
     @property
     def covered(self) -> bool:
-        """Whether all sizes were measured, or lie among some that were."""
+        """Whether all of it was measured, or lies among sizes that were; no exchange was."""
         sizes, moe = self._sizes, self._model.moe
         products = [("norm_linear", sizes.qkv), ("residual_linear", sizes.output)]
         if self._model.num_dense_layers:
@@ -135,9 +135,8 @@ class KernelParts:
         if moe is not None and sizes.experts is not None:
             products.append(("moe_mlp", sizes.experts))
         products.append(("lm_head", sizes.lm_head))
-        return self._tables.decode.covers(sizes.heads) and all(
-            self._tables.rows(op).covers(of) for op, of in products
-        )
+        measured = self._tp == 1 and self._tables.decode.covers(sizes.heads)
+        return measured and all(self._tables.rows(op).covers(of) for op, of in products)
 
     def decode_products(self, rows: Float64) -> Float64:
         """Products, norms and experts of all layers, and the logits, of decode graphs."""

@@ -6,18 +6,22 @@ profiles are looked for beside the tables and among those that come with the pro
 
 from __future__ import annotations
 
+import importlib
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from engine.core.hardware_spec import HardwareSpec, gpu_names, load_hardware_spec
 from engine.core.hf_config import ModelConfigError
 from engine.core.model_spec import ModelSpec, load_model_spec, model_card_names
 from engine.profiling.gpu_state import GpuState
+from engine.profiling.kernel_cases import SHARDS, KernelCase, design_kernels
+from engine.profiling.kernel_tables import PASSES, KernelMeter, KernelTimes, measure_kernels
+from engine.runtime.executor import EngineError
 from simulator.fit_composition import Measured, fit_composition
 from simulator.kernel_file import (
     PREFIX,
@@ -34,10 +38,6 @@ from workbench.atomic_file import write_atomic
 from workbench.kernel_measurements import PartialKernels, series_of
 from workbench.profile_match import CPU, is_gpu, model_digest
 from workbench.provenance import source_commit, workbench_version
-
-if TYPE_CHECKING:
-    from engine.profiling.kernel_device import KernelDevice
-    from engine.profiling.kernel_tables import KernelTimes
 
 Say = Callable[[str], object]
 _CPU_SHARDS: Final = (1,)
@@ -64,6 +64,7 @@ def calibrate_kernels(
     minutes: float,
     *,
     models: Sequence[str] = (),
+    open_meter: Callable[[str], KernelMeter] | None = None,
     say: Say = lambda _: None,
     now: Callable[[], float] = time.time,
 ) -> KernelCalibration:
@@ -74,6 +75,7 @@ def calibrate_kernels(
         folder: of the tables; made if it is not there.
         minutes: that measuring may take, after kernels are compiled.
         models: cards or config files whose sizes are measured; none: those of all cards.
+        open_meter: opens the device; None: torch's.
         say: told what is going on.
         now: s since 1970, for the record.
 
@@ -83,22 +85,18 @@ def calibrate_kernels(
         ProfileError: there was no time to measure enough, or what is in the folder is of another
             device or version.
     """
-    from engine.kernels.registry import select_kernels
-    from engine.profiling.kernel_bench import PAGE_SIZE
-    from engine.profiling.kernel_device import kernel_device
-
-    device = kernel_device(device_name)
+    meter = (open_meter or _open_meter)(device_name)
     identity = KernelIdentity(
-        gpu=device.name, dtype=device.format, page_size=PAGE_SIZE,
-        engine_version=workbench_version(), commit=source_commit(), versions=device.versions,
-        implementations=dict(select_kernels(device.device).chosen),
+        gpu=meter.name, dtype=meter.number_format, page_size=meter.page_size,
+        engine_version=workbench_version(), commit=source_commit(), versions=dict(meter.versions),
+        implementations=dict(meter.implementations),
     )  # fmt: skip
-    name = file_name(device.name)
+    name = file_name(meter.name)
     partial = PartialKernels(folder / f"{name}.partial.jsonl", identity)
     specs = [load_model_spec(model) for model in models or model_card_names()]
     begin = now()
-    with GpuState(device.bus_id) as state:
-        done, complete = _measure(device, specs, partial, 60 * minutes, say)
+    with GpuState(meter.bus_id) as state:
+        done, complete = _measure(meter, specs, partial, 60 * minutes, say)
     conditions = {
         "began_unix_s": round(begin), "seconds": round(now() - begin), "complete": complete,
         "models": [spec.name for spec in specs], "gpu_state": state.summary(),
@@ -144,30 +142,37 @@ def hardware_of(gpu: str) -> HardwareSpec:
     raise ProfileError(f"{gpu} is none of {', '.join(gpu_names())}")
 
 
+def _open_meter(device_name: str) -> KernelMeter:
+    """The device. Raises EngineError if there is none, or a package that it needs is missing."""
+    try:
+        module = importlib.import_module("engine.profiling.kernel_device")
+    except ModuleNotFoundError as error:
+        raise EngineError(
+            f"measuring kernels needs {error.name}, which is not installed: "
+            "pip install -e '.[engine]' in the folder of the workbench"
+        ) from None
+    meter: KernelMeter = module.kernel_device(device_name)
+    return meter
+
+
 def _measure(
-    device: KernelDevice,
+    meter: KernelMeter,
     specs: Sequence[ModelSpec],
     partial: PartialKernels,
     seconds: float,
     say: Say,
 ) -> tuple[KernelTimes, bool]:
-    from engine.profiling.kernel_bench import KernelBench
-    from engine.profiling.kernel_cases import SHARDS, KernelCase, design_kernels
-    from engine.profiling.kernel_tables import PASSES, compile_kernels, measure_kernels
-
     done = partial.read()
-    shards = _CPU_SHARDS if device.name == CPU else SHARDS
-    cases = design_kernels(specs, device.limits, shards)
-    bench = KernelBench(device.device, device.dtype, device.limits)
-    say(f"kernels of {device.name}: compiling for {len(cases):,} cases")
-    compile_kernels(bench, cases)
+    cases = design_kernels(specs, meter.limits, _CPU_SHARDS if meter.name == CPU else SHARDS)
+    say(f"kernels of {meter.name}: compiling for {len(cases):,} cases")
+    meter.compile(cases)
 
     def measured(case: KernelCase, times: list[float], share: float) -> None:
         partial.append(case, times)
-        say(f"kernels of {device.name}: {share:.0%} of {len(cases):,} cases, {PASSES} passes each")
+        say(f"kernels of {meter.name}: {share:.0%} of {len(cases):,} cases, {PASSES} passes each")
 
     complete = measure_kernels(
-        bench, cases, done, deadline_s=time.monotonic() + seconds, measured=measured
+        meter, cases, done, deadline_s=time.monotonic() + seconds, measured=measured
     )
     return done, complete
 

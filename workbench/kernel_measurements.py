@@ -9,16 +9,15 @@ from __future__ import annotations
 import json
 import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
+from engine.profiling.kernel_cases import Draw, KernelCase
+from engine.profiling.kernel_tables import KernelTimes
 from simulator.kernel_file import SCHEMA, KernelIdentity, Series
 from simulator.profile import ProfileError
 from workbench.atomic_file import write_atomic
-
-if TYPE_CHECKING:
-    from engine.profiling.kernel_tables import KernelTimes
 
 
 class PartialKernels:
@@ -39,8 +38,6 @@ class PartialKernels:
         Raises:
             ProfileError: it is of another device or version, or damaged.
         """
-        from engine.profiling.kernel_tables import KernelTimes
-
         if not self.path.exists():
             return KernelTimes()
         whole, _, torn = self.path.read_bytes().rpartition(b"\n")
@@ -59,9 +56,6 @@ class PartialKernels:
             ) from None
 
     def _times(self, lines: list[str]) -> KernelTimes:
-        from engine.profiling.kernel_cases import Draw, KernelCase
-        from engine.profiling.kernel_tables import KernelTimes
-
         if json.loads(lines[0]) != self._head:
             raise ProfileError(
                 f"{self.path} holds kernel times of another device or version: delete it, or name"

@@ -1,14 +1,17 @@
-"""The device whose kernels are measured: what it is called, and what there is room for."""
+"""The device whose kernels are measured: what it is called, what there is room for, how long."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import torch
 import triton
 
-from engine.profiling.kernel_cases import KernelLimits
+from engine.kernels.launching import compile_only
+from engine.profiling.kernel_bench import PAGE_SIZE, KernelBench
+from engine.profiling.kernel_cases import KernelCase, KernelLimits
+from engine.profiling.kernel_timing import GraphTimer, LaunchTimer
 from engine.runtime.executor import EngineError
 
 _WEIGHT_BYTES: Final = 9 << 29  # two of the largest product's weights of a model of 70B
@@ -17,42 +20,63 @@ _SHARE: Final = 6  # of the free memory at most, for weights; twice as much for 
 _MOST_TOKENS: Final = 8192
 _CPU_LIMITS: Final = KernelLimits(weight_bytes=16 << 20, kv_bytes=4 << 20, tokens=64)
 _FORMATS: Final = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+_COMPILED_ROWS: Final = 512  # products of more rows are a library's
+_PRODUCTS: Final = ("norm_linear", "residual_linear", "norm_gated_linear", "lm_head", "linear")
 
 
-@dataclass(frozen=True, slots=True)
 class KernelDevice:
-    """Where kernels are measured.
+    """Measures kernels of one device; implements `KernelMeter`.
 
-    Attributes:
-        device: as torch knows it.
-        dtype: of weights and activations; bfloat16, and float32 on a CPU.
-        name: as the driver names it, or "cpu".
+    Args:
+        device: a GPU or a CPU.
         limits: what there is room for.
     """
 
-    device: torch.device
-    dtype: torch.dtype
-    name: str
-    limits: KernelLimits
+    page_size = PAGE_SIZE
+
+    def __init__(self, device: torch.device, limits: KernelLimits) -> None:
+        self.limits, self._device = limits, device
+        self._on_gpu = device.type == "cuda"
+        self._dtype = torch.bfloat16 if self._on_gpu else torch.float32
+        self._bench = KernelBench(device, self._dtype, limits)
+        self._timer = GraphTimer(device) if self._on_gpu else LaunchTimer()
 
     @property
-    def format(self) -> str:
-        """Short name of the dtype."""
-        return _FORMATS[self.dtype]
+    def name(self) -> str:
+        return torch.cuda.get_device_name(self._device) if self._on_gpu else "cpu"
+
+    @property
+    def number_format(self) -> str:
+        return _FORMATS[self._dtype]
 
     @property
     def bus_id(self) -> str | None:
-        """Of a GPU on the PCI bus, as `nvidia-smi` names it."""
-        if self.device.type != "cuda":
+        if not self._on_gpu:
             return None
-        facts = torch.cuda.get_device_properties(self.device)
+        facts = torch.cuda.get_device_properties(self._device)
         return f"{facts.pci_domain_id:08x}:{facts.pci_bus_id:02x}:{facts.pci_device_id:02x}.0"
 
     @property
-    def versions(self) -> dict[str, str]:
-        """Of what compiles and runs kernels."""
+    def versions(self) -> Mapping[str, str]:
         found = {"torch": str(torch.__version__), "triton": str(triton.__version__)}
         return found | ({"cuda": str(torch.version.cuda)} if torch.version.cuda else {})
+
+    @property
+    def implementations(self) -> Mapping[str, str]:
+        return self._bench.ops.chosen
+
+    def compile(self, cases: Sequence[KernelCase]) -> None:
+        """Compile what cases need side by side; on a CPU there is nothing to compile."""
+        if not self._on_gpu:
+            return
+        with torch.inference_mode(), compile_only(self._device):
+            for case in cases:
+                if case.op not in _PRODUCTS or case.point[0] <= _COMPILED_ROWS:
+                    self._bench.work(case).launch(0)
+
+    def times(self, case: KernelCase) -> list[float]:
+        with torch.inference_mode():
+            return self._timer.times(self._bench.work(case))
 
 
 def kernel_device(name: str) -> KernelDevice:
@@ -62,7 +86,7 @@ def kernel_device(name: str) -> KernelDevice:
         EngineError: there is no such device.
     """
     if name == "cpu":
-        return KernelDevice(torch.device("cpu"), torch.float32, "cpu", _CPU_LIMITS)
+        return KernelDevice(torch.device("cpu"), _CPU_LIMITS)
     if not torch.cuda.is_available():
         raise EngineError(f"there is no GPU that torch can use, so {name!r} cannot be measured")
     device = torch.device(name)
@@ -73,4 +97,4 @@ def kernel_device(name: str) -> KernelDevice:
         kv_bytes=min(_KV_BYTES, 2 * free // _SHARE),
         tokens=_MOST_TOKENS,
     )
-    return KernelDevice(device, torch.bfloat16, torch.cuda.get_device_name(device), limits)
+    return KernelDevice(device, limits)
