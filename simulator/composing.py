@@ -3,6 +3,9 @@
 What a profile's fit says of steps (`simulator.profile.Fit`) is worked out instead of measured: a
 decode table for each graph, a table of tokens, rates of the rest. So predictions are made by the
 same code, with the same rounding, and rise where a profile's do.
+
+What launches take at least is left out: the engine captures graphs of all steps that would wait for
+them, and where they were fitted they cannot be told from the reading of weights.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from simulator.kernel_curves import monotone
 from simulator.kernel_file import Correction, Lender
 from simulator.kernel_parts import KernelParts
 from simulator.power_state import PowerFit
-from simulator.profile import DecodeTable, Fit, HostFit, LaunchFit, MixedFit
+from simulator.profile import DecodeTable, Fit, HostFit, MixedFit
 from simulator.roofline import HostCosts
 
 Float64 = NDArray[np.float64]
@@ -64,7 +67,7 @@ def compose_fit(
         limits["prefill_tokens"] = -1  # which every step exceeds
     return Fit(
         decode=_decode_tables(parts, correction),
-        mixed=_mixed(parts, correction, lenders, graph_tokens),
+        mixed=_mixed(parts, correction, graph_tokens),
         host=_host(lenders),
         limits=limits,
         residuals=(),
@@ -152,7 +155,6 @@ def _decode_table(
 def _mixed(
     parts: KernelParts,
     correction: Correction,
-    lenders: Sequence[Lender],
     graph_tokens: Sequence[int],
 ) -> MixedFit:
     tokens, contexts = token_knots(graph_tokens), decode_contexts()
@@ -171,15 +173,7 @@ def _mixed(
         decode_request_ns=0.0,
         logits_ns=correction.products * logits_ns,
         logit_row_ns=correction.products * logit_row_ns,
-        launches=_launches(lenders),
     )
-
-
-def _launches(lenders: Sequence[Lender]) -> LaunchFit:
-    """The most that any of them needs: a model whose steps are long does not show what it needs."""
-    every = [msgspec.structs.astuple(lender.launches) for lender in lenders]
-    most = [max(column) for column in zip(*every, strict=True)]
-    return LaunchFit(**dict(zip(LaunchFit.__struct_fields__, most, strict=False)))
 
 
 def _host(lenders: Sequence[Lender]) -> HostFit:

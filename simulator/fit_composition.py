@@ -42,7 +42,7 @@ from simulator.kernel_file import (
     Series,
 )
 from simulator.kernel_parts import KernelParts, KernelTables
-from simulator.profile import LaunchFit, Profile, Residual
+from simulator.profile import Profile, Residual
 from simulator.roofline import RooflineCostModel
 
 _ERROR: Final = 0.02  # of a step: what corrections are weighed against
@@ -113,7 +113,6 @@ def _lender(measured: Measured) -> Lender:
         model=measured.profile.identity.model,
         flops_per_token=flops_per_token(measured.model, 1),
         host=fit.host,
-        launches=LaunchFit() if fit.mixed is None else fit.mixed.launches,
         power=fit.power,
     )
 
@@ -161,14 +160,9 @@ class _StepParts:
         f = samples.features()
         ns = np.array(samples.gpu_ns, np.float64)
         graphed = (f.prefill_tokens == 0) & (f.graph_batch > 0)
-        # Steps that wait for launches tell nothing of kernels.
-        waiting = np.zeros(len(ns), np.bool_)
-        if (mixed := measured.profile.fit.mixed) is not None:
-            least = max(msgspec.structs.astuple(mixed.launches))
-            waiting = ~graphed & (ns <= 1.05 * least)
         self.layers = parts.layers
         self.decode = _decode_columns(parts, f, graphed), ns[graphed]
-        others = ~graphed & ~waiting & (f.prefill_tokens > 0)
+        others = ~graphed & (f.prefill_tokens > 0)
         self.mixed = _mixed_columns(parts, f, others, engine.graph_tokens), ns[others]
 
 

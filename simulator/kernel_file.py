@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from simulator.power_state import Cost, PowerFit
-from simulator.profile import Count, HostFit, LaunchFit, Positive, ProfileError, Residual
+from simulator.profile import Count, HostFit, Positive, ProfileError, Residual
 
 SCHEMA: Final = "kernels/v1"
 PREFIX: Final = "kernels-"  # of the file's name
@@ -152,13 +152,12 @@ class Lender(_Strict, frozen=True, kw_only=True):
     Attributes:
         model: its name.
         flops_per_token: of its matrices.
-        host, launches, power: of its profile.
+        host, power: of its profile.
     """
 
     model: str
     flops_per_token: Positive
     host: HostFit
-    launches: LaunchFit
     power: PowerFit | None
 
 
