@@ -167,7 +167,7 @@ def of_op(series: Sequence[Series], op: str) -> list[Series]:
     """
     found = [each for each in series if each.op == op]
     if not found:
-        raise ProfileError(f"the kernel tables have no {op}: measure again, without interruption")
+        raise ProfileError(f"the kernel tables have no {op}")
     return found
 
 

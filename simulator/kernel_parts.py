@@ -64,7 +64,7 @@ class KernelTables:
             ProfileError: it was not measured at all.
         """
         if not self.attention_fits:
-            raise ProfileError("the kernel tables have no prefill_attention: measure again")
+            raise ProfileError("the kernel tables have no prefill_attention")
         nearest = similar_heads(heads, self.attention_fits)
         fit = self.attention_fits[nearest]
         if nearest == heads:

@@ -106,7 +106,14 @@ def calibrate_kernels(
         composition=Composition(attention=()), conditions=conditions,
     )  # fmt: skip
     path = folder / f"{name}.json"
-    kernels = _write(kernels, path)
+    try:
+        kernels = _write(kernels, path)
+    except ProfileError as error:
+        if complete:
+            raise
+        raise ProfileError(
+            f"{error}; the same command goes on where this one stopped ({partial.path})"
+        ) from None
     if complete:
         partial.path.unlink(missing_ok=True)
     return KernelCalibration(kernels, path, complete)
