@@ -18,7 +18,7 @@ from simulator.kernel_file import KernelFile, encode_kernel_file, read_kernel_fi
 from simulator.profile import ProfileError, encode_profile
 from simulator.roofline import NAME as ANALYTIC
 from workbench.analysis.rebuilt_models import rebuild_cost_models
-from workbench.calibrate_kernels import calibrate_kernels, file_name, refit_kernels
+from workbench.calibrate_kernels import calibrate_kernels, file_name, refit_kernels, teach
 from workbench.deployment import resolve_deployment
 from workbench.kernel_measurements import PartialKernels
 from workbench.run_record import RunReader
@@ -156,6 +156,19 @@ def test_models_measured_whole_teach(tables: KernelFile, folder: Path):
     assert [lender.model for lender in composition.lenders] == ["Llama-3.1-8B", "Qwen3-0.6B"]
     assert {error.model for error in composition.errors} == {"Llama-3.1-8B", "Qwen3-0.6B"}
     assert read_kernel_file(done.path) == done.kernels
+
+
+def test_a_second_model_needs_no_new_tables(tables: KernelFile):
+    """A model that is calibrated later teaches the tables beside its profile, if there are any."""
+    profile = measured_whole(tables, "Qwen3-0.6B").profile
+    assert teach(profile, Path()) is None
+    path = Path("kernels-nvidia-h200.json")
+    path.write_bytes(encode_kernel_file(tables))
+    Path(f"{profile.name}.json").write_bytes(encode_profile(profile))
+    taught = teach(profile, Path())
+    assert taught is not None
+    assert taught.kernels.series == tables.series
+    assert [each.model for each in read_kernel_file(path).composition.lenders] == ["Qwen3-0.6B"]
 
 
 def test_the_command_tells_what_composing_is_worth(tables: KernelFile):

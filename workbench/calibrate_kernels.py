@@ -32,7 +32,7 @@ from simulator.kernel_file import (
     encode_kernel_file,
     read_kernel_file,
 )
-from simulator.profile import ProfileError, read_profile
+from simulator.profile import Profile, ProfileError, read_profile
 from simulator.shipped_profiles import read_identity, shipped_profiles
 from workbench.atomic_file import write_atomic
 from workbench.kernel_measurements import PartialKernels, series_of
@@ -130,6 +130,16 @@ def refit_kernels(path: Path) -> KernelCalibration:
     """
     kernels = _write(read_kernel_file(path), path)
     return KernelCalibration(kernels, path, bool(kernels.conditions.get("complete", True)))
+
+
+def teach(profile: Profile, folder: Path) -> KernelCalibration | None:
+    """Let the kernel tables of a profile's GPU learn from it, if there are any beside it.
+
+    Raises:
+        ProfileError: they cannot be read, or lack kernels.
+    """
+    path = folder / f"{file_name(profile.identity.gpu)}.json"
+    return refit_kernels(path) if path.exists() else None
 
 
 def file_name(gpu: str) -> str:

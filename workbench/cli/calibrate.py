@@ -84,6 +84,8 @@ def run(
 ) -> None:
     """Measure what the engine's steps take here, and write a profile.
 
+    With --kernels: what its kernels take, for all models of this GPU; see docs/calibration.md.
+
     Steps of all shapes run through the engine as they do when it serves: with its CUDA Graphs, its
     sampling and its host work. The profile holds every sample, a fit, and how far that was from
     samples that it had not seen. An interrupted calibration goes on where it stopped.
@@ -124,6 +126,10 @@ def run(
     with ProgressLine(enabled=not quiet) as line:
         done = calibrate(config, output_dir, limit, say=line.say)
     _tell(done)
+    if done.complete:
+        taught = _module("workbench.calibrate_kernels").teach(done.profile, output_dir)
+        if taught is not None:
+            _tell_of_kernels(taught)
 
 
 def _refit(path: Path) -> None:
