@@ -90,6 +90,8 @@ def kernel_device(name: str) -> KernelDevice:
     if not torch.cuda.is_available():
         raise EngineError(f"there is no GPU that torch can use, so {name!r} cannot be measured")
     device = torch.device(name)
+    if device.index is None:  # not all of CUDA's functions know a device without a number
+        device = torch.device("cuda", torch.cuda.current_device())
     torch.cuda.set_device(device)
     free, _ = torch.cuda.mem_get_info(device)
     limits = KernelLimits(
