@@ -71,6 +71,7 @@ def compose_fit(
         host=_host(lenders),
         limits=limits,
         residuals=(),
+        shared_share=_shared_share(lenders),
         power=_power(lenders, flops_per_token),
     )
 
@@ -187,6 +188,13 @@ def _host(lenders: Sequence[Lender]) -> HostFit:
     every = [msgspec.structs.astuple(lender.host) for lender in lenders]
     means = [sum(column) / len(column) for column in zip(*every, strict=True)]
     return HostFit(**dict(zip(HostFit.__struct_fields__, means, strict=True)))
+
+
+def _shared_share(lenders: Sequence[Lender]) -> float:
+    """The mean of theirs: what shared context costs is a matter of the GPU's cache."""
+    if not lenders:
+        return 1.0
+    return sum(lender.shared_share for lender in lenders) / len(lenders)
 
 
 def _power(lenders: Sequence[Lender], flops_per_token: int) -> PowerFit | None:

@@ -30,7 +30,7 @@ from simulator.composing import (
 )
 from simulator.cost_model import CostModel, StepFeatures
 from simulator.fit_base import Float64, nonnegative_costs
-from simulator.fitting import DECODE, EAGER_DECODE, MIXED, PREFILL, PREFIX, REGIONS
+from simulator.fitting import DECODE, EAGER_DECODE, MIXED, PREFILL, PREFIX, REGIONS, SHARED
 from simulator.kernel_curves import linear, of_op
 from simulator.kernel_file import (
     AttentionFit,
@@ -113,6 +113,7 @@ def _lender(measured: Measured) -> Lender:
         model=measured.profile.identity.model,
         flops_per_token=flops_per_token(measured.model, 1),
         host=fit.host,
+        shared_share=fit.shared_share,
         power=fit.power,
     )
 
@@ -159,10 +160,11 @@ class _StepParts:
         samples, engine = measured.profile.samples, measured.profile.engine
         f = samples.features()
         ns = np.array(samples.gpu_ns, np.float64)
-        graphed = (f.prefill_tokens == 0) & (f.graph_batch > 0)
+        alone = f.shared_context == 0
+        graphed = alone & (f.prefill_tokens == 0) & (f.graph_batch > 0)
         self.layers = parts.layers
         self.decode = _decode_columns(parts, f, graphed), ns[graphed]
-        others = ~graphed & (f.prefill_tokens > 0)
+        others = alone & (f.prefill_tokens > 0)
         self.mixed = _mixed_columns(parts, f, others, engine.graph_tokens), ns[others]
 
 
@@ -288,9 +290,12 @@ def _errors(
 
 def regions_of(f: StepFeatures) -> NDArray[np.str_]:
     """The region of each step."""
-    alone = f.prefill_tokens == 0
-    conditions = [alone & (f.graph_batch > 0), alone, f.decode_tokens > 0, f.prefill_context > 0]
-    return np.select(conditions, [DECODE, EAGER_DECODE, MIXED, PREFIX], PREFILL)
+    decodes = f.prefill_tokens == 0
+    conditions = [
+        f.shared_context > 0, decodes & (f.graph_batch > 0), decodes, f.decode_tokens > 0,
+        f.prefill_context > 0,
+    ]  # fmt: skip
+    return np.select(conditions, [SHARED, DECODE, EAGER_DECODE, MIXED, PREFIX], PREFILL)
 
 
 def _percent(model: CostModel, f: StepFeatures, ns: Sequence[int]) -> Float64:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from simulator.power_state import Cost, PowerFit
+from simulator.power_state import Cost, PowerFit, Share
 from simulator.profile import Count, HostFit, Positive, ProfileError, Residual
 
 SCHEMA: Final = "kernels/v1"
@@ -152,12 +152,13 @@ class Lender(_Strict, frozen=True, kw_only=True):
     Attributes:
         model: its name.
         flops_per_token: of its matrices.
-        host, power: of its profile.
+        host, shared_share, power: of its profile.
     """
 
     model: str
     flops_per_token: Positive
     host: HostFit
+    shared_share: Share
     power: PowerFit | None
 
 

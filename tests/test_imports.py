@@ -97,7 +97,6 @@ def test_only_fitting_needs_scipy() -> None:
              if "scipy" in roots(imported_by(path))]  # fmt: skip
     assert users == ["fit_base.py"]
     parts = {
-    parts = {
         "fit_composition.py", "fit_decode.py", "fit_host.py", "fit_mixed.py", "fit_power.py",
         "fit_shared.py", "fitting.py",
     }  # fmt: skip
