@@ -15,7 +15,7 @@ from engine.core.model_spec import load_model_spec
 from simulator.composed import ComposedCostModel, expected_error
 from simulator.cost_model import CostModel, StepFeatures, StepShape
 from simulator.fit_composition import fit_composition
-from simulator.fitting import DECODE, MIXED, PREFILL, PREFIX
+from simulator.fitting import DECODE, MIXED, PREFILL, PREFIX, SHARED
 from simulator.kernel_file import Correction
 from simulator.power_state import PowerFit
 from simulator.profile import ProfileError
@@ -97,7 +97,7 @@ def test_steps_without_tokens_are_refused():
 def test_a_model_is_predicted_without_its_own_steps(card):
     """Leaving a model out, its steps are predicted by kernels and the other models' steps."""
     errors = {e.composed.region: e for e in TABLES.composition.errors if e.model == card}
-    assert set(errors) == {DECODE, PREFILL, PREFIX, MIXED}
+    assert set(errors) == {DECODE, PREFILL, PREFIX, MIXED, SHARED}
     # The smallest model shows most of what belongs to no kernel, and others cannot know of it.
     most = 4.0 if card == "Qwen3-0.6B" else 1.0
     assert all(e.composed.median_percent < most for e in errors.values())
