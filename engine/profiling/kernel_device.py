@@ -18,7 +18,7 @@ _WEIGHT_BYTES: Final = 9 << 29  # two of the largest product's weights of a mode
 _KV_BYTES: Final = 8 << 30
 _SHARE: Final = 6  # of the free memory at most, for weights; twice as much for keys and values
 _MOST_TOKENS: Final = 8192
-_CPU_LIMITS: Final = KernelLimits(weight_bytes=16 << 20, kv_bytes=4 << 20, tokens=64)
+_CPU_LIMITS: Final = KernelLimits(weight_bytes=16 << 20, kv_bytes=4 << 20, tokens=256)
 _FORMATS: Final = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 _COMPILED_ROWS: Final = 512  # products of more rows are a library's
 _PRODUCTS: Final = ("norm_linear", "residual_linear", "norm_gated_linear", "lm_head", "linear")
@@ -86,6 +86,7 @@ def kernel_device(name: str) -> KernelDevice:
         EngineError: there is no such device.
     """
     if name == "cpu":
+        torch.set_num_threads(1)  # as the engine has it: more of them wait for each other
         return KernelDevice(torch.device("cpu"), _CPU_LIMITS)
     if not torch.cuda.is_available():
         raise EngineError(f"there is no GPU that torch can use, so {name!r} cannot be measured")
