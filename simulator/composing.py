@@ -28,16 +28,10 @@ from simulator.roofline import HostCosts
 
 Float64 = NDArray[np.float64]
 
-MOST_BATCH: Final = 256  # requests of the largest graph that kernels were measured for
-MOST_TOKENS: Final = 8192  # of a step
-_MOST_CONTEXT: Final = 1 << 19  # of decode items together
 _ROW_CONTEXTS: Final = (1, 32, 128, 512, 1024, 2048, 8192, 32_768)  # knots, for each row
-_DECODE_CONTEXTS: Final = (64, 1024, 4096, 16_384, 65_536, 262_144, _MOST_CONTEXT)
+_DECODE_CONTEXTS: Final = (64, 1024, 4096, 16_384, 65_536, 262_144)  # knots beside prompts
+_LAST: Final = 1.5  # of these: the end is at least this multiple of the knot before
 _USUAL_CONTEXT: Final = 1024  # of a decode item beside prompts
-_TOKENS: Final = (
-    1, 2, 4, 8, 16, 24, 32, 40, 48, 64, 72, 96, 128, 136, 160, 192, 200, 232, 240, 256, 320, 384,
-    512, 640, 768, 1024, 1536, 2048, 3072, 4096, 8192,
-)  # fmt: skip
 _LOGIT_ROWS: Final = (1.0, 64.0)  # where the line of logits meets their times
 _LEAST_SHARE: Final = 0.3  # of the sum of kernels, that corrections leave
 
@@ -59,9 +53,9 @@ def compose_fit(
         flops_per_token: of the model's matrices.
     """
     limits = {
-        "prefill_tokens": MOST_TOKENS,
-        "decode_context": _MOST_CONTEXT,
-        "graph_batch": MOST_BATCH,
+        "prefill_tokens": int(parts.rows[-1]),
+        "decode_context": parts.most_context,
+        "graph_batch": parts.most_requests,
     }
     if not parts.covered:
         limits["prefill_tokens"] = -1  # which every step exceeds
@@ -85,10 +79,9 @@ def decode_base(parts: KernelParts, correction: Correction, batches: Float64) ->
     return monotone(np.maximum(corrected, _LEAST_SHARE * (products + small)))
 
 
-def token_knots(graph_tokens: Sequence[int]) -> Float64:
+def token_knots(parts: KernelParts, graph_tokens: Sequence[int]) -> Float64:
     """Where the table of tokens bends."""
-    sizes = {*_TOKENS, *(size for size in graph_tokens if size <= MOST_TOKENS)}
-    return np.array(sorted(sizes), np.float64)
+    return np.union1d(parts.rows, [size for size in graph_tokens if size <= parts.rows[-1]])
 
 
 def mixed_base(parts: KernelParts, correction: Correction, tokens: Float64) -> Float64:
@@ -111,7 +104,7 @@ def mixed_decode_attention(parts: KernelParts, contexts: Float64) -> Float64:
     Uncorrected; 0 at 0.
     """
     ns = [
-        float(parts.decode_attention(_usual_requests(context), np.array([context]))[0])
+        float(parts.decode_attention(_usual_requests(parts, context), np.array([context]))[0])
         for context in contexts.tolist()
         if context > 0
     ]
@@ -126,17 +119,18 @@ def logit_line(parts: KernelParts) -> tuple[float, float]:
     return max(0.0, float(at[0]) - slope * first), slope
 
 
-def decode_contexts() -> Float64:
-    """Where the table of decode_context bends."""
-    return np.array([0, *_DECODE_CONTEXTS], np.float64)
+def decode_contexts(parts: KernelParts) -> Float64:
+    """Where the table of decode_context bends: ascending from 0."""
+    inside = [float(each) for each in _DECODE_CONTEXTS if _LAST * each < parts.most_context]
+    return np.array([0.0, *inside, float(parts.most_context)])
 
 
-def _usual_requests(context: float) -> int:
-    return int(min(MOST_BATCH, max(1.0, context // _USUAL_CONTEXT)))
+def _usual_requests(parts: KernelParts, context: float) -> int:
+    return int(min(parts.most_requests, max(1.0, context // _USUAL_CONTEXT)))
 
 
 def _decode_tables(parts: KernelParts, correction: Correction) -> tuple[DecodeTable, ...]:
-    batches = default_graph_batch_sizes(MOST_BATCH)
+    batches = default_graph_batch_sizes(parts.most_requests)
     bases = decode_base(parts, correction, np.array(batches, np.float64)).tolist()
     return tuple(
         _decode_table(parts, correction, batch, base)
@@ -147,7 +141,8 @@ def _decode_tables(parts: KernelParts, correction: Correction) -> tuple[DecodeTa
 def _decode_table(
     parts: KernelParts, correction: Correction, batch: int, base_ns: float
 ) -> DecodeTable:
-    contexts = [batch * each for each in _ROW_CONTEXTS if batch * each <= _MOST_CONTEXT]
+    contexts = [batch * each for each in _ROW_CONTEXTS if batch * each <= parts.most_context]
+    contexts = contexts if len(contexts) > 1 else [batch, 2 * batch]
     attention = parts.decode_attention(batch, np.array(contexts, np.float64))
     ns = monotone(base_ns + correction.decode_attention * attention)
     return DecodeTable(graph_batch=batch, context=tuple(contexts), ns=tuple(ns.tolist()))
@@ -158,7 +153,7 @@ def _mixed(
     correction: Correction,
     graph_tokens: Sequence[int],
 ) -> MixedFit:
-    tokens, contexts = token_knots(graph_tokens), decode_contexts()
+    tokens, contexts = token_knots(parts, graph_tokens), decode_contexts(parts)
     attention, layers = parts.prefill, correction.attention * parts.layers
     of_decodes = correction.decode_attention * mixed_decode_attention(parts, contexts)
     logits_ns, logit_row_ns = logit_line(parts)

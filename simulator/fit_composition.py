@@ -185,7 +185,7 @@ def _mixed_columns(
     parts: KernelParts, f: StepFeatures, rows: NDArray[np.bool_], graph_tokens: Sequence[int]
 ) -> tuple[Float64, ...]:
     """(products, attention of prompts, attention of decode items, all else, chunks) of others."""
-    knots = token_knots(graph_tokens)
+    knots = token_knots(parts, graph_tokens)
     tokens = padded_tokens(f, graph_tokens)[rows].astype(np.float64)
     fit, chunks = parts.prefill, f.prefill_requests[rows].astype(np.float64)
     logits_ns, row_ns = logit_line(parts)
@@ -201,7 +201,7 @@ def _mixed_columns(
             fit.max_context_ns * f.prefill_max_context[rows],
         )
     )
-    places = decode_contexts()
+    places = decode_contexts(parts)
     contexts = f.decode_context[rows].astype(np.float64)
     of_decodes = linear(contexts, places, mixed_decode_attention(parts, places))
     small = linear(tokens, knots, parts.small(knots))

@@ -55,6 +55,11 @@ class RowCurves:
             logs += weight * np.log(factors)
         return linear(rows, grid, monotone(_ideal_ns(self._op, sizes, grid) * np.exp(logs)))
 
+    @property
+    def rows(self) -> Float64:
+        """Ascending numbers of rows at which any sizes were measured."""
+        return np.unique(np.concatenate([rows for rows, _ in self._curves.values()]))
+
     def covers(self, sizes: Sizes) -> bool:
         """Whether sizes were measured, or lie among some that were."""
         if sizes in self._curves:
@@ -118,6 +123,12 @@ class DecodeAttention:
         share = (requests - low) / (high - low)
         mixed: Float64 = low_ns + share * (high_ns - low_ns)
         return mixed
+
+    def most(self, sizes: Sizes) -> tuple[int, int]:
+        """(requests, context in total) up to which these heads, or similar ones, were measured."""
+        known, scale = self._similar(sizes)
+        table = self._tables[known]
+        return max(table), int(max(contexts[-1] for contexts, _ in table.values()) / scale)
 
     def covers(self, sizes: Sizes) -> bool:
         """Whether these heads were measured."""

@@ -103,6 +103,8 @@ class KernelParts:
     Attributes:
         layers: of the model.
         prefill: attention of prompts in one layer.
+        rows: ascending numbers of tokens at which products were measured.
+        most_requests, most_context: of decode items, up to which their attention was measured.
 
     Raises:
         ProfileError: the tables lack an op of this model, or the model has ops of another kind.
@@ -119,6 +121,8 @@ class KernelParts:
         self._sizes = _sizes(model, tensor_parallel_size)
         self.layers = model.num_layers
         self.prefill = tables.prefill(self._sizes.heads)
+        self.rows = tables.rows("norm_linear").rows
+        self.most_requests, self.most_context = tables.decode.most(self._sizes.heads)
         self._exchange: RooflineCoefficients | None = None
         if tensor_parallel_size > 1:
             self._exchange = roofline_coefficients(
