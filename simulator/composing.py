@@ -4,8 +4,8 @@ What a profile's fit says of steps (`simulator.profile.Fit`) is worked out inste
 decode table for each graph, a table of tokens, rates of the rest. So predictions are made by the
 same code, with the same rounding, and rise where a profile's do.
 
-What launches take at least is left out: the engine captures graphs of all steps that would wait for
-them, and where they were fitted they cannot be told from the reading of weights.
+Kernels are measured on a cool GPU; a long step with many tokens heats it while it runs, as it did
+where it was calibrated.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from engine.core.model_spec import ModelSpec
 from simulator.kernel_curves import monotone
 from simulator.kernel_file import Correction, Lender
 from simulator.kernel_parts import KernelParts
-from simulator.power_state import PowerFit
-from simulator.profile import DecodeTable, Fit, HostFit, MixedFit
+from simulator.power_state import PowerFit, calibrated_load, longer
+from simulator.profile import DecodeTable, Fit, HostFit, LaunchFit, MixedFit
 from simulator.roofline import HostCosts
 
 Float64 = NDArray[np.float64]
@@ -59,14 +59,16 @@ def compose_fit(
     }
     if not parts.covered:
         limits["prefill_tokens"] = -1  # which every step exceeds
+    power = _power(lenders, flops_per_token)
+    launches = _launches(lenders, parts.layers)
     return Fit(
         decode=_decode_tables(parts, correction),
-        mixed=_mixed(parts, correction, graph_tokens),
+        mixed=_mixed(parts, correction, graph_tokens, power, launches),
         host=_host(lenders),
         limits=limits,
         residuals=(),
         shared_share=_shared_share(lenders),
-        power=_power(lenders, flops_per_token),
+        power=power,
     )
 
 
@@ -152,6 +154,8 @@ def _mixed(
     parts: KernelParts,
     correction: Correction,
     graph_tokens: Sequence[int],
+    power: PowerFit | None,
+    launches: LaunchFit,
 ) -> MixedFit:
     tokens, contexts = token_knots(parts, graph_tokens), decode_contexts(parts)
     attention, layers = parts.prefill, correction.attention * parts.layers
@@ -159,7 +163,7 @@ def _mixed(
     logits_ns, logit_row_ns = logit_line(parts)
     return MixedFit(
         tokens=tuple(tokens.astype(np.int64).tolist()),
-        ns=tuple(mixed_base(parts, correction, tokens).tolist()),
+        ns=tuple(_heated(mixed_base(parts, correction, tokens), tokens, power).tolist()),
         pair_ns=layers * attention.pair_ns,
         context_ns=layers * attention.context_ns,
         max_context_ns=layers * attention.max_context_ns,
@@ -169,6 +173,7 @@ def _mixed(
         decode_request_ns=0.0,
         logits_ns=correction.products * logits_ns,
         logit_row_ns=correction.products * logit_row_ns,
+        launches=launches,
     )
 
 
@@ -185,11 +190,45 @@ def _host(lenders: Sequence[Lender]) -> HostFit:
     return HostFit(**dict(zip(HostFit.__struct_fields__, means, strict=True)))
 
 
+def _heated(ns: Float64, tokens: Float64, power: PowerFit | None) -> Float64:
+    """What steps take that heat the GPU while they run."""
+    return monotone(ns * heat(power, ns, tokens))
+
+
+def heat(power: PowerFit | None, ns: Float64, tokens: Float64) -> Float64:
+    """How many times as long steps of some tokens take as on a GPU that stays cool: float64[n].
+
+    Args:
+        power: what clocks do; None: nothing.
+        ns: float64[n], about as long as the steps take.
+        tokens: float64[n].
+    """
+    if power is None:
+        return np.ones(len(ns))
+    factors = []
+    for taken, count in zip(ns.tolist(), tokens.tolist(), strict=True):
+        busy = min(1.0, count * power.token_ns / taken)
+        factors.append(longer(power, taken, busy, calibrated_load(power, taken, busy)))
+    return np.array(factors)
+
+
+def _launches(lenders: Sequence[Lender], layers: int) -> LaunchFit:
+    """What kernels take that are launched one by one, of so many layers: as any lender shows it.
+
+    Where a step is a graph nothing is lent: a step that waits for launches cannot be told from one
+    that waits for its weights.
+    """
+    found = {}
+    for name in ("eager_prefill_ns", "eager_mixed_ns", "eager_decode_ns"):
+        each = [getattr(lender.launches, name) / lender.layers for lender in lenders]
+        found[name] = layers * min((ns for ns in each if ns > 0), default=0.0)
+    return LaunchFit(**found)
+
+
 def _shared_share(lenders: Sequence[Lender]) -> float:
-    """The mean of theirs: what shared context costs is a matter of the GPU's cache."""
-    if not lenders:
-        return 1.0
-    return sum(lender.shared_share for lender in lenders) / len(lenders)
+    """The mean of what they know: what shared context costs is a matter of the GPU's cache."""
+    known = [each.shared_share for each in lenders if each.shared_share is not None]
+    return sum(known) / len(known) if known else 1.0
 
 
 def _power(lenders: Sequence[Lender], flops_per_token: int) -> PowerFit | None:

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from engine.core.hardware_spec import HardwareSpec
 from engine.core.model_spec import ModelSpec
-from simulator.calibrated import padded_tokens
+from simulator.calibrated import launch_kinds, padded_tokens
 from simulator.composed import ComposedCostModel
 from simulator.composing import (
     decode_contexts,
     flops_per_token,
+    heat,
     logit_line,
     mixed_decode_attention,
     token_knots,
@@ -42,7 +43,7 @@ from simulator.kernel_file import (
     Series,
 )
 from simulator.kernel_parts import KernelParts, KernelTables
-from simulator.profile import Profile, Residual
+from simulator.profile import LaunchFit, Profile, Residual
 from simulator.roofline import RooflineCostModel
 
 _ERROR: Final = 0.02  # of a step: what corrections are weighed against
@@ -53,6 +54,7 @@ _CHUNK_NS: Final = 10_000.0
 _FACTORS: Final = (0.5, 2.0)  # bounds
 _ROUNDS: Final = 4  # of reweighting: steps that are missed by far count less
 _OUTLIER: Final = 2.5
+_WAITING: Final = 1.1  # times what launches take: steps up to there may have waited for them
 _SERIAL_TOKENS: Final = 256  # of a chunk after a prefix: at first guess bound by its longest prompt
 
 
@@ -109,12 +111,15 @@ def _composition(
 
 def _lender(measured: Measured) -> Lender:
     fit = measured.profile.fit
+    shares = bool(measured.profile.samples.features().shared_context.any())
     return Lender(
         model=measured.profile.identity.model,
         flops_per_token=flops_per_token(measured.model, 1),
+        layers=measured.model.num_layers,
         host=fit.host,
-        shared_share=fit.shared_share,
+        launches=LaunchFit() if fit.mixed is None else fit.mixed.launches,
         power=fit.power,
+        shared_share=fit.shared_share if shares else None,
     )
 
 
@@ -164,8 +169,10 @@ class _StepParts:
         graphed = alone & (f.prefill_tokens == 0) & (f.graph_batch > 0)
         self.layers = parts.layers
         self.decode = _decode_columns(parts, f, graphed), ns[graphed]
-        others = alone & (f.prefill_tokens > 0)
-        self.mixed = _mixed_columns(parts, f, others, engine.graph_tokens), ns[others]
+        others = alone & (f.prefill_tokens > 0) & ~_waiting(measured.profile, f, ns)
+        tokens = padded_tokens(f, engine.graph_tokens)[others].astype(np.float64)
+        cool_ns = ns[others] / heat(measured.profile.fit.power, ns[others], tokens)
+        self.mixed = _mixed_columns(parts, f, others, tokens, engine.graph_tokens), cool_ns
 
 
 def _decode_columns(
@@ -181,12 +188,27 @@ def _decode_columns(
     return products, attention, parts.decode_small(batches.astype(np.float64))
 
 
+def _waiting(profile: Profile, f: StepFeatures, ns: Float64) -> NDArray[np.bool_]:
+    """Steps that waited for kernels to be launched one by one, which tell nothing of them."""
+    if profile.fit.mixed is None:
+        return np.zeros(len(ns), np.bool_)
+    launches = profile.fit.mixed.launches
+    least = {name: getattr(launches, name) for name in LaunchFit.__struct_fields__}
+    eager = [ns if name.startswith("eager") else 0.0 for name, ns in least.items()]
+    kinds = launch_kinds(f, profile.engine.graph_tokens)
+    waiting: NDArray[np.bool_] = ns <= _WAITING * np.array(eager)[kinds]
+    return waiting
+
+
 def _mixed_columns(
-    parts: KernelParts, f: StepFeatures, rows: NDArray[np.bool_], graph_tokens: Sequence[int]
+    parts: KernelParts,
+    f: StepFeatures,
+    rows: NDArray[np.bool_],
+    tokens: Float64,
+    graph_tokens: Sequence[int],
 ) -> tuple[Float64, ...]:
     """(products, attention of prompts, attention of decode items, all else, chunks) of others."""
     knots = token_knots(parts, graph_tokens)
-    tokens = padded_tokens(f, graph_tokens)[rows].astype(np.float64)
     fit, chunks = parts.prefill, f.prefill_requests[rows].astype(np.float64)
     logits_ns, row_ns = logit_line(parts)
     sampled = f.sampled_tokens[rows]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from simulator.power_state import Cost, PowerFit, Share
-from simulator.profile import Count, HostFit, Positive, ProfileError, Residual
+from simulator.profile import Count, HostFit, LaunchFit, Positive, ProfileError, Residual
 
 SCHEMA: Final = "kernels/v1"
 PREFIX: Final = "kernels-"  # of the file's name
@@ -152,14 +152,18 @@ class Lender(_Strict, frozen=True, kw_only=True):
     Attributes:
         model: its name.
         flops_per_token: of its matrices.
-        host, shared_share, power: of its profile.
+        layers: of the model.
+        host, power, launches: of its profile.
+        shared_share: of its profile, or None if no step was measured that tells it.
     """
 
     model: str
     flops_per_token: Positive
+    layers: Positive
     host: HostFit
-    shared_share: Share
+    launches: LaunchFit
     power: PowerFit | None
+    shared_share: Share | None
 
 
 class Composition(_Strict, frozen=True, kw_only=True):
