@@ -23,6 +23,9 @@ Time = Annotated[float, msgspec.Meta(gt=0)]
 # Op -> names of the numbers that tell what it computes: its sizes, and a point of its series.
 _PRODUCT: Final = (("out_features", "inner"), ("tokens",))
 _HEADS: Final = ("heads", "kv_heads", "head_dim")
+_EXPERTS: Final = (
+    ("experts", "top_k", "hidden", "width"), ("tokens", "active_experts", "largest_load")
+)  # fmt: skip
 OPS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "norm_linear": _PRODUCT,
     "residual_linear": _PRODUCT,
@@ -36,10 +39,11 @@ OPS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "decode_attention": (_HEADS, ("requests", "context")),
     "prefill_attention": (_HEADS, ("chunks", "tokens", "prefix")),
     "route": (("experts", "top_k"), ("tokens",)),
-    "moe_mlp": (
-        ("experts", "top_k", "hidden", "width"), ("tokens", "active_experts", "largest_load")
-    ),
-}  # fmt: skip
+    "moe_mlp": _EXPERTS,
+    "projections": ((*_HEADS, "qk_norm", "hidden"), ("tokens",)),
+    "mlp": (("hidden", "width"), ("tokens",)),
+    "moe_layer": _EXPERTS,
+}
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

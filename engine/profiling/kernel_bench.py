@@ -49,6 +49,14 @@ class Work(NamedTuple):
     flops: int = 0
 
 
+class _Mixture(NamedTuple):
+    """Experts on some tokens: as `Work`, but `launch` also gets what the tokens are."""
+
+    launch: Callable[[torch.Tensor, int], torch.Tensor]
+    read_bytes: int
+    flops: int
+
+
 class KernelBench:
     """Makes operands for ops on one device.
 
@@ -79,6 +87,9 @@ class KernelBench:
             "prefill_attention": self._prefill_attention,
             "route": self._route,
             "moe_mlp": self._moe_mlp,
+            "projections": self._projections,
+            "mlp": self._mlp,
+            "moe_layer": self._moe_layer,
         }
 
     def work(self, case: KernelCase) -> Work:
@@ -175,19 +186,30 @@ class KernelBench:
         )
 
     def _rotary_kv_write(self, case: KernelCase) -> Work:
-        (heads, kv_heads, head_dim, normed), (tokens,) = case.sizes, case.point
+        (heads, kv_heads, head_dim, _), (tokens,) = case.sizes, case.point
+        turn = self._rotation(case.sizes, tokens)
+        qkv = self._random(tokens, (heads + 2 * kv_heads) * head_dim)
+        return Work(lambda _: turn(qkv), moved_bytes=4 * qkv.numel())
+
+    def _rotation(
+        self, sizes: tuple[int, ...], tokens: int
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What turns queries and writes keys and values of a prompt."""
+        _, kv_heads, head_dim, normed = sizes
         keys, values = self._pages(kv_heads, head_dim)
         norm = QKNorm(self._random(head_dim) + 1, self._random(head_dim) + 1, _EPS)
         cos_sin = torch.ones(tokens, head_dim, dtype=torch.float32, device=self.device)
         table, rows = self._table([tokens], 1, len(keys)), self._ints([0] * tokens)
-        qkv = self._random(tokens, (heads + 2 * kv_heads) * head_dim)
         positions, run = self._ints(range(tokens)), self.ops.rotary_kv_write
         given = norm if normed else None
 
-        def launch(_: int) -> object:
-            return run(qkv, None, given, cos_sin, positions, rows, table, keys, values)
+        def turn(qkv: torch.Tensor) -> torch.Tensor:
+            queries: torch.Tensor = run(
+                qkv, None, given, cos_sin, positions, rows, table, keys, values
+            )
+            return queries
 
-        return Work(launch, moved_bytes=4 * qkv.numel())
+        return turn
 
     # Attention.
 
@@ -279,25 +301,84 @@ class KernelBench:
         return Work(lambda _: run(logits, top_k, True))
 
     def _moe_mlp(self, case: KernelCase) -> Work:
+        tokens, hidden = case.point[0], case.sizes[2]
+        mixture, x = self._mixture(case), self._random(tokens, hidden)
+        return Work(lambda time: mixture.launch(x, time), mixture.read_bytes, flops=mixture.flops)
+
+    def _mixture(self, case: KernelCase) -> _Mixture:
         (experts, top_k, hidden, width), (tokens, active, _) = case.sizes, case.point
         if case.draw is None:
             raise ValueError(f"{case} does not say which experts are chosen")
-        up_size = 2 * experts * width * hidden
         gate_up = self._weight(0, experts, 2 * width, hidden)
-        down = self._weight(0, experts, hidden, width, first=up_size)
-        x = self._random(tokens, hidden)
+        down = self._weight(0, experts, hidden, width, first=2 * experts * width * hidden)
         shares = torch.full((tokens, top_k), 1 / top_k, device=self.device)
         drawn = draw_experts(tokens, experts, top_k, case.draw)
         # Others each time, or the experts of a few tokens would stay in the L2 cache.
         turns = max(1, experts // max(1, active))
-        chosen = [
-            self._ints(((drawn + time * active) % experts).astype(np.int32))
-            for time in range(turns)
-        ]
+        chosen = [self._ints((drawn + time * active) % experts) for time in range(turns)]
         run = self.ops.moe_mlp
 
-        def launch(time: int) -> object:
-            return run(x, gate_up, down, shares, chosen[time % turns])
+        def launch(x: torch.Tensor, time: int) -> torch.Tensor:
+            mixed: torch.Tensor = run(x, gate_up, down, shares, chosen[time % turns])
+            return mixed
 
         flops = 6 * tokens * top_k * hidden * width
-        return Work(launch, 6 * active * hidden * width, flops=flops)
+        return _Mixture(launch, 6 * active * hidden * width, flops)
+
+    # Parts of a layer: each launch goes on from what the last one has left, the first from what
+    # stays, because a graph will read it.
+
+    def _projections(self, case: KernelCase) -> Work:
+        (heads, kv_heads, head_dim, _, hidden), (tokens,) = case.sizes, case.point
+        width, query = (heads + 2 * kv_heads) * head_dim, heads * head_dim
+        residual, first = self._residual(tokens, hidden)
+        pending = first
+        scale, turn = self._random(hidden) + 1, self._rotation(case.sizes[:4], tokens)
+        ops = self.ops
+
+        def launch(time: int) -> object:
+            nonlocal pending
+            pending = pending if time else first
+            weight = self._weight(time, width + query, hidden)
+            qkv = ops.norm_linear(pending, residual, scale, _EPS, weight[:width])
+            turned = turn(qkv).view(tokens, query)
+            output = weight[width:].view(hidden, query)
+            pending = ops.residual_linear(turned, output, None, residual)
+            return pending
+
+        size = (width + query) * hidden
+        return Work(launch, 2 * size, flops=2 * tokens * size)
+
+    def _mlp(self, case: KernelCase) -> Work:
+        (hidden, width), (tokens,) = case.sizes, case.point
+        residual, first = self._residual(tokens, hidden)
+        pending, scale, ops = first, self._random(hidden) + 1, self.ops
+
+        def launch(time: int) -> object:
+            nonlocal pending
+            pending = pending if time else first
+            weight = self._weight(time, 3 * width, hidden)
+            gate_up, down = weight[: 2 * width], weight[2 * width :].view(hidden, width)
+            gated = ops.norm_gated_linear(pending, residual, scale, _EPS, gate_up)
+            pending = ops.residual_linear(gated, down, None, residual)
+            return pending
+
+        return Work(launch, 6 * hidden * width, flops=6 * tokens * hidden * width)
+
+    def _moe_layer(self, case: KernelCase) -> Work:
+        experts, top_k, hidden, _ = case.sizes
+        tokens, *_ = case.point
+        mixture, ops = self._mixture(case), self.ops
+        residual, first = self._residual(tokens, hidden)
+        pending, scale = first, self._random(hidden) + 1
+        router = self._weights[-experts * hidden :].view(experts, hidden)
+
+        def launch(time: int) -> object:
+            nonlocal pending
+            pending = pending if time else first
+            x = ops.norm(pending, residual, scale, _EPS)
+            ops.route(ops.linear(x, router, whole=True), top_k, True)
+            pending = mixture.launch(x, time)
+            return pending
+
+        return Work(launch, mixture.read_bytes, flops=mixture.flops)

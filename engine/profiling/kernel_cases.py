@@ -1,9 +1,11 @@
 """Which single kernels a calibration measures, at which sizes.
 
 An op is one of the engine's (`engine.kernels.registry`), named as there, except that `lm_head` is
-`norm_linear` of the logits, whose result may not come in parts. `OPS` says which numbers tell what
-an op computes: its *sizes*, which a model and its number of GPUs decide, and its *point*, which a
-step decides. All points of one op and one set of sizes are a series.
+`norm_linear` of the logits, whose result may not come in parts; or it is a part of a layer, whose
+ops run one after the other as in a model: what kernels take depends on who comes before them.
+`OPS` says which numbers tell what an op computes: its *sizes*, which a model and its number of GPUs
+decide, and its *point*, which a step decides. All points of one op and one set of sizes are a
+series.
 
 The sizes are those of the common models on one GPU and of a shard on two, four and eight; between
 them, other models are read off. Points are dense where the engine changes from one kernel to
@@ -38,6 +40,9 @@ class Op(NamedTuple):
 
 _PRODUCT: Final = Op(("out_features", "inner"), ("tokens",))
 _HEADS: Final = ("heads", "kv_heads", "head_dim")
+_EXPERTS: Final = Op(
+    ("experts", "top_k", "hidden", "width"), ("tokens", "active_experts", "largest_load")
+)
 OPS: Final[dict[str, Op]] = {
     "norm_linear": _PRODUCT,
     "residual_linear": _PRODUCT,
@@ -51,9 +56,11 @@ OPS: Final[dict[str, Op]] = {
     "decode_attention": Op(_HEADS, ("requests", "context")),  # of all requests together
     "prefill_attention": Op(_HEADS, ("chunks", "tokens", "prefix")),  # of each chunk
     "route": Op(("experts", "top_k"), ("tokens",)),
-    "moe_mlp": Op(
-        ("experts", "top_k", "hidden", "width"), ("tokens", "active_experts", "largest_load")
-    ),
+    "moe_mlp": _EXPERTS,
+    # Parts of a layer, one after the other on each other's results.
+    "projections": Op((*_HEADS, "qk_norm", "hidden"), ("tokens",)),  # qkv, rotation, output
+    "mlp": Op(("hidden", "width"), ("tokens",)),
+    "moe_layer": _EXPERTS,  # norm, router, choice, experts
 }
 
 SHARDS: Final = (1, 2, 4, 8)
@@ -148,10 +155,12 @@ def _of_model(model: ModelSpec, shards: int) -> Iterator[KernelCase]:
         inner = model.intermediate_size // shards
         yield from _rows("norm_gated_linear", (2 * inner, hidden))
         yield from _rows("residual_linear", (hidden, inner))
+        yield from _rows("mlp", (hidden, inner))
     yield from _rows("lm_head", (-(-model.vocab_size // shards), hidden), SAMPLED)
     yield from _rows("embed_tokens", (hidden,), _SMALL_ROWS)
     yield from _rows("sample", (model.vocab_size,), SAMPLED)
     yield from _rows("rotary_kv_write", (*heads, int(model.qk_norm)), _SMALL_ROWS)
+    yield from _rows("projections", (*heads, int(model.qk_norm), hidden))
     yield from _decodes(heads)
     yield from _prefills(heads)
     if model.moe is not None:
@@ -211,6 +220,7 @@ def _experts(model: ModelSpec, shards: int) -> Iterator[KernelCase]:
         loads = np.bincount(draw_experts(rows, experts, top_k, draw).ravel(), minlength=experts)
         point = (rows, int(np.count_nonzero(loads)), int(loads.max()))
         yield KernelCase("moe_mlp", sizes, point, draw)
+        yield KernelCase("moe_layer", sizes, point, draw)
 
 
 def draw_experts(tokens: int, experts: int, top_k: int, draw: Draw) -> NDArray[np.int32]:
@@ -241,7 +251,11 @@ def weight_bytes(case: KernelCase) -> int:
     if OPS[case.op] is _PRODUCT:
         out_features, inner = case.sizes
         return 2 * out_features * inner
-    if case.op == "moe_mlp":
-        experts, _, hidden, width = case.sizes
-        return 6 * experts * hidden * width
+    match case.op, case.sizes:
+        case (("moe_mlp" | "moe_layer"), (experts, _, hidden, width)):
+            return 6 * experts * hidden * width + 2 * experts * hidden
+        case "mlp", (hidden, width):
+            return 6 * hidden * width
+        case "projections", (heads, kv_heads, head_dim, _, hidden):
+            return 4 * (heads + kv_heads) * head_dim * hidden
     return 0

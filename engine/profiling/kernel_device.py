@@ -21,7 +21,10 @@ _MOST_TOKENS: Final = 8192
 _CPU_LIMITS: Final = KernelLimits(weight_bytes=16 << 20, kv_bytes=4 << 20, tokens=256)
 _FORMATS: Final = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 _COMPILED_ROWS: Final = 512  # products of more rows are a library's
-_PRODUCTS: Final = ("norm_linear", "residual_linear", "norm_gated_linear", "lm_head", "linear")
+_PRODUCTS: Final = (
+    "norm_linear", "residual_linear", "norm_gated_linear", "lm_head", "linear", "projections",
+    "mlp",
+)  # fmt: skip
 
 
 class KernelDevice:
