@@ -25,6 +25,7 @@ Sizes = tuple[int, ...]
 _START_NS: Final = 2000.0
 _BYTES_PER_NS: Final = 4200.0
 _FLOPS_PER_NS: Final = 7e5
+_MIXTURES: Final = ("moe_mlp", "moe_layer")
 _NEAREST: Final = 4  # measured sizes that tell of others
 _SIMILAR: Final = 1.5  # times the nearest sizes, within which others are read off
 
@@ -184,7 +185,7 @@ def of_op(series: Sequence[Series], op: str) -> list[Series]:
 
 def _rows_and_ns(series: Series) -> tuple[Float64, Float64]:
     """Rows and times of a series; of experts, where each token chooses among all of them."""
-    if series.op != "moe_mlp":
+    if series.op not in _MIXTURES:
         return _knots([(point[0], ns) for point, ns in zip(series.points, series.ns, strict=True)])
     even: dict[int, tuple[tuple[int, int], float]] = {}
     for (tokens, active, largest), ns in zip(series.points, series.ns, strict=True):
@@ -203,7 +204,7 @@ def _knots(points: Sequence[tuple[int, float]]) -> tuple[Float64, Float64]:
 def _ideal_ns(op: str, sizes: Sizes, rows: Float64) -> Float64:
     """What an op takes if nothing but bytes and operations counts."""
     read, moved, flops = _work(op, sizes)
-    if op == "moe_mlp":
+    if op in _MIXTURES:
         experts, top_k, hidden, width = sizes
         visited = experts * (1.0 - (1.0 - top_k / experts) ** rows)
         bytes_ = 6.0 * visited * hidden * width + moved * rows
@@ -225,7 +226,14 @@ def _work(op: str, sizes: Sizes) -> tuple[float, float, float]:
         case "rotary_kv_write":
             heads, kv_heads, head_dim, _ = sizes
             return 0.0, 4.0 * (heads + 2 * kv_heads) * head_dim, 0.0
-        case "moe_mlp":
+        case "mlp":
+            hidden, width = sizes
+            return 6.0 * hidden * width, 4.0 * (hidden + width), 6.0 * hidden * width
+        case "projections":
+            heads, kv_heads, head_dim, _, hidden = sizes
+            products = 2.0 * (heads + kv_heads) * head_dim * hidden
+            return 2.0 * products, 8.0 * (hidden + heads * head_dim), 2.0 * products
+        case "moe_mlp" | "moe_layer":
             _, top_k, hidden, width = sizes
             return 0.0, 4.0 * top_k * (hidden + width), 6.0 * top_k * hidden * width
     out_features, inner = sizes

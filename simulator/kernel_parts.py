@@ -2,8 +2,10 @@
 
 R rows of a layer are a norm with the product for queries, keys and values, rotation with the write
 to the cache, attention, the product that brings it back, and the MLP: a norm, two products and the
-activation between them, or a norm, the router, the choice and the experts. A step adds embedding,
-the product for logits and sampling. With several GPUs each has its shard, and sums are exchanged.
+activation between them, or a norm, the router, the choice and the experts. Tables that have these
+parts measured in one piece say what the pieces take; of others single kernels are summed up. A step
+adds embedding, the product for logits and sampling. With several GPUs each has its shard, and sums
+are exchanged.
 
 In a step with prompts the last layer goes on only with the rows whose logits are wanted.
 """
@@ -52,6 +54,10 @@ class KernelTables:
             self._curves[op] = RowCurves(of_op(self._series, op))
         return self._curves[op]
 
+    def has(self, op: str) -> bool:
+        """Whether an op was measured."""
+        return any(each.op == op for each in self._series)
+
     @cached_property
     def decode(self) -> DecodeAttention:
         """Attention of decode items. Raises ProfileError if it was not measured."""
@@ -86,9 +92,9 @@ class _Sizes:
     qkv: Sizes
     output: Sizes
     gate_up: Sizes
-    down: Sizes
+    down: tuple[int, int]
     lm_head: Sizes
-    experts: Sizes | None
+    experts: tuple[int, int, int, int]
 
 
 class KernelParts:
@@ -132,81 +138,97 @@ class KernelParts:
     @property
     def covered(self) -> bool:
         """Whether all of it was measured, or lies among sizes that were; no exchange was."""
-        sizes, moe = self._sizes, self._model.moe
-        products = [("norm_linear", sizes.qkv), ("residual_linear", sizes.output)]
-        if self._model.num_dense_layers:
-            products += [("norm_gated_linear", sizes.gate_up), ("residual_linear", sizes.down)]
-        if moe is not None and sizes.experts is not None:
-            products.append(("moe_mlp", sizes.experts))
-        products.append(("lm_head", sizes.lm_head))
+        sizes, model = self._sizes, self._model
+        parts = [("norm_linear", sizes.qkv), ("residual_linear", sizes.output)]
+        if model.num_dense_layers:
+            parts += [("norm_gated_linear", sizes.gate_up), ("residual_linear", sizes.down)]
+        if model.moe is not None:
+            parts.append(("moe_mlp", sizes.experts))
+        parts.append(("lm_head", sizes.lm_head))
         measured = self._tp == 1 and self._tables.decode.covers(sizes.heads)
-        return measured and all(self._tables.rows(op).covers(of) for op, of in products)
+        return measured and all(self._tables.rows(op).covers(of) for op, of in parts)
 
     def decode_products(self, rows: Float64) -> Float64:
-        """Products, norms and experts of all layers, and the logits, of decode graphs."""
-        return (
-            self._projections(rows, self.layers)
-            + self._rest(rows, self.layers, 0)
-            + (self._ns("lm_head", self._sizes.lm_head, rows))
-        )
+        """All layers but for their attention, and the logits, of decode graphs."""
+        mixtures = self.layers - self._model.num_dense_layers
+        layers = self.layers * self._projections(rows)
+        layers = layers + self._mlps(rows, self._model.num_dense_layers, mixtures)
+        return layers + self._ns("lm_head", self._sizes.lm_head, rows)
 
     def decode_small(self, rows: Float64) -> Float64:
-        """Embedding, rotation, exchange and sampling of decode graphs."""
-        return self._between(rows) + self._sampling(rows)
+        """Embedding, exchange and sampling of decode graphs."""
+        return self.small(rows) + self._sampling(rows)
 
     def decode_attention(self, requests: int, contexts: Float64) -> Float64:
         """Attention of so many decode items in all layers, at each of some total contexts."""
         return self.layers * self._tables.decode.ns(self._sizes.heads, requests, contexts)
 
     def products(self, tokens: Float64) -> Float64:
-        """Products, norms and experts of a step with prompts, but for the last layer's end."""
-        last_is_moe = self._model.moe is not None and (self.layers - 1 in self._model.moe.layers)
-        dense = self._model.num_dense_layers - (0 if last_is_moe else 1)
-        ends = self.layers - 1 - dense
-        return self._projections(tokens, self.layers) + self._rest_of(tokens, dense, ends)
+        """All layers of a step with prompts but for attention, and for the last layer's end."""
+        dense, mixtures = self._last_layer
+        dense = self._model.num_dense_layers - dense
+        mixtures = self.layers - self._model.num_dense_layers - mixtures
+        layers = (self.layers - 1) * self._projections(tokens) + self._query(tokens)
+        return layers + self._mlps(tokens, dense, mixtures)
 
     def small(self, tokens: Float64) -> Float64:
-        """Embedding, rotation and exchange of a step with prompts."""
-        return self._between(tokens)
+        """Embedding and exchange."""
+        total = self._ns("embed_tokens", (self._model.hidden_size,), tokens)
+        if self._exchange is not None:
+            total = total + self._exchange.all_reduce_ns + self._exchange.all_reduce_row_ns * tokens
+        return total
 
     def logits(self, rows: Float64) -> Float64:
         """The end of the last layer, product for logits and sampling, of some rows."""
-        last_is_moe = self._model.moe is not None and (self.layers - 1 in self._model.moe.layers)
-        end = self._rest_of(rows, 0, 1) if last_is_moe else self._rest_of(rows, 1, 0)
+        end = self._ns("residual_linear", self._sizes.output, rows)
+        end = end + self._mlps(rows, *self._last_layer)
         return end + self._ns("lm_head", self._sizes.lm_head, rows) + self._sampling(rows)
 
-    def _projections(self, rows: Float64, layers: int) -> Float64:
-        return layers * self._ns("norm_linear", self._sizes.qkv, rows)
+    @property
+    def _last_layer(self) -> tuple[int, int]:
+        """(1, 0) if its MLP is a dense one, (0, 1) if it is a mixture."""
+        moe = self._model.moe
+        return (0, 1) if moe is not None and self.layers - 1 in moe.layers else (1, 0)
 
-    def _rest(self, rows: Float64, layers: int, left_out: int) -> Float64:
-        dense = self._model.num_dense_layers
-        return self._rest_of(rows, dense, layers - dense - left_out)
+    def _projections(self, rows: Float64) -> Float64:
+        """Of one layer, what is around its attention."""
+        if self._tables.has("projections"):
+            sizes = (*self._rotary, self._model.hidden_size)
+            return self._ns("projections", sizes, rows)
+        return self._query(rows) + self._ns("residual_linear", self._sizes.output, rows)
 
-    def _rest_of(self, rows: Float64, dense: int, mixtures: int) -> Float64:
+    def _query(self, rows: Float64) -> Float64:
+        """Of one layer, what comes before its attention."""
+        rotary = self._ns("rotary_kv_write", self._rotary, rows)
+        return self._ns("norm_linear", self._sizes.qkv, rows) + rotary
+
+    @property
+    def _rotary(self) -> Sizes:
+        return (*self._sizes.heads, int(self._model.qk_norm))
+
+    def _mlps(self, rows: Float64, dense: int, mixtures: int) -> Float64:
         """What follows attention, in so many layers of each kind."""
-        sizes, model = self._sizes, self._model
-        total = (dense + mixtures) * self._ns("residual_linear", sizes.output, rows)
+        total = np.zeros(len(rows))
         if dense:
-            total = total + dense * self._ns("norm_gated_linear", sizes.gate_up, rows)
-            total = total + dense * self._ns("residual_linear", sizes.down, rows)
-        if mixtures and model.moe is not None and sizes.experts is not None:
-            moe = model.moe
-            total = total + mixtures * (
-                self._ns("norm", (model.hidden_size,), rows)
-                + self._ns("linear", (moe.num_experts, model.hidden_size), rows)
-                + self._ns("route", (moe.num_experts, moe.experts_per_token), rows)
-                + self._ns("moe_mlp", sizes.experts, rows)
-            )
+            total = total + dense * self._mlp(rows)
+        if mixtures:
+            total = total + mixtures * self._mixture(rows)
         return total
 
-    def _between(self, rows: Float64) -> Float64:
-        model = self._model
-        rotary = (*self._sizes.heads, int(model.qk_norm))
-        total = self._ns("embed_tokens", (model.hidden_size,), rows)
-        total = total + self.layers * self._ns("rotary_kv_write", rotary, rows)
-        if self._exchange is not None:
-            total = total + self._exchange.all_reduce_ns + self._exchange.all_reduce_row_ns * rows
-        return total
+    def _mlp(self, rows: Float64) -> Float64:
+        hidden, width = self._sizes.down
+        if self._tables.has("mlp"):
+            return self._ns("mlp", (hidden, width), rows)
+        gated = self._ns("norm_gated_linear", self._sizes.gate_up, rows)
+        return gated + self._ns("residual_linear", self._sizes.down, rows)
+
+    def _mixture(self, rows: Float64) -> Float64:
+        sizes = experts, top_k, hidden, _ = self._sizes.experts
+        if self._tables.has("moe_layer"):
+            return self._ns("moe_layer", sizes, rows)
+        routed = self._ns("norm", (hidden,), rows) + self._ns("linear", (experts, hidden), rows)
+        routed = routed + self._ns("route", (experts, top_k), rows)
+        return routed + self._ns("moe_mlp", sizes, rows)
 
     def _sampling(self, rows: Float64) -> Float64:
         total = self._ns("sample", (self._model.vocab_size,), rows)
@@ -222,7 +244,7 @@ def _sizes(model: ModelSpec, tensor_parallel_size: int) -> _Sizes:
     tp, hidden, dim = tensor_parallel_size, model.hidden_size, model.head_dim
     heads = model.num_heads // tp, max(1, model.num_kv_heads // tp), dim
     inner, moe = model.intermediate_size // tp, model.moe
-    experts = None
+    experts = (0, 0, hidden, 0)
     if moe is not None:
         width = moe.intermediate_size // tp
         experts = moe.num_experts, moe.experts_per_token, hidden, width

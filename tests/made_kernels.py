@@ -31,7 +31,37 @@ TRUE = Correction(
 
 
 def kernel_ns(case: KernelCase) -> float:
-    """What a kernel of the made-up GPU takes: to start, and for its bytes or its operations."""
+    """What an op of the made-up GPU takes: that of its kernels."""
+    return sum(_kernel_ns(KernelCase(*part)) for part in _parts(case))
+
+
+def _parts(case: KernelCase):
+    """(op, sizes, point) of each kernel."""
+    match case.op, case.sizes:
+        case "projections", (heads, kv_heads, dim, normed, hidden):
+            return [
+                ("norm_linear", ((heads + 2 * kv_heads) * dim, hidden), case.point),
+                ("rotary_kv_write", (heads, kv_heads, dim, normed), case.point),
+                ("residual_linear", (hidden, heads * dim), case.point),
+            ]
+        case "mlp", (hidden, width):
+            return [
+                ("norm_gated_linear", (2 * width, hidden), case.point),
+                ("residual_linear", (hidden, width), case.point),
+            ]
+        case "moe_layer", (experts, top_k, hidden, _):
+            tokens = case.point[:1]
+            return [
+                ("norm", (hidden,), tokens),
+                ("linear", (experts, hidden), tokens),
+                ("route", (experts, top_k), tokens),
+                ("moe_mlp", case.sizes, case.point),
+            ]
+    return [case[:3]]
+
+
+def _kernel_ns(case: KernelCase) -> float:
+    """What a kernel takes: to start, and for its bytes or its operations."""
     read, flops = 0.0, 0.0
     match case.op, case.sizes, case.point:
         case "decode_attention", (heads, kv_heads, dim), (_, context):

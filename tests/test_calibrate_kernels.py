@@ -274,18 +274,20 @@ def test_the_cpus_kernels_run():
     """Every op of a CPU can be launched on operands of the sizes that are measured."""
     device = pytest.importorskip("engine.profiling.kernel_device").kernel_device("cpu")
     spec = load_model_spec(str(Path(__file__).parents[1] / "scenarios" / "tiny_model.json"))
-    from engine.profiling.kernel_cases import Draw, design_kernels, draw_experts
+    from engine.profiling.kernel_cases import OPS, Draw, design_kernels, draw_experts
 
     first: dict[str, KernelCase] = {}
     for case in design_kernels([spec], device.limits, (1,)):
         first.setdefault(case.op, case)
     loads = draw_experts(4, 8, 2, Draw(8))
     point = (4, len(set(loads.ravel().tolist())), 1)
-    first["moe_mlp"] = KernelCase("moe_mlp", (8, 2, 64, 32), point, Draw(8))
+    for op in ("moe_mlp", "moe_layer"):
+        first[op] = KernelCase(op, (8, 2, 64, 32), point, Draw(8))
     first["route"] = KernelCase("route", (8, 2), (4,))
     first["linear"] = KernelCase("linear", (8, 64), (4,))
     first["norm"] = KernelCase("norm", (64,), (4,))
     device.compile(list(first.values()))
+    assert set(first) == set(OPS)
     for case in first.values():
         times = device.times(case)
         assert len(times) == 5

@@ -113,6 +113,20 @@ def test_corrections_are_found_again():
     assert found.attention == pytest.approx(TRUE.attention, abs=0.03)
 
 
+def test_parts_of_layers_say_what_their_kernels_take():
+    """Tables without parts in one piece give the same, where kernels do not overlap."""
+    chains = ("projections", "mlp", "moe_layer")
+    single = msgspec.structs.replace(
+        BARE, series=tuple(each for each in BARE.series if each.op not in chains)
+    )
+    f = StepFeatures.from_shapes([decode(8, 500, 8), prefill(64), prefill(4096)])
+    for card in CARDS:
+        spec = load_model_spec(card)
+        one, other = (ComposedCostModel(each, spec, H200) for each in (BARE, single))
+        ratio = one.step_costs(f).gpu_ns / other.step_costs(f).gpu_ns
+        assert ratio == pytest.approx(1, abs=0.01)
+
+
 def test_sizes_between_measured_ones_are_read_off():
     """A model whose sizes were left out of the tables is predicted by the sizes around them."""
     spec = load_model_spec("Qwen3-8B")
