@@ -22,7 +22,7 @@ from workbench.profile_match import model_digest
 
 H200 = load_hardware_spec("h200")
 CARDS = ("Llama-3.1-8B", "Qwen3-0.6B", "Qwen3-30B-A3B")
-LIMITS = KernelLimits(weight_bytes=4 << 30, kv_bytes=8 << 30, tokens=8192)
+LIMITS = KernelLimits(weight_bytes=4 << 30, kv_bytes=4 << 30, tokens=8192)
 START_NS, BYTES_PER_NS, FLOPS_PER_NS = 1800.0, 3900.0, 650_000.0
 TRUE = Correction(
     decode_products=1.04, decode_attention=0.96, decode_layer_ns=900.0, products=1.03,

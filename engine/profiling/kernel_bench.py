@@ -70,7 +70,8 @@ class KernelBench:
         self.device, self.dtype = device, dtype
         self.ops: KernelSet = select_kernels(device)
         self._weights = self._random(limits.weight_bytes // 2)
-        self._keys, self._values = (self._random(limits.kv_bytes // 4) for _ in range(2))
+        size = limits.kv_bytes // 4
+        self._layers = [(self._random(size), self._random(size)) for _ in range(limits.kv_layers)]
         self._counters = torch.zeros(1 << 14, dtype=torch.int32, device=device)
         self._orders: dict[int, NDArray[np.int32]] = {}
         self._make: dict[str, Callable[[KernelCase], Work]] = {
@@ -196,7 +197,7 @@ class KernelBench:
     ) -> Callable[[torch.Tensor], torch.Tensor]:
         """What turns queries and writes keys and values of a prompt."""
         _, kv_heads, head_dim, normed = sizes
-        keys, values = self._pages(kv_heads, head_dim)
+        keys, values = self._caches(kv_heads, head_dim)[0]
         norm = QKNorm(self._random(head_dim) + 1, self._random(head_dim) + 1, _EPS)
         cos_sin = torch.ones(tokens, head_dim, dtype=torch.float32, device=self.device)
         table, rows = self._table([tokens], 1, len(keys)), self._ints([0] * tokens)
@@ -213,12 +214,15 @@ class KernelBench:
 
     # Attention.
 
-    def _pages(self, kv_heads: int, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The stores of keys and values as pages [n, page_size, Hk, D]."""
+    def _caches(self, kv_heads: int, head_dim: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values of each layer as pages [n, page_size, Hk, D]."""
         size = PAGE_SIZE * kv_heads * head_dim
-        pages = len(self._keys) // size
+        pages = len(self._layers[0][0]) // size
         shape = (pages, PAGE_SIZE, kv_heads, head_dim)
-        return self._keys[: pages * size].view(shape), self._values[: pages * size].view(shape)
+        return [
+            (keys[: pages * size].view(shape), values[: pages * size].view(shape))
+            for keys, values in self._layers
+        ]
 
     def _table(self, lengths: Sequence[int], times: int, pages: int) -> torch.Tensor:
         """A page table with rows for requests of these lengths, so many times over.
@@ -252,21 +256,22 @@ class KernelBench:
 
     def _times(self, tokens: int, kv_heads: int, head_dim: int) -> int:
         """How often so many tokens can be read before the store begins anew, in reason."""
-        stored = len(self._keys) // (kv_heads * head_dim)
+        stored = len(self._layers[0][0]) // (kv_heads * head_dim)
         return max(1, min(64, stored // max(PAGE_SIZE, tokens)))
 
     def _decode_attention(self, case: KernelCase) -> Work:
         (heads, kv_heads, head_dim), (requests, context) = case.sizes, case.point
         lengths = lengths_of(requests, context)
-        keys, values = self._pages(kv_heads, head_dim)
+        caches = self._caches(kv_heads, head_dim)
         times = self._times(context, kv_heads, head_dim)
-        table = self._table(lengths, times, len(keys))
+        table = self._table(lengths, times, len(caches[0][0]))
         rows = self._rows(times, requests)
         positions = self._ints([length - 1 for length in lengths])
         q = self._random(requests, heads, head_dim)
         out, run, scale = torch.empty_like(q), self.ops.decode_attention, head_dim**-0.5
 
         def launch(time: int) -> object:
+            keys, values = caches[time % len(caches)]
             return run(
                 q, keys, values, table, rows[time % times], positions, scale, _LONGEST,
                 self._counters, out=out,
@@ -276,10 +281,10 @@ class KernelBench:
 
     def _prefill_attention(self, case: KernelCase) -> Work:
         (heads, kv_heads, head_dim), (chunks, tokens, prefix) = case.sizes, case.point
-        keys, values = self._pages(kv_heads, head_dim)
+        caches = self._caches(kv_heads, head_dim)
         context = chunks * (tokens + prefix)
         times = self._times(context, kv_heads, head_dim)
-        table = self._table([tokens + prefix] * chunks, times, len(keys))
+        table = self._table([tokens + prefix] * chunks, times, len(caches[0][0]))
         rows = self._rows(times, chunks)
         starts = self._ints(range(0, chunks * tokens + 1, tokens))
         contexts = self._ints([prefix] * chunks)
@@ -287,7 +292,7 @@ class KernelBench:
         out, run, scale = torch.empty_like(q), self.ops.prefill_attention, head_dim**-0.5
 
         def launch(time: int) -> object:
-            at = rows[time % times]
+            at, (keys, values) = rows[time % times], caches[time % len(caches)]
             return run(q, keys, values, table, starts, at, contexts, scale, out=out)
 
         pairs = chunks * tokens * (prefix + tokens // 2)

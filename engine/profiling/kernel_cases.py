@@ -115,13 +115,16 @@ class KernelLimits:
 
     Attributes:
         weight_bytes: most bytes of the weights of one op.
-        kv_bytes: most bytes of keys and values of one op.
+        kv_bytes: most bytes of keys and values of one op, which are those of a layer.
         tokens: most tokens of a step.
+        kv_layers: how many layers have so many: an engine's cache fills the memory, and its pages
+            are more than the GPU remembers addresses of.
     """
 
     weight_bytes: int
     kv_bytes: int
     tokens: int
+    kv_layers: int = 1
 
 
 def design_kernels(
@@ -237,12 +240,12 @@ def _fits(case: KernelCase, limits: KernelLimits) -> bool:
     tokens = case.point[0]
     if case.op == "decode_attention":
         _, kv_heads, head_dim = case.sizes
-        return 4 * case.point[1] * kv_heads * head_dim <= limits.kv_bytes // 2
+        return 4 * case.point[1] * kv_heads * head_dim <= limits.kv_bytes
     if case.op == "prefill_attention":
         _, kv_heads, head_dim = case.sizes
         chunks, each, prefix = case.point
         bytes_ = 4 * chunks * (each + prefix) * kv_heads * head_dim
-        return chunks * each <= limits.tokens and bytes_ <= limits.kv_bytes // 2
+        return chunks * each <= limits.tokens and bytes_ <= limits.kv_bytes
     return tokens <= limits.tokens and weight_bytes(case) <= limits.weight_bytes
 
 

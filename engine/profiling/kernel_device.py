@@ -15,8 +15,9 @@ from engine.profiling.kernel_timing import GraphTimer, LaunchTimer
 from engine.runtime.executor import EngineError
 
 _WEIGHT_BYTES: Final = 9 << 29  # two of the largest product's weights of a model of 70B
-_KV_BYTES: Final = 8 << 30
-_SHARE: Final = 6  # of the free memory at most, for weights; twice as much for keys and values
+_KV_BYTES: Final = 4 << 30  # of a layer
+_SHARE: Final = 6  # of the free memory at most, for weights
+_KV_SHARE: Final = 0.5  # of the free memory, for keys and values of all layers
 _MOST_TOKENS: Final = 8192
 _CPU_LIMITS: Final = KernelLimits(weight_bytes=16 << 20, kv_bytes=4 << 20, tokens=256)
 _FORMATS: Final = {torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -98,9 +99,11 @@ def kernel_device(name: str) -> KernelDevice:
         device = torch.device("cuda", torch.cuda.current_device())
     torch.cuda.set_device(device)
     free, _ = torch.cuda.mem_get_info(device)
+    kv_bytes = min(_KV_BYTES, free // _SHARE)
     limits = KernelLimits(
         weight_bytes=min(_WEIGHT_BYTES, free // _SHARE),
-        kv_bytes=min(_KV_BYTES, 2 * free // _SHARE),
+        kv_bytes=kv_bytes,
         tokens=_MOST_TOKENS,
+        kv_layers=max(1, int(_KV_SHARE * free) // kv_bytes),
     )
     return KernelDevice(device, limits)
