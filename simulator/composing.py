@@ -23,7 +23,7 @@ from simulator.kernel_curves import monotone
 from simulator.kernel_file import Correction, Lender
 from simulator.kernel_parts import KernelParts
 from simulator.power_state import PowerFit, calibrated_load, longer
-from simulator.profile import DecodeTable, Fit, HostFit, LaunchFit, MixedFit
+from simulator.profile import DecodeTable, Fit, HostFit, LaunchFit, MixedFit, SharedFit
 from simulator.roofline import HostCosts
 
 Float64 = NDArray[np.float64]
@@ -32,6 +32,7 @@ _ROW_CONTEXTS: Final = (1, 32, 128, 512, 1024, 2048, 8192, 32_768)  # knots, for
 _DECODE_CONTEXTS: Final = (64, 1024, 4096, 16_384, 65_536, 262_144)  # knots beside prompts
 _LAST: Final = 1.5  # of these: the end is at least this multiple of the knot before
 _USUAL_CONTEXT: Final = 1024  # of a decode item beside prompts
+_FEW_REQUESTS, _SAME_CONTEXT = 32, 32_768  # to tell what requests add, and not their context
 _LOGIT_ROWS: Final = (1.0, 64.0)  # where the line of logits meets their times
 _LEAST_SHARE: Final = 0.3  # of the sum of kernels, that corrections leave
 
@@ -59,7 +60,7 @@ def compose_fit(
     }
     if not parts.covered:
         limits["prefill_tokens"] = -1  # which every step exceeds
-    power = _power(lenders, flops_per_token)
+    power = _power(parts, lenders, flops_per_token)
     launches = _launches(lenders, parts.layers)
     return Fit(
         decode=_decode_tables(parts, correction),
@@ -67,7 +68,7 @@ def compose_fit(
         host=_host(lenders),
         limits=limits,
         residuals=(),
-        shared_share=_shared_share(lenders),
+        shared=_shared(lenders, flops_per_token),
         power=power,
     )
 
@@ -86,9 +87,11 @@ def token_knots(parts: KernelParts, graph_tokens: Sequence[int]) -> Float64:
     return np.union1d(parts.rows, [size for size in graph_tokens if size <= parts.rows[-1]])
 
 
-def mixed_base(parts: KernelParts, correction: Correction, tokens: Float64) -> Float64:
+def mixed_base(
+    parts: KernelParts, correction: Correction, tokens: Float64, graph_tokens: Sequence[int]
+) -> Float64:
     """float64[n]: steps with so many tokens, but for what depends on the rest of their shape."""
-    products, small = parts.products(tokens), parts.small(tokens)
+    products, small = parts.products(tokens), mixed_small(parts, tokens, graph_tokens)
     attention = parts.layers * (parts.prefill.call_ns + parts.prefill.token_ns * tokens)
     corrected = (
         correction.products * products
@@ -100,17 +103,42 @@ def mixed_base(parts: KernelParts, correction: Correction, tokens: Float64) -> F
     return monotone(np.maximum(corrected, _LEAST_SHARE * (products + small)))
 
 
+def mixed_small(parts: KernelParts, tokens: Float64, graph_tokens: Sequence[int]) -> Float64:
+    """float64[n]: what is around the layers, and the attention of decode items that are not there.
+
+    A graph has room for them, and launches their attention whether there are any or not.
+    """
+    graphed = tokens <= (graph_tokens[-1] if graph_tokens else 0)
+    return parts.small(tokens) + np.where(graphed, _idle_attention(parts), 0.0)
+
+
+def _idle_attention(parts: KernelParts) -> float:
+    """Of all layers, without anything to attend to, or as good as."""
+    return float(parts.decode_attention(1, np.array([1.0]))[0])
+
+
 def mixed_decode_attention(parts: KernelParts, contexts: Float64) -> Float64:
     """float64[n]: attention of decode items with so much context, of which there are a usual many.
 
-    Uncorrected; 0 at 0.
+    Uncorrected; what it takes besides that of none at all, 0 at 0.
     """
+    idle = _idle_attention(parts)
     ns = [
-        float(parts.decode_attention(_usual_requests(parts, context), np.array([context]))[0])
+        parts.decode_attention(_usual_requests(parts, context), np.array([context]))[0] - idle
         for context in contexts.tolist()
         if context > 0
     ]
-    return monotone(np.array([0.0] * (len(contexts) - len(ns)) + ns))
+    return monotone(np.maximum(0.0, [0.0] * (len(contexts) - len(ns)) + ns))
+
+
+def decode_request(parts: KernelParts) -> float:
+    """ns that each more decode item adds where the context of all is the same, uncorrected."""
+    most, context = parts.most_requests, np.array([float(_SAME_CONTEXT)])
+    few = min(_FEW_REQUESTS, most - 1)
+    if few < 1:
+        return 0.0
+    more = parts.decode_attention(most, context) - parts.decode_attention(few, context)
+    return max(0.0, float(more[0]) / (most - few))
 
 
 def logit_line(parts: KernelParts) -> tuple[float, float]:
@@ -158,19 +186,20 @@ def _mixed(
     launches: LaunchFit,
 ) -> MixedFit:
     tokens, contexts = token_knots(parts, graph_tokens), decode_contexts(parts)
+    base = mixed_base(parts, correction, tokens, graph_tokens)
     attention, layers = parts.prefill, correction.attention * parts.layers
     of_decodes = correction.decode_attention * mixed_decode_attention(parts, contexts)
     logits_ns, logit_row_ns = logit_line(parts)
     return MixedFit(
         tokens=tuple(tokens.astype(np.int64).tolist()),
-        ns=tuple(_heated(mixed_base(parts, correction, tokens), tokens, power).tolist()),
+        ns=tuple(_heated(base, tokens, power).tolist()),
         pair_ns=layers * attention.pair_ns,
         context_ns=layers * attention.context_ns,
         max_context_ns=layers * attention.max_context_ns,
         decode_context=tuple(contexts.astype(np.int64).tolist()),
         decode_context_ns=tuple(of_decodes.tolist()),
         prefill_request_ns=layers * attention.chunk_ns + correction.chunk_ns,
-        decode_request_ns=0.0,
+        decode_request_ns=correction.decode_attention * decode_request(parts),
         logits_ns=correction.products * logits_ns,
         logit_row_ns=correction.products * logit_row_ns,
         launches=launches,
@@ -225,21 +254,30 @@ def _launches(lenders: Sequence[Lender], layers: int) -> LaunchFit:
     return LaunchFit(**found)
 
 
-def _shared_share(lenders: Sequence[Lender]) -> float:
-    """The mean of what they know: what shared context costs is a matter of the GPU's cache."""
-    known = [each.shared_share for each in lenders if each.shared_share is not None]
-    return sum(known) / len(known) if known else 1.0
+def _shared(lenders: Sequence[Lender], flops_per_token: int) -> SharedFit:
+    """What shared context saves, by the most similar model that tells; without any, nothing."""
+    knowing = [lender for lender in lenders if lender.shared is not None]
+    nearest = _nearest(knowing, flops_per_token)
+    return SharedFit() if nearest is None or nearest.shared is None else nearest.shared
 
 
-def _power(lenders: Sequence[Lender], flops_per_token: int) -> PowerFit | None:
-    """That of the model with the most similar amount of arithmetic, which is what heats a GPU."""
-    if not lenders:
-        return None
-    nearest = min(lenders, key=lambda lender: abs(np.log(lender.flops_per_token / flops_per_token)))
-    if nearest.power is None:
+def _nearest(lenders: Sequence[Lender], flops_per_token: int) -> Lender | None:
+    """The model with the most similar amount of arithmetic; None if there are no models."""
+
+    def distance(lender: Lender) -> float:
+        return abs(float(np.log(lender.flops_per_token / flops_per_token)))
+
+    return min(lenders, key=distance, default=None)
+
+
+def _power(parts: KernelParts, lenders: Sequence[Lender], flops_per_token: int) -> PowerFit | None:
+    """That of the most similar model: arithmetic is what heats a GPU."""
+    nearest = _nearest(lenders, flops_per_token)
+    if nearest is None or nearest.power is None:
         return None
     token_ns = nearest.power.token_ns * (flops_per_token / nearest.flops_per_token)
-    return msgspec.structs.replace(nearest.power, token_ns=token_ns)
+    pair_ns = parts.layers * parts.prefill.pair_ns
+    return msgspec.structs.replace(nearest.power, token_ns=token_ns, pair_ns=pair_ns)
 
 
 def flops_per_token(model: ModelSpec, tensor_parallel_size: int) -> int:

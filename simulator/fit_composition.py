@@ -23,10 +23,12 @@ from simulator.calibrated import launch_kinds, padded_tokens
 from simulator.composed import ComposedCostModel
 from simulator.composing import (
     decode_contexts,
+    decode_request,
     flops_per_token,
     heat,
     logit_line,
     mixed_decode_attention,
+    mixed_small,
     token_knots,
 )
 from simulator.cost_model import CostModel, StepFeatures
@@ -47,7 +49,7 @@ from simulator.profile import LaunchFit, Profile, Residual
 from simulator.roofline import RooflineCostModel
 
 _ERROR: Final = 0.02  # of a step: what corrections are weighed against
-_FACTOR_SPREAD: Final = 0.1  # how far factors are expected to be from 1
+_FACTOR_SPREAD: Final = 0.03  # how far factors are expected to be from 1
 _LAYER_NS: Final = 1500.0  # and a layer from the sum of its kernels
 _STEP_NS: Final = 50_000.0
 _CHUNK_NS: Final = 10_000.0
@@ -119,7 +121,7 @@ def _lender(measured: Measured) -> Lender:
         host=fit.host,
         launches=LaunchFit() if fit.mixed is None else fit.mixed.launches,
         power=fit.power,
-        shared_share=fit.shared_share if shares else None,
+        shared=fit.shared if shares else None,
     )
 
 
@@ -226,7 +228,8 @@ def _mixed_columns(
     places = decode_contexts(parts)
     contexts = f.decode_context[rows].astype(np.float64)
     of_decodes = linear(contexts, places, mixed_decode_attention(parts, places))
-    small = linear(tokens, knots, parts.small(knots))
+    of_decodes = of_decodes + decode_request(parts) * f.decode_requests[rows]
+    small = linear(tokens, knots, mixed_small(parts, knots, graph_tokens))
     return products, parts.layers * attention, of_decodes, small, chunks
 
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from simulator.power_state import Cost, PowerFit, Share
-from simulator.profile import Count, HostFit, LaunchFit, Positive, ProfileError, Residual
+from simulator.power_state import Cost, PowerFit
+from simulator.profile import Count, HostFit, LaunchFit, Positive, ProfileError, Residual, SharedFit
 
 SCHEMA: Final = "kernels/v1"
 PREFIX: Final = "kernels-"  # of the file's name
@@ -158,7 +158,7 @@ class Lender(_Strict, frozen=True, kw_only=True):
         flops_per_token: of its matrices.
         layers: of the model.
         host, power, launches: of its profile.
-        shared_share: of its profile, or None if no step was measured that tells it.
+        shared: of its profile, or None if no step was measured that tells it.
     """
 
     model: str
@@ -167,7 +167,7 @@ class Lender(_Strict, frozen=True, kw_only=True):
     host: HostFit
     launches: LaunchFit
     power: PowerFit | None
-    shared_share: Share | None
+    shared: SharedFit | None
 
 
 class Composition(_Strict, frozen=True, kw_only=True):
