@@ -20,13 +20,18 @@ from numpy.typing import NDArray
 
 from engine.kernels.registry import KernelSet, select_kernels
 from engine.kernels.rotary import QKNorm
-from engine.profiling.kernel_cases import KernelCase, KernelLimits, draw_experts, lengths_of
+from engine.profiling.kernel_cases import (
+    PAGE_SIZE,
+    KernelCase,
+    KernelLimits,
+    draw_experts,
+    lengths_of,
+)
 from engine.runtime.device_state import NOTHING_SPECIAL, DeviceState
 
 Launch = Callable[[int], object]
 """Runs an op; the argument says for which time, and so on which part of the stores."""
 
-PAGE_SIZE: Final = 16
 _EPS: Final = 1e-5
 _BOUND: Final = 0.03  # of random weights: products of them keep the size of what they multiply
 _ALIGNED: Final = 128  # elements

@@ -63,6 +63,7 @@ OPS: Final[dict[str, Op]] = {
     "moe_layer": _EXPERTS,  # norm, router, choice, experts
 }
 
+PAGE_SIZE: Final = 16  # tokens
 SHARDS: Final = (1, 2, 4, 8)
 ROWS: Final = (
     1, 2, 4, 8, 16, 24, 32, 40, 48, 64, 72, 96, 128, 136, 160, 192, 200, 232, 240, 256, 320, 384,
@@ -237,16 +238,20 @@ def draw_experts(tokens: int, experts: int, top_k: int, draw: Draw) -> NDArray[n
 
 
 def _fits(case: KernelCase, limits: KernelLimits) -> bool:
-    tokens = case.point[0]
     if case.op == "decode_attention":
-        _, kv_heads, head_dim = case.sizes
-        return 4 * case.point[1] * kv_heads * head_dim <= limits.kv_bytes
+        requests, context = case.point
+        return _kv_bytes(case, context, requests) <= limits.kv_bytes
     if case.op == "prefill_attention":
-        _, kv_heads, head_dim = case.sizes
         chunks, each, prefix = case.point
-        bytes_ = 4 * chunks * (each + prefix) * kv_heads * head_dim
-        return chunks * each <= limits.tokens and bytes_ <= limits.kv_bytes
-    return tokens <= limits.tokens and weight_bytes(case) <= limits.weight_bytes
+        needed = _kv_bytes(case, chunks * (each + prefix), chunks)
+        return chunks * each <= limits.tokens and needed <= limits.kv_bytes
+    return case.point[0] <= limits.tokens and weight_bytes(case) <= limits.weight_bytes
+
+
+def _kv_bytes(case: KernelCase, context: int, requests: int) -> int:
+    """Of all pages of some requests with so much context, each of which may need one more."""
+    _, kv_heads, head_dim = case.sizes
+    return 4 * (context + PAGE_SIZE * requests) * kv_heads * head_dim
 
 
 def weight_bytes(case: KernelCase) -> int:

@@ -9,8 +9,8 @@ import torch
 import triton
 
 from engine.kernels.launching import compile_only
-from engine.profiling.kernel_bench import PAGE_SIZE, KernelBench
-from engine.profiling.kernel_cases import KernelCase, KernelLimits
+from engine.profiling.kernel_bench import KernelBench
+from engine.profiling.kernel_cases import PAGE_SIZE, KernelCase, KernelLimits
 from engine.profiling.kernel_timing import GraphTimer, LaunchTimer
 from engine.runtime.executor import EngineError
 
