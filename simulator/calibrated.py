@@ -49,6 +49,7 @@ from simulator.cost_model import Int64, StepCosts, StepFeatures, StepShape, sum_
 from simulator.power_state import PowerFit
 from simulator.profile import (
     DecodeTable,
+    Fit,
     HostFit,
     LaunchFit,
     MixedFit,
@@ -66,30 +67,34 @@ _NO_LIMIT: Final = 1 << 62
 _EAGER_DECODE: Final = LaunchFit.__struct_fields__.index("eager_decode_ns")
 
 
-class CalibratedCostModel:
-    """Step costs as a profile has them; implements `CostModel`.
+class FittedCostModel:
+    """Step costs as a fit has them; implements `CostModel`.
 
     Args:
-        profile: what was measured and fitted.
+        name: who speaks.
+        fit: what predictions are made of.
+        graph_tokens: to which the engine pads steps with prefill, ascending.
+        known_kinds: of `launch_kinds`, of which steps were measured: bool[kinds].
     """
 
-    def __init__(self, profile: Profile) -> None:
-        fit = profile.fit
-        self._name = profile.name
+    def __init__(
+        self, name: str, fit: Fit, graph_tokens: Sequence[int], known_kinds: NDArray[np.bool_]
+    ) -> None:
+        self._name = name
         self._power = fit.power
         self._decode = DecodeCurves(fit.decode)
         self._mixed = None
         self._shared = SharedContext(fit.shared)
         if fit.mixed is not None:
-            self._mixed = MixedCosts(fit.mixed, profile.engine.graph_tokens)
+            self._mixed = MixedCosts(fit.mixed, graph_tokens)
         self._host = HostCosts(fit.host)
-        self._graph_tokens = profile.engine.graph_tokens
-        self._known_kinds = _measured_kinds(profile)
+        self._graph_tokens = tuple(graph_tokens)
+        self._known_kinds = known_kinds
         self._limits = tuple(fit.limits.get(name, _NO_LIMIT) for name in StepShape._fields)
 
     @property
     def name(self) -> str:
-        """The profile's name; stands in every result that this model made."""
+        """Stands in every result that this model made."""
         return self._name
 
     @property
@@ -177,6 +182,18 @@ class CalibratedCostModel:
                 " with prefill to predict other steps"
             )
         return self._mixed
+
+
+class CalibratedCostModel(FittedCostModel):
+    """Step costs as a profile has them.
+
+    Args:
+        profile: what was measured and fitted.
+    """
+
+    def __init__(self, profile: Profile) -> None:
+        kinds = _measured_kinds(profile)
+        super().__init__(profile.name, profile.fit, profile.engine.graph_tokens, kinds)
 
 
 class Curve:
