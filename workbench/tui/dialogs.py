@@ -193,10 +193,12 @@ class GoToPrompt(ModalScreen[Target | None]):
     ]
     DEFAULT_CSS = """
     GoToPrompt { align: left bottom; background: transparent; }
-    GoToPrompt > Horizontal { height: 1; background: $boost; }
+    GoToPrompt > Horizontal { height: auto; max-height: 4; background: $boost; }
     GoToPrompt Static { width: auto; color: $accent; text-style: bold; }
     GoToPrompt Input { width: 30; background: $boost; }
-    GoToPrompt .hint { width: 1fr; color: $foreground 60%; text-style: none; }
+    GoToPrompt .hint {
+        width: 1fr; height: auto; color: $foreground 60%; text-style: none; padding: 0 1;
+    }
     """
 
     def compose(self) -> ComposeResult:
@@ -204,7 +206,7 @@ class GoToPrompt(ModalScreen[Target | None]):
         with Horizontal():
             yield Static(" go to :")
             yield Input(compact=True)
-            yield Static(f"  {EXAMPLES}", classes="hint", markup=False)
+            yield Static(EXAMPLES, classes="hint", markup=False)
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Say at each key whether this leads anywhere."""
@@ -218,10 +220,10 @@ class GoToPrompt(ModalScreen[Target | None]):
             self._hint(event.value)
 
     def _hint(self, text: str) -> None:
-        hint = f"  {EXAMPLES}"
+        hint = EXAMPLES
         if text.strip():
             try:
-                hint = f"  {parse_target(text)}"
+                hint = str(parse_target(text))
             except NoTargetError as error:
-                hint = f"  {error}"
+                hint = str(error)
         self.query_one(".hint", Static).update(hint)

@@ -103,20 +103,26 @@ class CataloguePane(ListPane):
             canvas.fill(0, y, width, 1, " ", ink)
             canvas.text(0, y, "▸", ink)
         name_end = min(width, 2 + _NAME_CELLS) if width >= _ROOM_FOR_NOTES else width
-        facts = line.run
-        outcome = f"{facts.outcome} {facts.age():>3}" if facts is not None else ""
+        outcome = _outcome(line)
         room = name_end - len(outcome) - 1 if width < _ROOM_FOR_NOTES else name_end
         mark = "A " if self.marked == line.name else ""
         canvas.text(2, y, shortened(mark + line.title, room - 2), ink)
-        if facts is not None:
-            colour = _outcome_colour(facts.outcome)
+        if outcome:
+            colour = "data-bad" if line.run is None else _outcome_colour(line.run.outcome)
             outcome_ink = ink if here else palette.ink(colour)
             end = width - 1 if width < _ROOM_FOR_NOTES else name_end + 18
             canvas.right(end, y, outcome, outcome_ink)
         if width >= _ROOM_FOR_NOTES:
-            start = name_end + (20 if facts is not None else 1)
+            start = name_end + (20 if outcome else 1)
             note_ink = ink if here else palette.ink("data-other")
             canvas.text(start, y, line.note, note_ink, width)
+
+
+def _outcome(entry: Entry) -> str:
+    """How a recorded run went, and how long ago; "" for a scenario."""
+    if entry.unreadable:
+        return "unreadable"
+    return f"{entry.run.outcome} {entry.run.age():>3}" if entry.run is not None else ""
 
 
 def _row_ink(palette: Palette, here: bool, focused: bool) -> int:
