@@ -8,7 +8,7 @@ from typing import ClassVar
 from textual.binding import Binding, BindingType
 from textual.message import Message
 
-from workbench.tui.list_pane import ListPane
+from workbench.tui.lines_pane import LinesPane
 from workbench.tui.plots.canvas import Canvas
 from workbench.tui.plots.palette import Palette
 from workbench.tui.plots.short_text import shortened
@@ -23,7 +23,7 @@ class _Heading:
     text: str
 
 
-class CataloguePane(ListPane):
+class CataloguePane(LinesPane[Entry | _Heading]):
     """Entries under the heading of their group; `filter` keeps those whose words hold a text."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -37,13 +37,8 @@ class CataloguePane(ListPane):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - as in Textual
         super().__init__(id=id)
         self._entries: list[Entry] = []
-        self._lines: list[Entry | _Heading] = []
         self._filter = ""
         self.marked: str | None = None
-
-    @property
-    def count(self) -> int:
-        return len(self._lines)
 
     @property
     def entry(self) -> Entry | None:
@@ -52,9 +47,7 @@ class CataloguePane(ListPane):
 
     def at(self, row: int) -> Entry | None:
         """The entry of a row; None for a heading, or outside."""
-        if not 0 <= row < len(self._lines):
-            return None
-        line = self._lines[row]
+        line = self.line_at(row)
         return line if isinstance(line, Entry) else None
 
     def show(self, entries: list[Entry], selected: str | None = None) -> None:
@@ -77,12 +70,12 @@ class CataloguePane(ListPane):
         return isinstance(self._lines[row], Entry)
 
     def _arrange(self, selected: str | None) -> None:
-        self._lines = []
+        lines: list[Entry | _Heading] = []
         for kind, title in GROUPS.items():
             kept = [e for e in self._entries if e.kind == kind and self._matches(e)]
             if kept:
-                self._lines.append(_Heading(f"{title}  {len(kept)}"))
-                self._lines += kept
+                lines += [_Heading(f"{title}  {len(kept)}"), *kept]
+        self._lines = lines
         names = [line.name if isinstance(line, Entry) else "" for line in self._lines]
         # What the cursor was on may have gone: whatever it is on then is told of.
         before, self.cursor = self.cursor, names.index(selected) if selected in names else -1
