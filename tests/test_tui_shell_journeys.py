@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -20,15 +21,21 @@ from workbench.tui.requests.list import RequestList
 pytestmark = pytest.mark.usefixtures("own_folder")
 
 
+async def each_mode(app: WorkbenchApp, pilot: Pilot[None], run: OpenedRun) -> AsyncIterator[str]:
+    """Go through the modes; the name of each once it is shown."""
+    await shown(app, pilot, "live")
+    app.compared = (run, run)
+    for number, name in enumerate(MODES, 1):
+        await pilot.press(str(number))
+        await shown(app, pilot, name)
+        yield name
+
+
 def test_help_on_every_screen_has_its_keys(run: OpenedRun) -> None:
     """`?` opens on each mode; each key has an id to remap it by."""
 
     async def journey(app: WorkbenchApp, pilot: Pilot[None]) -> None:
-        await shown(app, pilot, "live")
-        app.compared = (run, run)
-        for number, name in enumerate(MODES, 1):
-            await pilot.press(str(number))
-            await shown(app, pilot, name)
+        async for name in each_mode(app, pilot, run):
             await pilot.pause(0.1)
             await pilot.press("question_mark")
             await until(pilot, lambda: isinstance(app.screen, HelpDialog))
@@ -106,11 +113,7 @@ def test_no_size_is_refused(run: OpenedRun, size: tuple[int, int]) -> None:
     """All modes show at every size, also when the terminal is resized."""
 
     async def journey(app: WorkbenchApp, pilot: Pilot[None]) -> None:
-        await shown(app, pilot, "live")
-        app.compared = (run, run)
-        for number, name in enumerate(MODES, 1):
-            await pilot.press(str(number))
-            await shown(app, pilot, name)
+        async for _ in each_mode(app, pilot, run):
             await pilot.resize_terminal(size[0] + 7, size[1] + 3)
             await pilot.pause(0.05)
             await pilot.resize_terminal(*size)
@@ -123,11 +126,7 @@ def test_every_theme_draws_every_mode(run: OpenedRun) -> None:
     """Themes of Textual's own, light, dark and of the terminal's colours, have what charts need."""
 
     async def journey(app: WorkbenchApp, pilot: Pilot[None]) -> None:
-        await shown(app, pilot, "live")
-        app.compared = (run, run)
-        for number, name in enumerate(MODES, 1):
-            await pilot.press(str(number))
-            await shown(app, pilot, name)
+        async for _ in each_mode(app, pilot, run):
             for theme in ("textual-light", "ansi-dark", "nord", "workbench-paper"):
                 app.theme = theme
                 await pilot.pause(0.02)
@@ -170,11 +169,7 @@ def test_on_the_lowest_terminal_charts_go_before_the_lines_that_say_where_one_is
     """At 40x10 no screen scrolls: the first line is in sight, and so is the last."""
 
     async def journey(app: WorkbenchApp, pilot: Pilot[None]) -> None:
-        await shown(app, pilot, "live")
-        app.compared = (run, run)
-        for number, name in enumerate(MODES, 1):
-            await pilot.press(str(number))
-            await shown(app, pilot, name)
+        async for name in each_mode(app, pilot, run):
             await pilot.pause(0.1)
             screen = app.screen
             assert screen.max_scroll_y == 0, name
