@@ -44,7 +44,7 @@ class SchedulerTrial:
         self._journal = Journal() if setup.recorded else None
         self.rig = Rig(
             seed, setup.config, laws=(*PLAN_LAWS, self._note), log=self._log, journal=self._journal,
-            transfer_faults="transfer" in rates, nan_rate=rates.get("nan", 0.0) / 2,
+            transfer_faults="transfer" in rates, nan_rate=rates.get("nan", 0.0) / 8,
             every=setup.every,
         )  # fmt: skip
         self._hog = Hog(self.rig)
