@@ -46,7 +46,7 @@ def test_a_planted_bug_is_found(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "case.ops.json").exists()
 
 
-@pytest.mark.parametrize("name", (*SAMPLE, "no-number-stays-shared", "oldest-is-retracted"))
+@pytest.mark.parametrize("name", [*SAMPLE, "no-number-stays-shared", "oldest-is-retracted"])
 def test_the_case_of_a_mutant_still_breaks_a_law_of_it(name: str, tmp_path: Path) -> None:
     """A case that no longer leads to its bug would pass for ever and guard nothing."""
     (mutant,) = [mutant for mutant in MUTANTS if mutant.name == name]
