@@ -20,6 +20,10 @@ The terms of gpu_ns:
     requests           chunks and decode items, and that a step decodes without a graph
     logits             a constant where there are any, and their rows
 
+Context that several requests share is read from memory once and from the cache of the GPU by all
+others: of each token of shared_context, which is counted once more for each of them, only the share
+`shared_share` enters into the tables, rounded to a whole token.
+
 Rounding: each term is rounded by itself to whole ns, halves up, and gpu_ns is their sum; tokens is
 at least 1, and attention_decode of a decode table is the difference of two rounded values. Every
 float operation is one IEEE double +, -, * or max, in the same order in Python and in numpy, so
@@ -31,14 +35,14 @@ from __future__ import annotations
 import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.core.graph_sizes import FEWEST_CHUNKS, TOKENS_PER_CHUNK, least_graph_tokens
+from engine.core.graph_sizes import FEWEST_CHUNKS, TOKENS_PER_CHUNK, graph_tokens_for
 from simulator.cost_model import Int64, StepCosts, StepFeatures, StepShape, sum_of_terms, whole_ns
 from simulator.power_state import PowerFit
 from simulator.profile import (
@@ -72,6 +76,7 @@ class CalibratedCostModel:
         self._power = fit.power
         self._decode = DecodeCurves(fit.decode)
         self._mixed = None
+        self._saved = 1.0 - fit.shared_share
         if fit.mixed is not None:
             self._mixed = MixedCosts(fit.mixed, profile.engine.graph_tokens)
         self._host = HostCosts(fit.host)
@@ -98,6 +103,7 @@ class CalibratedCostModel:
         for column, limit in zip(_columns(f), self._limits, strict=True):
             extrapolated |= column > limit
         unknown_kind = ~self._known_kinds[launch_kinds(f, self._graph_tokens)]
+        f = replace(f, decode_context=attended_context(f, self._saved))
         if not self._decode:
             extrapolated |= unknown_kind
             terms = self._other_steps().terms(f)
@@ -123,24 +129,27 @@ class CalibratedCostModel:
 
     def step_cost(self, shape: StepShape) -> tuple[int, int, bool]:
         """(gpu_ns, host_ns, extrapolated) of one step."""
-        prefill, tokens, graph_batch = shape.prefill_tokens, shape.decode_tokens, shape.graph_batch
+        prefill, _, _, _, _, _, tokens, context, _, shared, _, graph_batch, _ = shape
         if prefill + tokens < 1:
             raise ValueError(_EMPTY_STEP)
         extrapolated = any(map(operator.gt, shape, self._limits))
+        if shared:
+            context -= int(self._saved * shared + 0.5)
         if graph_batch > 0 and not prefill and self._decode:
-            gpu_ns = self._decode.curve(graph_batch).whole_ns(shape.decode_context)
+            gpu_ns = self._decode.curve(graph_batch).whole_ns(context)
             extrapolated = extrapolated or self._decode.is_outside(graph_batch)
         else:
-            gpu_ns = self._other_steps().gpu_ns(shape)
+            gpu_ns = self._other_steps().gpu_ns(shape, context)
             extrapolated = extrapolated or self._is_of_unknown_kind(shape)
         return gpu_ns, self._host.host_ns(shape), extrapolated
 
     def decode_run(self, shape: StepShape, num_steps: int) -> tuple[list[int], int, bool]:
         """gpu_ns of successive pure decode steps, the host_ns of each, whether extrapolated."""
-        prefill, _, _, _, _, _, tokens, context, longest, _, graph_batch, _ = shape
+        prefill, _, _, _, _, _, tokens, context, longest, shared, _, graph_batch, _ = shape
         if prefill or tokens < 1:
             raise ValueError("a decode run decodes and does not prefill")
-        contexts = range(context, context + num_steps * tokens, tokens)
+        first = context - int(self._saved * shared + 0.5)
+        contexts = range(first, first + num_steps * tokens, tokens)
         last = shape._replace(
             decode_context=context + (num_steps - 1) * tokens,
             decode_max_context=longest + num_steps - 1,
@@ -325,10 +334,10 @@ class MixedCosts:
         terms["launches"] = np.maximum(least - sum_of_terms(terms), 0)
         return terms
 
-    def gpu_ns(self, shape: StepShape) -> int:
-        """The time of one step."""
+    def gpu_ns(self, shape: StepShape, decode_context: int) -> int:
+        """The time of one step, with what of its decode_context costs something."""
         ns, least = self._without_decode_context(shape)
-        ns += self._decode_context.whole_ns(shape.decode_context)
+        ns += self._decode_context.whole_ns(decode_context)
         return ns if ns > least else least
 
     def run(self, shape: StepShape, decode_contexts: range) -> list[int]:
@@ -338,13 +347,11 @@ class MixedCosts:
 
     def _without_decode_context(self, shape: StepShape) -> tuple[int, int]:
         """(time without attention of decode items, time of launches)."""
-        prefill, prefills, context, pairs, longest, decodes, decode, _, _, sampled, _, _ = shape
+        prefill, prefills, context, pairs, longest, decodes, decode, _, _, _, sampled, _, _ = shape
         tokens = prefill + decode
         least = self._whole_launch_ns[_launch_kind(shape, self._graph_tokens)]
         if prefill:
-            at = bisect_left(self._graph_tokens, least_graph_tokens(tokens, prefills))
-            if at < len(self._graph_tokens):
-                tokens = self._graph_tokens[at]
+            tokens = graph_tokens_for(self._graph_tokens, tokens, prefills) or tokens
         pair_ns, context_ns, max_context_ns = self._prefill_ns
         prefill_request_ns, decode_request_ns = self._request_ns
         ns = self._tokens.whole_ns(tokens)
@@ -390,11 +397,20 @@ def padded_tokens(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:
         int64[n].
     """
     tokens = features.prefill_tokens + features.decode_tokens
-    if not graph_tokens:
-        return tokens
-    sizes = np.append(np.array(graph_tokens, np.int64), 0)  # no graph: the step stays what it is
-    size = sizes[np.searchsorted(sizes[:-1], _least_graph_tokens(features))]
+    size = _graph_tokens_for(features, graph_tokens)
     return np.where((features.prefill_tokens > 0) & (size > 0), size, tokens)
+
+
+def attended_context(features: StepFeatures, saved: float) -> Int64:
+    """decode_context without what costs nothing because requests share it: int64[n].
+
+    Where more is shared than decode items attend to, it is below 0: a table is flat there.
+
+    Args:
+        features: n steps.
+        saved: share of each token of shared_context that costs nothing.
+    """
+    return features.decode_context - whole_ns(saved * features.shared_context)
 
 
 def launch_kinds(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:
@@ -407,17 +423,20 @@ def launch_kinds(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:
     Returns:
         int64[n].
     """
-    eager = _least_graph_tokens(features) > (graph_tokens[-1] if graph_tokens else 0)
+    eager = _graph_tokens_for(features, graph_tokens) == 0
     kinds = np.where(eager, 2, 0) + (features.decode_tokens > 0)
     return np.where(features.prefill_tokens > 0, kinds, _EAGER_DECODE)
 
 
-def _least_graph_tokens(features: StepFeatures) -> Int64:
-    """`least_graph_tokens` of n steps: int64[n]."""
-    f = features
-    chunks_need: Int64 = TOKENS_PER_CHUNK * (f.prefill_requests - FEWEST_CHUNKS)
-    tokens: Int64 = np.maximum(f.prefill_tokens + f.decode_tokens, chunks_need)
-    return tokens
+def _graph_tokens_for(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:
+    """`graph_tokens_for` of n steps: int64[n]."""
+    if not graph_tokens:
+        return np.zeros(len(features), np.int64)
+    tokens = features.prefill_tokens + features.decode_tokens
+    room = TOKENS_PER_CHUNK * (features.prefill_requests - FEWEST_CHUNKS)
+    sizes = np.append(np.array(graph_tokens, np.int64), 0)
+    found = sizes[np.searchsorted(sizes[:-1], np.maximum(tokens, room))]
+    return np.where((room > tokens) & (2 * found > sizes[-2]), 0, found)
 
 
 def _launch_kind(shape: StepShape, graph_tokens: Sequence[int]) -> int:
@@ -425,8 +444,8 @@ def _launch_kind(shape: StepShape, graph_tokens: Sequence[int]) -> int:
     prefill, decode = shape.prefill_tokens, shape.decode_tokens
     if not prefill:
         return _EAGER_DECODE
-    least = least_graph_tokens(prefill + decode, shape.prefill_requests)
-    return (2 if least > (graph_tokens[-1] if graph_tokens else 0) else 0) + (1 if decode else 0)
+    size = graph_tokens_for(graph_tokens, prefill + decode, shape.prefill_requests)
+    return (0 if size else 2) + (1 if decode else 0)
 
 
 def _measured_kinds(profile: Profile) -> NDArray[np.bool_]:

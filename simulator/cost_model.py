@@ -36,6 +36,7 @@ class StepShape(NamedTuple):
         decode_tokens: their tokens; = decode_requests without speculation.
         decode_context: sum of their context lengths, new tokens included.
         decode_max_context: the longest of them.
+        shared_context: KV tokens that requests share, once for each but one of them.
         sampled_tokens: rows of logits.
         graph_batch: rows of the CUDA Graph that runs the step, EAGER without one.
         active_experts: distinct (layer, expert) pairs that the step visits, summed over all MoE
@@ -51,6 +52,7 @@ class StepShape(NamedTuple):
     decode_tokens: int = 0
     decode_context: int = 0
     decode_max_context: int = 0
+    shared_context: int = 0
     sampled_tokens: int = 0
     graph_batch: int = EAGER
     active_experts: int = UNKNOWN
@@ -69,6 +71,7 @@ class StepFeatures:
     decode_tokens: Int64
     decode_context: Int64
     decode_max_context: Int64
+    shared_context: Int64
     sampled_tokens: Int64
     graph_batch: Int64
     active_experts: Int64

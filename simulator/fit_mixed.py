@@ -24,6 +24,7 @@ _GUESSES: Final = 25  # of what bounds each step; they settle in about 10
 _LAUNCH_BOUND: Final = 1.03  # times the launches: a step that takes less tells only of them
 _FEWEST_OF_KIND: Final = 3  # steps that tell what launches take
 _OUTLIER: Final = 2.5  # times the typical error: beyond that a step counts for less
+_AS_GOOD: Final = 1.1  # times the loss of the other fit
 _LEAST_ERROR: Final = 0.005  # of a step's time, which is as good as none
 _FEW_TOKENS: Final = 256  # of a prompt: its attention leaves multiprocessors idle, at first guess
 
@@ -66,42 +67,18 @@ def fit_mixed(steps: Steps, graph_tokens: Sequence[int]) -> MixedFit:
 
 
 def best_mixed_fit(steps: Steps, graph_tokens: Sequence[int]) -> MixedFit:
-    """The best of a series of fits, each with what the one before says of what bounds each step."""
+    """The best of a series of fits, each with what the one before says of what bounds each step.
+
+    Where one without launches is as good, it is taken: what is fitted to noise looks like them.
+    """
     f = steps.features
-    knots = _token_knots(f, graph_tokens)
-    decode_knots = _decode_knots(f)
+    knots, decode_knots = _token_knots(f, graph_tokens), _decode_knots(f)
     rises = _rises(padded_tokens(f, graph_tokens), knots)
     rates = np.hstack([_rate_columns(f), _rises(f.decode_context, decode_knots)[:, 1:]])
     kinds = launch_kinds(f, graph_tokens)
-    least = _first_launches(kinds, steps.ns)
-    serial = (f.prefill_requests == 1) & (f.prefill_context > 0) & (f.prefill_tokens <= _FEW_TOKENS)
-    bound = steps.ns <= _LAUNCH_BOUND * least[kinds]
-    trust = np.ones(len(steps))
-    best, best_error = None, np.inf
-    for _ in range(_GUESSES):
-        costs = _costs(rises, rates, steps.ns, trust, serial, bound)
-        own = costs[len(knots) :]
-        all_ns, longest_ns = rates[:, :2] @ own[:2], rates[:, 2] * own[2]
-        work_ns = rises @ costs[: len(knots)] + rates[:, _ATTENTION:] @ own[_ATTENTION:]
-        work_ns += np.maximum(all_ns, longest_ns)
-        least = _best_launches(kinds, work_ns, steps.ns)
-        errors = np.abs(np.maximum(work_ns, least[kinds]) / steps.ns - 1)
-        typical = _OUTLIER * max(_LEAST_ERROR, float(np.median(errors)))
-        # Huber's loss: squares up to there, and beyond it lines.
-        error = float(
-            np.sum(np.where(errors < typical, errors**2, typical * (2 * errors - typical)))
-        )
-        trust = np.sqrt(typical / np.maximum(errors, typical))
-        if error < best_error:
-            best, best_error = (costs, least), error
-        before = serial, bound
-        serial = longest_ns > all_ns
-        bound = np.maximum(steps.ns, work_ns) <= _LAUNCH_BOUND * least[kinds]
-        if all(map(np.array_equal, before, (serial, bound))):
-            break
-    if best is None:
-        raise AssertionError("an error of a fit is finite")
-    costs, least = best
+    found = _series(steps, rises, rates, kinds, _first_launches(kinds, steps.ns))
+    without = _series(steps, rises, rates, kinds, None)
+    _, costs, least = without if without[0] <= _AS_GOOD * found[0] else found
     of_tokens, of_rates, of_decodes = np.split(costs, [len(knots), len(knots) + len(_RATES)])
     return MixedFit(
         tokens=tuple(knots.tolist()),
@@ -111,6 +88,54 @@ def best_mixed_fit(steps: Steps, graph_tokens: Sequence[int]) -> MixedFit:
         **dict(zip(_RATES, of_rates.tolist(), strict=True)),
         launches=LaunchFit(**dict(zip(LaunchFit.__struct_fields__, least.tolist(), strict=True))),
     )
+
+
+def _series(
+    steps: Steps, rises: Float64, rates: Float64, kinds: Int64, first: Float64 | None
+) -> tuple[float, Float64, Float64]:
+    """(error, costs, launches) of the best fit of a series.
+
+    Args:
+        steps: n of them.
+        rises: float64[n, knots], of tokens.
+        rates: float64[n, m], see `_costs`.
+        kinds: int64[n], of `launch_kinds`.
+        first: float64[kinds], launches to begin with; None: there are none.
+    """
+    least = np.zeros(len(LaunchFit.__struct_fields__)) if first is None else first
+    f, knots = steps.features, rises.shape[1]
+    serial = (f.prefill_requests == 1) & (f.prefill_context > 0) & (f.prefill_tokens <= _FEW_TOKENS)
+    bound = steps.ns <= _LAUNCH_BOUND * least[kinds]
+    trust = np.ones(len(steps))
+    best: tuple[float, Float64, Float64] = np.inf, np.zeros(0), least
+    for _ in range(_GUESSES):
+        costs = _costs(rises, rates, steps.ns, trust, serial, bound)
+        own = costs[knots:]
+        all_ns, longest_ns = rates[:, :2] @ own[:2], rates[:, 2] * own[2]
+        work_ns = rises @ costs[:knots] + rates[:, _ATTENTION:] @ own[_ATTENTION:]
+        work_ns += np.maximum(all_ns, longest_ns)
+        if first is not None:
+            least = _best_launches(kinds, work_ns, steps.ns)
+        error, trust = _loss(np.abs(np.maximum(work_ns, least[kinds]) / steps.ns - 1))
+        if error < best[0]:
+            best = error, costs, least
+        before = serial, bound
+        serial = longest_ns > all_ns
+        bound = np.maximum(steps.ns, work_ns) <= _LAUNCH_BOUND * least[kinds]
+        if all(map(np.array_equal, before, (serial, bound))):
+            break
+    return best
+
+
+def _loss(errors: Float64) -> tuple[float, Float64]:
+    """(Huber's loss, what each error is to be trusted): squares up to typical ones, then lines.
+
+    Args:
+        errors: float64[n], absolute and relative ones.
+    """
+    typical = _OUTLIER * max(_LEAST_ERROR, float(np.median(errors)))
+    losses = np.where(errors < typical, errors**2, typical * (2 * errors - typical))
+    return float(np.sum(losses)), np.sqrt(typical / np.maximum(errors, typical))
 
 
 def _costs(

@@ -9,25 +9,29 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from simulator.cost_model import Int64, StepFeatures
 from simulator.fit_base import Float64, Steps
 from simulator.fit_decode import ascending
-from simulator.power_state import PowerFit, kept, left
+from simulator.power_state import PowerFit, left
 from simulator.profile import PowerSamples
 
 _KNOTS: Final = tuple(round(0.05 + 0.1 * at, 2) for at in range(10))
 _COOL: Final = 0.2  # loads up to here are cool, or as cool as there were any
+_FASTEST: Final = 0.05  # share of steps of a kind that had cool clocks, at least
+_ROUNDS: Final = 4
 _FEWEST: Final = 5  # steps of a kind that tell its time
 _NOTHING: Final = 0.005  # slower by less than that is as good as not at all
 
 
-def fit_power(steps: Steps, samples: PowerSamples | None) -> PowerFit | None:
+def fit_power(steps: Steps, samples: PowerSamples | None, pair_ns: float) -> PowerFit | None:
     """The fit; None: there is nothing to fit it to.
 
     Args:
         steps: measured with cool clocks, of all kinds.
+        pair_ns: what a (query, key) pair of their prompts takes.
         samples: measured one after the other; steps of the most tokens compute, all others read.
     """
     token_ns = least_token_ns(steps.features, steps.ns)
@@ -35,24 +39,51 @@ def fit_power(steps: Steps, samples: PowerSamples | None) -> PowerFit | None:
         return None
     tokens = np.array(samples.tokens, np.float64)
     ns = np.array(samples.gpu_ns, np.float64)
-    loads = loads_during(token_ns, samples)
     computes = tokens == tokens.max()
-    if min(np.count_nonzero(computes), np.count_nonzero(~computes)) < _FEWEST:
+    kinds = (computes, ~computes)
+    if min(map(np.count_nonzero, kinds)) < _FEWEST:
         return None
+    # What a step is busy with is a share of its time with cool clocks, and which clocks were cool
+    # is a matter of what steps were busy with.
+    base = np.empty(len(ns))
+    for rows in kinds:
+        base[rows] = np.quantile(ns[rows], _FASTEST)
+    for _ in range(_ROUNDS):
+        loads = loads_during(token_ns, tokens, ns, base)
+        for rows in kinds:
+            base[rows] = _cool_ns(loads[rows], ns[rows])
     computing, reading = (
-        _Kind.of(loads[rows], ns[rows], tokens[rows], token_ns) for rows in (computes, ~computes)
+        _Kind.of(loads[rows], ns[rows], base[rows], tokens[rows], token_ns) for rows in kinds
     )
-    return _fit_of(token_ns, computing, reading)
+    fit = _fit_of(token_ns, computing, reading)
+    return None if fit is None else msgspec.structs.replace(fit, pair_ns=pair_ns)
 
 
-def loads_during(token_ns: float, samples: PowerSamples) -> Float64:
-    """The mean load during each step, on a GPU that was cool before the first: float64[n]."""
-    loads, load = np.empty(len(samples)), 0.0
-    for at, (tokens, gpu_ns) in enumerate(zip(samples.tokens, samples.gpu_ns, strict=True)):
-        busy = min(1.0, tokens * token_ns / gpu_ns)
-        loads[at] = busy + (load - busy) * kept(gpu_ns)
-        load = busy + (load - busy) * left(gpu_ns)
+def loads_during(token_ns: float, tokens: Float64, ns: Float64, cool_ns: Float64) -> Float64:
+    """The load in the middle of each step, on a GPU that was cool before the first.
+
+    Args:
+        token_ns: arithmetic of a token.
+        tokens: float64[n], of steps that ran one after the other.
+        ns: float64[n], that they took.
+        cool_ns: float64[n], that they take with cool clocks.
+
+    Returns:
+        float64[n].
+    """
+    loads, load = np.empty(len(ns)), 0.0
+    shares = np.minimum(1.0, tokens * token_ns / cool_ns)
+    for at, (busy, took, cool) in enumerate(
+        zip(shares.tolist(), ns.tolist(), cool_ns.tolist(), strict=True)
+    ):
+        loads[at] = busy + (load - busy) * left(cool / 2)
+        load = busy + (load - busy) * left(took)
     return loads
+
+
+def _cool_ns(loads: Float64, ns: Float64) -> float:
+    """What steps of one kind take at the lowest loads."""
+    return float(np.median(ns[loads <= max(_COOL, float(np.quantile(loads, _FASTEST)))]))
 
 
 class _Kind:
@@ -62,9 +93,10 @@ class _Kind:
         self.busy, self.longer, self.counts = busy, longer, counts
 
     @classmethod
-    def of(cls, loads: Float64, ns: Float64, tokens: Float64, token_ns: float) -> _Kind:
-        cool = loads <= max(_COOL, float(np.quantile(loads, 0.05)))
-        base = float(np.median(ns[cool]))
+    def of(
+        cls, loads: Float64, ns: Float64, cool_ns: Float64, tokens: Float64, token_ns: float
+    ) -> _Kind:
+        base = float(cool_ns[0])
         nearest = np.abs(loads[:, None] - np.array(_KNOTS)).argmin(axis=1)
         counts = np.array([np.count_nonzero(nearest == knot) for knot in range(len(_KNOTS))])
         longer = np.array([

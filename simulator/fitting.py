@@ -2,7 +2,8 @@
 
 Decode steps of a CUDA Graph get a table each (`fit_decode`), all others share one fit
 (`fit_mixed`), and the host has its own (`fit_host`). All are of a GPU with cool clocks; what lower
-clocks do to any step is one more fit (`fit_power`).
+clocks do to any step is one more fit (`fit_power`). They are made of steps whose requests share no
+context; what that saves is the last fit (`fit_shared`).
 
 Residuals say how well steps are predicted that were not fitted to: a knot of a decode table by its
 neighbours, a decode step of another batch by the table, all other steps by a fit to four fifths of
@@ -24,6 +25,7 @@ from simulator.fit_decode import GraphKnots, decode_tables, knots_by_graph
 from simulator.fit_host import fit_host
 from simulator.fit_mixed import best_mixed_fit, fit_mixed
 from simulator.fit_power import fit_power
+from simulator.fit_shared import fit_shared
 from simulator.profile import (
     EngineFacts,
     Fit,
@@ -40,7 +42,8 @@ PREFILL: Final = "prefill"
 PREFIX: Final = "prefill after a prefix"
 MIXED: Final = "mixed"
 EAGER_DECODE: Final = "eager decode"
-REGIONS: Final = (DECODE, PREFILL, PREFIX, MIXED, EAGER_DECODE)
+SHARED: Final = "shared context"
+REGIONS: Final = (DECODE, PREFILL, PREFIX, MIXED, EAGER_DECODE, SHARED)
 _FOLDS: Final = 5
 
 
@@ -64,7 +67,7 @@ def fit_profile(
     Raises:
         ProfileError: the samples cannot carry a fit; says what is missing.
     """
-    problem = samples_problem(samples, host_samples)
+    problem = samples_problem(samples, host_samples, power_samples)
     if problem:
         raise ProfileError(problem)
     if not len(samples):
@@ -74,17 +77,21 @@ def fit_profile(
     )
     if steps.ns.min() <= 0:
         raise ProfileError("a sample took no time")
+    sharing = steps.features.shared_context > 0
     graphed = (steps.features.prefill_tokens == 0) & (steps.features.graph_batch > 0)
-    decode, others = steps.at(graphed), steps.at(~graphed)
+    decode, others = steps.at(graphed & ~sharing), steps.at(~graphed & ~sharing)
     graphs = list(knots_by_graph(decode))
+    tables = tuple(decode_tables(graphs))
     mixed = fit_mixed(others, engine.graph_tokens) if len(others) else None
+    share, errors = fit_shared(steps.at(sharing), tables, mixed, engine.graph_tokens)
     return Fit(
-        decode=tuple(decode_tables(graphs)),
+        decode=tables,
         mixed=mixed,
         host=fit_host(host_samples),
         limits=_limits(steps.features),
-        residuals=tuple(_residuals(graphs, others, engine.graph_tokens)),
-        power=fit_power(steps, power_samples),
+        residuals=tuple(_residuals(graphs, others, engine.graph_tokens, errors)),
+        shared_share=share,
+        power=fit_power(steps, power_samples, 0.0 if mixed is None else mixed.pair_ns),
     )
 
 
@@ -101,12 +108,16 @@ def _limits(features: StepFeatures) -> dict[str, int]:
 
 
 def _residuals(
-    graphs: Sequence[GraphKnots], others: Steps, graph_tokens: Sequence[int]
+    graphs: Sequence[GraphKnots],
+    others: Steps,
+    graph_tokens: Sequence[int],
+    of_sharing: Float64,
 ) -> Iterator[Residual]:
     errors = {DECODE: _decode_errors(graphs)}
     if len(others):
         of_others, regions = _mixed_errors(others, graph_tokens), _regions(others.features)
-        errors |= {region: of_others[regions == region] for region in REGIONS[1:]}
+        errors |= {region: of_others[regions == region] for region in REGIONS[1:-1]}
+    errors[SHARED] = of_sharing
     for region, percent in errors.items():
         if len(percent):
             median, p90, p99 = np.percentile(np.abs(percent), (50, 90, 99)).tolist()

@@ -8,16 +8,17 @@ arithmetic kept the GPU busy, recent times counting more.
 The law is simple on purpose. Let a step take `gpu_ns` where it was calibrated, after light steps
 that ran for REST_NS, and let
 
-    busy     min(1, tokens * token_ns / gpu_ns), the share of the step that is arithmetic
-    x        gpu_ns / TAU_NS
-    kept     1 / (1 + x / 2 + x^2 / 12), how much the load before counts during it, on average
-    left     1 / (1 + x + x^2 / 2), how much of it is left at its end
-    longer   1 + slowdown(busy + (load - busy) * kept) * (memory_share + (1 - memory_share) * busy)
+    busy     min(1, (tokens * token_ns + pairs * pair_ns) / gpu_ns), its share of arithmetic
+    x        ns / TAU_NS
+    left     1 / (1 + x + x^2 / 2), how much of the load before is left after so many ns of it
+    at(ns)   busy + (load - busy) * left(ns), the load then
+    slow     the mean of slowdown(at(ns)) at the two places that stand for all of the step
+    longer   1 + slow * (memory_share + (1 - memory_share) * busy)
 
 Then with the load that it meets, the step takes gpu_ns * longer(load) / longer(load where it was
-calibrated), and the load after it is busy + (load - busy) * left. While the GPU idles, the load
-goes down as during a step without arithmetic. `kept` and `left` are the exponentials that belong to
-them, nearly, by operations that are the same everywhere: results are the same integers.
+calibrated), and the load after it is at(the time it takes). While the GPU idles, the load goes down
+as during a step without arithmetic. `left` is the exponential that belongs to it, nearly, by
+operations that are the same everywhere: results are the same integers.
 
 The load where a step was calibrated is that of light steps and of the step itself taking turns:
 light + (after - light) * left(REST_NS), where `after` is the load that the step leaves.
@@ -34,6 +35,7 @@ from numpy.typing import NDArray
 
 TAU_NS: Final = 100_000_000.0  # of all tried from 10 ms to 10 s, what explains most on an H200
 REST_NS: Final = 50_000_000  # of light steps before each that is calibrated
+_PLACES: Final = (0.21132486540518713, 0.7886751345948129)  # of a step, for a mean (Gauss)
 
 
 Cost = Annotated[float, msgspec.Meta(ge=0)]
@@ -46,6 +48,7 @@ class PowerFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     Attributes:
         token_ns: arithmetic of a token.
+        pair_ns: of a (query, key) pair of a prompt.
         load: ascending loads.
         slowdown: share of its time that a step of nothing but arithmetic takes longer at each, not
             descending; linear in between, constant outside.
@@ -54,6 +57,7 @@ class PowerFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """
 
     token_ns: Cost
+    pair_ns: Cost = 0.0
     load: tuple[Share, ...]
     slowdown: tuple[Cost, ...]
     memory_share: Share
@@ -78,18 +82,19 @@ class PowerState:
         self._until_ns = 0
         self.load = 0.0
 
-    def lengthen(self, gpu_ns: int, tokens: int, start_ns: int) -> int:
+    def lengthen(self, gpu_ns: int, tokens: int, start_ns: int, pairs: int = 0) -> int:
         """What a step takes that took `gpu_ns` when it was calibrated; it becomes the last one.
 
         Args:
             gpu_ns: of the step, at least 1.
             tokens: that it computes.
             start_ns: when it starts; not before the last one's end.
+            pairs: of a query and a key, of its prompts.
         """
         if (fit := self._fit) is None:
             return gpu_ns
         load = self.load_at(start_ns)
-        busy = tokens * fit.token_ns / gpu_ns
+        busy = (tokens * fit.token_ns + pairs * fit.pair_ns) / gpu_ns
         if busy > 1.0:
             busy = 1.0
         if load > self._cool or busy > self._cool:
@@ -122,12 +127,6 @@ def left(ns: float) -> float:
     return 1.0 / (1.0 + x + x * x / 2.0)
 
 
-def kept(ns: float) -> float:
-    """How much of a load before a step of so many ns is there during it, on average."""
-    x = ns / TAU_NS
-    return 1.0 / (1.0 + x / 2.0 + x * x / 12.0)
-
-
 def calibrated_load(fit: PowerFit, gpu_ns: float, busy: float) -> float:
     """The load before a step where it was calibrated."""
     of_rest, of_step = left(REST_NS), left(gpu_ns)
@@ -139,8 +138,9 @@ def calibrated_load(fit: PowerFit, gpu_ns: float, busy: float) -> float:
 
 def longer(fit: PowerFit, gpu_ns: float, busy: float, load: float) -> float:
     """How many times as long a step takes as it would with clocks that are never lowered."""
-    during = busy + (load - busy) * kept(gpu_ns)
-    return 1.0 + slowdown(fit, during) * (fit.memory_share + (1.0 - fit.memory_share) * busy)
+    share = 0.5 * (fit.memory_share + (1.0 - fit.memory_share) * busy)
+    early, late = (slowdown(fit, busy + (load - busy) * left(at * gpu_ns)) for at in _PLACES)
+    return 1.0 + (early + late) * share
 
 
 def _longer_ns(fit: PowerFit, gpu_ns: int, busy: float, load: float) -> int:
@@ -161,7 +161,11 @@ def slowdown(fit: PowerFit, load: float) -> float:
 
 
 def lengthened(
-    fit: PowerFit | None, gpu_ns: Int64, tokens: Int64, starts_ns: Int64 | None = None
+    fit: PowerFit | None,
+    gpu_ns: Int64,
+    tokens: Int64,
+    starts_ns: Int64 | None = None,
+    pairs: Int64 | None = None,
 ) -> Int64:
     """`PowerState.lengthen` of many steps that ran on one GPU, from a cool one on.
 
@@ -170,6 +174,7 @@ def lengthened(
         gpu_ns: int64[n], as calibrated, in the order in which they ran.
         tokens: int64[n], that they computed.
         starts_ns: int64[n], when they started; None: each when the last ended.
+        pairs: int64[n], of a query and a key of their prompts; None: none.
 
     Returns:
         int64[n].
@@ -178,10 +183,13 @@ def lengthened(
         return gpu_ns
     state, out = PowerState(fit), []
     starts: Iterable[int | None] = [None] * len(gpu_ns) if starts_ns is None else starts_ns.tolist()
+    attended = [0] * len(gpu_ns) if pairs is None else pairs.tolist()
     end = 0
-    for ns, count, start in zip(gpu_ns.tolist(), tokens.tolist(), starts, strict=True):
+    for ns, count, start, pair in zip(
+        gpu_ns.tolist(), tokens.tolist(), starts, attended, strict=True
+    ):
         begin = end if start is None else start
-        out.append(state.lengthen(ns, count, begin))
+        out.append(state.lengthen(ns, count, begin, pair))
         end = begin + out[-1]
     return np.array(out, np.int64)
 

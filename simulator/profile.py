@@ -15,9 +15,10 @@ import numpy as np
 
 from engine.core.defaults import MEMORY_FRACTION
 from simulator.cost_model import StepFeatures, StepShape
-from simulator.power_state import Cost, PowerFit
+from simulator.power_state import Cost, PowerFit, Share
 
-SCHEMA: Final = "profile/v3"
+SCHEMA: Final = "profile/v4"
+_SLOWEST: Final = 9.0  # no GPU lowers its clocks to less than a tenth
 
 # Checked when a profile is read or written: whole numbers that a float64 holds, finite costs.
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
@@ -233,6 +234,8 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         decode: tables, by ascending graph batch.
         mixed: all other steps, or None where none were measured.
         host: CPU time.
+        shared_share: what a token costs that another decode item of the step attends to as well, as
+            a share of one that nobody else does; 1: as much, or it is not known.
         power: what lower clocks make of all that; None: it is not known.
         limits: feature -> largest value measured; beyond it a prediction extrapolates.
         residuals: by region of shapes, cross-validated.
@@ -243,6 +246,7 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     host: HostFit
     limits: dict[str, int]
     residuals: tuple[Residual, ...]
+    shared_share: Share = 1.0
     power: PowerFit | None = None
 
 
@@ -307,16 +311,21 @@ def _decode(data: bytes, name: str) -> Profile:
         profile = msgspec.json.decode(data, type=Profile)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"{name} is not a profile: {error}") from None
-    problem = samples_problem(profile.samples, profile.host_samples) or _problem(profile)
+    samples = profile.samples, profile.host_samples, profile.power_samples
+    problem = samples_problem(*samples) or _problem(profile)
     if problem:
         raise ProfileError(f"{name}: {problem}")
     return profile
 
 
-def samples_problem(samples: Samples, host_samples: HostSamples) -> str | None:
+def samples_problem(
+    samples: Samples, host_samples: HostSamples, power_samples: PowerSamples | None = None
+) -> str | None:
     """What keeps samples from being read as columns, if anything does."""
     if len({len(samples), len(samples.gpu_ns), len(samples.spread_ns), len(samples.repeats)}) > 1:
         return "its samples are of different lengths"
+    if power_samples is not None and len(power_samples.tokens) != len(power_samples.gpu_ns):
+        return "its samples of the power limit are of different lengths"
     if len({len(column) for column in msgspec.structs.astuple(host_samples)}) > 1:
         return "its samples of the host are of different lengths"
     if any(len(shape) != len(StepShape._fields) for shape in samples.shapes):
@@ -362,6 +371,8 @@ def _power_problem(fit: PowerFit) -> str | None:
         return "does not ascend"
     if np.any(np.diff(fit.slowdown) < 0):
         return "has values that descend"
+    if fit.slowdown[-1] > _SLOWEST:
+        return f"says that steps take {1 + fit.slowdown[-1]:.0f} times as long"
     return None
 
 

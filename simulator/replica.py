@@ -148,7 +148,7 @@ class Replica:
         start = ready if ready > self._gpu_free_ns else self._gpu_free_ns
         if self._power is not None:
             tokens = plan.prefill_tokens + plan.decode_tokens
-            gpu_ns = self._power.lengthen(gpu_ns, tokens, start)
+            gpu_ns = self._power.lengthen(gpu_ns, tokens, start, plan.prefill_pairs)
         done = start + gpu_ns
         self._host_free_ns, self._gpu_free_ns, self._pace_ns = ready, done, gpu_ns
         self._running.append(_Running(plan, now, start, done, gpu_ns, host_ns, extrapolated))
@@ -253,6 +253,7 @@ class Replica:
             decode_tokens=size,
             decode_context=batch.context_tokens(iteration),
             decode_max_context=batch.max_context_tokens(iteration),
+            shared_context=scheduler.kv.shared_tokens,
             sampled_tokens=size,
             graph_batch=scheduler.graph_batch(size),
         )
@@ -268,7 +269,8 @@ class Replica:
                 p.prefill_tokens, len(p.prefills), p.prefill_context, p.prefill_pairs,
                 p.prefill_max_context,
                 p.decode_requests, p.decode_tokens, p.decode_context, p.decode_max_context,
-                p.sampled_tokens, p.hit_tokens, p.graph_batch, p.running, p.waiting, p.block_reason,
+                p.shared_context, p.sampled_tokens, p.hit_tokens, p.graph_batch, p.running,
+                p.waiting, p.block_reason,
                 p.free_pages, p.cached_pages, p.retracted, p.evicted_pages, p.decode_iteration,
                 extrapolated,
             ))  # fmt: skip
@@ -300,6 +302,7 @@ class Replica:
         step = self.scheduler.next_plan_id - len(timeline)
         iteration = book.batch.iteration - len(timeline) + 1
         context, longest = shape.decode_context, shape.decode_max_context
+        shared = shape.shared_context
         for at in range(count):
             planned, start, _ = timeline[at]
             if evicted:
@@ -307,8 +310,8 @@ class Replica:
                 cached -= out
             write((
                 step + at, index, planned, start, ends_ns[at], gpu[at], host_ns, 0, 0, 0, 0, 0,
-                size, size, context + size * at, longest + at, size, 0, graph, running, waiting,
-                block, free[at], cached, 0, out, iteration + at, extrapolated,
+                size, size, context + size * at, longest + at, shared, size, 0, graph, running,
+                waiting, block, free[at], cached, 0, out, iteration + at, extrapolated,
             ))  # fmt: skip
 
 
@@ -323,6 +326,7 @@ def _shape(plan: StepPlan) -> StepShape:
         plan.decode_tokens,
         plan.decode_context,
         plan.decode_max_context,
+        plan.shared_context,
         plan.sampled_tokens,
         plan.graph_batch,
     )

@@ -206,7 +206,8 @@ class RooflineCostModel:
     def step_cost(self, shape: StepShape) -> tuple[int, int, bool]:
         """(gpu_ns, host_ns, extrapolated) of one step."""
         (
-            prefill, prefills, _, _, _, decodes, tokens, context, _, sampled, graph_batch, active,
+            prefill, prefills, _, _, _, decodes, tokens, context, _, _,
+            sampled, graph_batch, active,
         ) = shape  # fmt: skip
         batch = (decodes, tokens, sampled, graph_batch, active)
         known = None if prefill else self._decode_cache.get(batch)
@@ -224,7 +225,7 @@ class RooflineCostModel:
 
     def decode_run(self, shape: StepShape, num_steps: int) -> tuple[list[int], int, bool]:
         """gpu_ns of successive pure decode steps, the host_ns of each, whether extrapolated."""
-        prefill, prefills, _, _, _, decodes, tokens, context, _, _, graph_batch, _ = shape
+        prefill, prefills, _, _, _, decodes, tokens, context, _, _, _, graph_batch, _ = shape
         if prefill or tokens < 1:
             raise ValueError("a decode run decodes and does not prefill")
         base_ns, kernels = self._base(shape)
@@ -239,7 +240,7 @@ class RooflineCostModel:
 
     def _base(self, shape: StepShape) -> tuple[int, int]:
         """(ns of all terms but attention_decode and launch, number of kernels)."""
-        prefill, _, context, pairs, _, _, decode, _, _, sampled, graph_batch, active = shape
+        prefill, _, context, pairs, _, _, decode, _, _, _, sampled, graph_batch, active = shape
         tokens = prefill + decode
         if tokens < 1:
             raise ValueError(_EMPTY_STEP)

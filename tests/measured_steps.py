@@ -37,7 +37,7 @@ class Truth:
 
     Tokens are bound by weights, then by arithmetic, with a bend between; a decode graph reads its
     context at a rate that bends as well. A long prompt of few new tokens is slower than its work,
-    and steps of little work wait for their launches.
+    and steps of little work wait for their launches. A shared token costs `shared_share`.
     """
 
     weights_ns: float = 4e6
@@ -50,6 +50,7 @@ class Truth:
     decode_request_ns: float = 600
     logits_ns: float = 250_000
     logit_row_ns: float = 900
+    shared_share: float = 0.6
     launches: LaunchFit = field(
         default_factory=lambda: LaunchFit(graph_mixed_ns=7e6, eager_decode_ns=14e6)
     )
@@ -67,13 +68,14 @@ class Truth:
     def ns(self, f: StepFeatures, engine: EngineFacts):
         """float64[n] of any steps."""
         graphed = (f.prefill_tokens == 0) & (f.graph_batch > 0)
+        context = f.decode_context - (1 - self.shared_share) * f.shared_context
         other = (
             self.table(padded_tokens(f, engine.graph_tokens))
             + np.maximum(
                 self.pair_ns * f.prefill_pairs + self.context_ns * f.prefill_context,
                 self.max_context_ns * f.prefill_max_context,
             )
-            + self.decode_context_ns * f.decode_context
+            + self.decode_context_ns * context
             + self.prefill_request_ns * f.prefill_requests
             + self.decode_request_ns * f.decode_requests
             + np.where(f.sampled_tokens > 0, self.logits_ns, 0)
@@ -81,18 +83,17 @@ class Truth:
         )
         launches = np.array(msgspec.structs.astuple(self.launches))
         other = np.maximum(other, launches[launch_kinds(f, engine.graph_tokens)])
-        return np.where(
-            graphed, self.graph_ns(np.maximum(f.graph_batch, 1), f.decode_context), other
-        )
+        return np.where(graphed, self.graph_ns(np.maximum(f.graph_batch, 1), context), other)
 
 
-def decode(requests: int, context: int, graph_batch: int = 0) -> StepShape:
-    """A decode step of requests that have `context` tokens each."""
+def decode(requests: int, context: int, graph_batch: int = 0, *, shared: int = 0) -> StepShape:
+    """A decode step of requests of `context` tokens each, the first `shared` of them in common."""
     return StepShape(
         decode_requests=requests,
         decode_tokens=requests,
         decode_context=requests * context,
         decode_max_context=context,
+        shared_context=(requests - 1) * shared,
         sampled_tokens=requests,
         graph_batch=graph_batch,
     )
@@ -145,6 +146,13 @@ def gpu_shapes() -> list[StepShape]:
         for batch in (288, 320, 384, 448, 512)
         for context in (64, 128, 1024, 4096)
     ]
+    for shared in (512, 2048):
+        shapes += [
+            decode(batch, shared + own, batch, shared=shared)
+            for batch in (8, 32, 128)
+            for own in (100, 900)
+        ]
+        shapes.append(mixed(prefill(240), decode(32, shared + 300, shared=shared)))
     return shapes
 
 
@@ -238,6 +246,7 @@ def random_features(count: int, seed: int = 0) -> StepFeatures:
         "decode_tokens": (600, decodes),
         "decode_context": (5_000_000, decodes),
         "decode_max_context": (20_000, decodes),
+        "shared_context": (5_000_000, decodes & (random.random(count) < 0.5)),
         "sampled_tokens": (600, random.random(count) < 0.8),
         "graph_batch": (300, kind == 0),
         "active_experts": (100, random.random(count) < 0.1),

@@ -69,6 +69,7 @@ def model_of(
     decode: tuple[DecodeTable, ...] = TABLES,
     mixed: MixedFit | None = MIXED,
     graph_tokens: tuple[int, ...] = (),
+    shared_share: float = 1.0,
 ) -> CalibratedCostModel:
     """A model with costs that a person can add up."""
     fit = Fit(
@@ -79,6 +80,7 @@ def model_of(
         ),
         limits=LIMITS,
         residuals=(),
+        shared_share=shared_share,
     )
     engine = msgspec.structs.replace(GPU_ENGINE, graph_tokens=graph_tokens)
     return CalibratedCostModel(msgspec.structs.replace(GPU, name="by hand", fit=fit, engine=engine))
@@ -127,11 +129,14 @@ def test_a_step_is_a_few_plain_ints(model):
 
 @settings(max_examples=300)
 @given(
-    models, st.integers(1, 300), st.integers(1, 20_000), st.integers(0, 300), st.integers(0, 400)
-)
-def test_a_decode_run_costs_what_its_steps_cost(model, requests, context, graph_batch, num_steps):
+    models, st.integers(1, 300), st.integers(1, 20_000), st.integers(0, 300), st.integers(0, 400),
+    st.integers(0, 30_000),
+)  # fmt: skip
+def test_a_decode_run_costs_what_its_steps_cost(
+    model, requests, context, graph_batch, num_steps, shared
+):
     """decode_run equals step_costs of the steps written out, bit for bit, across knots."""
-    shape = decode(requests, context, graph_batch)
+    shape = decode(requests, context, graph_batch, shared=shared)
     check_decode_run(model, shape, num_steps)
 
 
@@ -161,7 +166,8 @@ def launch_kind_of(model: CalibratedCostModel, shape: StepShape) -> int:
     return int(kinds[0])
 
 
-GROWING = tuple(name for name in StepShape._fields if name not in ("graph_batch", "active_experts"))
+_NOT_GROWING = ("graph_batch", "active_experts", "shared_context")
+GROWING = tuple(name for name in StepShape._fields if name not in _NOT_GROWING)
 
 
 @settings(max_examples=500)
@@ -179,6 +185,24 @@ def test_more_of_anything_never_costs_less(model, shape, feature, more):
     ):
         return
     check_growing(model, shape, feature, more)
+
+
+@settings(max_examples=300)
+@given(models, steps(), st.integers(1, 5_000_000))
+def test_more_of_it_shared_never_costs_more(model, shape, more):
+    """The same context costs no less if more of it is each request's own."""
+    shared = shape._replace(shared_context=shape.shared_context + more)
+    assert gpu_ns(model, shared) <= gpu_ns(model, shape)
+
+
+def test_a_shared_token_costs_its_share():
+    """Read in the tables at what is left of the context, of graphs and of steps with prefill."""
+    model = model_of(shared_share=0.25)
+    assert gpu_ns(model, decode(4, 200, 4, shared=100)) == gpu_ns(model, decode(5, 115, 4)) == 5825
+    beside = StepShape(prefill_tokens=1, prefill_requests=1, decode_requests=4, decode_tokens=4)
+    alone = gpu_ns(model, beside._replace(decode_context=575))
+    shared = gpu_ns(model, beside._replace(decode_context=800, shared_context=300))
+    assert shared == alone < gpu_ns(model, beside._replace(decode_context=800))
 
 
 @settings(max_examples=300)

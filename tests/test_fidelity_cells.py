@@ -204,11 +204,12 @@ def test_other_sources_of_the_engine_are_measured_again(
 
 def test_a_digest_is_of_what_serves(tmp_path: Path) -> None:
     """Sources and their places count; what calibrates, compiled files and notes do not."""
-    for name in ("core/a.py", "kernels/b.cu", "profiling/c.py", "core/notes.md"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    beside = ("profiling/c.py", "kernels/lab/e.py", "models/dit.py", "core/notes.md")
+    for name in ("core/a.py", "kernels/b.cu", *beside):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     first = engine_digest(tmp_path)
-    for name, same in (("core/notes.md", True), ("profiling/c.py", True), ("kernels/b.cu", False)):
+    for name, same in (*((name, True) for name in beside), ("kernels/b.cu", False)):
         (tmp_path / name).write_text("changed")
         assert (engine_digest(tmp_path) == first) == same
     second = engine_digest(tmp_path)

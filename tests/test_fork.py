@@ -311,7 +311,7 @@ def journal_of(*calls: tuple[int, ...]) -> np.ndarray:
 
 
 def plan(now: int, step: int, prefills: int = 0) -> tuple[int, ...]:
-    head = [step, -1, step, 5, 5, 50, 20, 5, 8, 0, 5, 0, 90, 0, 0, 0, 0, prefills, 0]
+    head = [step, -1, step, 5, 5, 50, 20, 0, 5, 8, 0, 5, 0, 90, 0, 0, 0, 0, prefills, 0]
     return (Op.PLAN, now, *head, *(1, 2, 3) * prefills)
 
 

@@ -96,7 +96,14 @@ def test_only_fitting_needs_scipy() -> None:
     users = [path.name for path in (ROOT / "simulator").rglob("*.py")
              if "scipy" in roots(imported_by(path))]  # fmt: skip
     assert users == ["fit_base.py"]
-    parts = {"fit_decode.py", "fit_host.py", "fit_mixed.py", "fit_power.py", "fitting.py"}
+    parts = {
+        "fit_decode.py",
+        "fit_host.py",
+        "fit_mixed.py",
+        "fit_power.py",
+        "fit_shared.py",
+        "fitting.py",
+    }
     for path in (ROOT / "simulator").rglob("*.py"):
         fits = {name for name in imported_by(path) if name.startswith("simulator.fit")}
         assert not fits or path.name in parts, f"{path} imports {fits}"

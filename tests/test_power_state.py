@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import simulator
 from simulator.power_state import (
     REST_NS,
     TAU_NS,
@@ -16,7 +19,9 @@ from simulator.power_state import (
     lengthened,
     slowdown,
 )
+from simulator.profile import read_profile
 
+SHIPPED = Path(simulator.__file__).with_name("profiles") / "nvidia-h200-llama-3.1-8b-bf16-tp1.json"
 FIT = PowerFit(
     token_ns=20_000.0, load=(0.2, 0.6), slowdown=(0.0, 0.14), memory_share=0.25, light_busy=0.07
 )
@@ -137,3 +142,29 @@ def test_the_table_is_read_in_between_and_constant_outside() -> None:
     assert [slowdown(FIT, load) for load in (0.0, 0.2, 0.3, 0.4, 0.6, 1.0)] == pytest.approx(
         [0, 0, 0.035, 0.07, 0.14, 0.14]
     )
+
+
+def test_the_shipped_fit_tells_again_what_it_was_fitted_to() -> None:
+    """Steps of a GPU that gets hotter and hotter, in each tenth of the time, within 1 %."""
+    shipped = read_profile(SHIPPED)
+    samples = shipped.power_samples
+    assert samples is not None
+    assert shipped.fit.power is not None
+    tokens, ns = np.array(samples.tokens), np.array(samples.gpu_ns)
+    prompt = int(tokens.max())
+    cool = np.where(tokens == prompt, _first(ns[tokens == prompt]), _first(ns[tokens != prompt]))
+    told = lengthened(shipped.fit.power, cool, tokens)
+    tenth = np.minimum(10 * np.cumsum(ns) // ns.sum(), 9)
+    hottest = 0.0
+    for at in range(10):
+        for kind in (tokens == prompt, tokens != prompt):
+            rows = kind & (tenth == at)
+            if rows.sum() > 3:
+                assert np.median(told[rows]) == pytest.approx(np.median(ns[rows]), rel=0.01)
+                hottest = max(hottest, float(np.median(told[rows] / cool[rows])))
+    assert hottest > 1.1, "and it was no test of cool steps alone"
+
+
+def _first(ns: np.ndarray) -> int:
+    """What steps took before it got hot: the fastest twentieth's upper end is not yet slowed."""
+    return int(np.quantile(ns, 0.05))

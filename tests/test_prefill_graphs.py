@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny_engine import make_runner
 
-from engine.core.graph_sizes import graph_chunks, least_graph_tokens
+from engine.core.graph_sizes import graph_chunks, graph_tokens_for
 from engine.core.model_spec import load_model_spec
 from engine.models.step_inputs import PrefillInputs, StepInputs
 from engine.runtime.host_step import HostPrefill, HostStep
@@ -69,13 +69,15 @@ def test_none_is_larger_than_a_step() -> None:
 
 
 def test_a_graph_has_room_for_its_chunks() -> None:
-    """The least graph of a step has room for its tokens and chunks, and a smaller one has not."""
-    for tokens in (1, 63, 64, 500):
-        for chunks in range(1, 30):
-            least = least_graph_tokens(tokens, chunks)
-            assert least >= tokens
-            assert graph_chunks(least) >= chunks
-            assert least == tokens or graph_chunks(least - 1) < chunks
+    """The least with room for tokens and chunks, unless that is a large one for chunks only."""
+    sizes = SIZES[:12]
+    for tokens in (1, 63, 64, 500, 1000):
+        for chunks in range(1, 40):
+            fits = [size for size in sizes if size >= tokens and graph_chunks(size) >= chunks]
+            least = fits[0] if fits else 0
+            for_chunks = chunks > graph_chunks(tokens) and 2 * least > sizes[-1]
+            assert graph_tokens_for(sizes, tokens, chunks) == (0 if for_chunks else least)
+    assert graph_tokens_for((), 5, 1) == 0
 
 
 def random_step(rng: Random, rows: int, max_pages: int) -> HostStep:

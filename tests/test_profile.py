@@ -50,7 +50,7 @@ def test_a_profile_is_read_as_it_was_written(tmp_path, profile):
 def test_a_profile_is_text_with_a_line_end(tmp_path):
     """Versions of a profile can be compared line by line."""
     text = encode_profile(PROFILE).decode()
-    assert text.startswith('{\n "schema": "profile/v3",\n "name": "h200-tiny-test",\n')
+    assert text.startswith('{\n "schema": "profile/v4",\n "name": "h200-tiny-test",\n')
     assert text.endswith("}\n")
 
 
@@ -138,7 +138,7 @@ FAULTS = {
     ),
     "shape": (
         lambda p: p["samples"]["shapes"][5].pop(),
-        ": a sample has not the 12 features of a step",
+        ": a sample has not the 13 features of a step",
     ),
     "nothing": (
         lambda p: p["fit"].update(decode=[], mixed=None),

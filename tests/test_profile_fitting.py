@@ -225,11 +225,21 @@ def test_the_last_slope_is_not_that_of_two_neighbours():
     assert profile_of(samples_of(shapes)).fit.mixed.tokens[-2:] == (7700, 8192)
 
 
+def test_what_shared_context_costs_is_found():
+    """Of decode graphs and of steps with prefill, whatever else the steps do."""
+    assert PROFILE.fit.shared_share == pytest.approx(Truth().shared_share, abs=0.05)
+    of_sharing = next(r for r in PROFILE.fit.residuals if r.region == "shared context")
+    assert of_sharing.count == 14
+    assert of_sharing.median_percent < 1.5
+
+
 def test_a_cpu_has_one_fit_for_all():
     """Without graphs decode steps are fitted with the others, just as well."""
     fit = profile_of(samples_of(cpu_shapes(), CPU_ENGINE), CPU_ENGINE).fit
     assert fit.decode == ()
-    assert {residual.region for residual in fit.residuals} == set(fitting.REGIONS) - {"decode"}
+    regions = set(fitting.REGIONS) - {"decode", "shared context"}
+    assert {residual.region for residual in fit.residuals} == regions
+    assert fit.shared_share == 1.0, "nobody measured any other"
     assert max(residual.p99_percent for residual in fit.residuals) < 3
 
 
@@ -245,6 +255,7 @@ def test_limits_are_the_largest_that_was_measured():
         "decode_tokens": 512,
         "decode_context": 256 * 16_384,
         "decode_max_context": 16_384,
+        "shared_context": 127 * 2048,
         "sampled_tokens": 512,
         "graph_batch": 256,
     }
@@ -327,7 +338,7 @@ def test_a_host_that_takes_no_time():
 def test_residuals_by_region():
     """Every region that was measured has one, with as many samples as lie in it."""
     residuals = {residual.region: residual for residual in PROFILE.fit.residuals}
-    prefixes = {"prefill after a prefix": 20, "mixed": 60, "eager decode": 20}
+    prefixes = {"prefill after a prefix": 20, "mixed": 60, "eager decode": 20, "shared context": 14}
     counts = {"decode": 4 * len(GRAPH_BATCHES), "prefill": 70} | prefixes
     assert {region: residual.count for region, residual in residuals.items()} == counts
     for residual in residuals.values():

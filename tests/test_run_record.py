@@ -310,8 +310,28 @@ def test_a_newer_format_asks_for_a_newer_workbench(tmp_path: Path, played: Playe
     path = write_run(tmp_path, played).path
     newer = {"format": FORMAT_VERSION + 1, "something": "else"}
     (path / "header.json").write_text(json.dumps(newer))
-    with pytest.raises(RunRecordError, match=r"format 2 .* reads up to 1; update the workbench"):
+    with pytest.raises(RunRecordError, match=r"format 3 .* reads up to 2; update the workbench"):
         RunReader(path)
+
+
+def test_a_record_of_format_1_is_read_with_zeros_for_what_came_later(
+    tmp_path: Path, played: Played
+) -> None:
+    """Asked for by name or with all others, in as many rows as the table has."""
+    path = write_run(tmp_path, played).path
+    whole = RunReader(path).table("steps")
+    for segment in (path / "events").glob("*.npz"):
+        arrays = dict(np.load(segment))
+        arrays.pop("steps/shared_context", None)
+        np.savez(segment, **arrays)
+    header = json.loads((path / "header.json").read_text())
+    (path / "header.json").write_text(json.dumps(header | {"format": 1}))
+    older = RunReader(path)
+    assert not older.table("steps", ("shared_context",))["shared_context"].any()
+    for name, column in older.table("steps").items():
+        expected = np.zeros_like(column) if name == "shared_context" else whole[name]
+        np.testing.assert_array_equal(column, expected)
+        assert column.dtype == whole[name].dtype
 
 
 def test_fields_that_a_later_version_adds_are_ignored(tmp_path: Path, played: Played) -> None:

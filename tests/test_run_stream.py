@@ -105,7 +105,7 @@ def test_unknown_frames_are_skipped(played: Played) -> None:
 
 
 def test_what_is_no_stream_is_said(played: Played) -> None:
-    """Text, a stream without its header and a newer format each get their own words."""
+    """Text, a stream without its header and another format each get their own words."""
     with pytest.raises(RunRecordError, match="no run stream"):
         frames(b"============ Serving Benchmark Result ============")
     data = stream_of(played)
@@ -115,7 +115,10 @@ def test_what_is_no_stream_is_said(played: Played) -> None:
     newer = msgspec.msgpack.encode({"frame": "header", "header": {"format": 99}})
     with pytest.raises(RunRecordError, match=r"format 99 .* update the workbench"):
         frames(struct.pack("<I", len(newer)) + newer)
-    broken = msgspec.msgpack.encode({"frame": "header", "header": {"format": 1}})
+    older = msgspec.msgpack.encode({"frame": "header", "header": {"format": 1}})
+    with pytest.raises(RunRecordError, match=r"format 1 .* update the sender"):
+        frames(struct.pack("<I", len(older)) + older)
+    broken = msgspec.msgpack.encode({"frame": "header", "header": {"format": 2}})
     with pytest.raises(RunRecordError, match="header frame of the stream is damaged"):
         frames(struct.pack("<I", len(broken)) + broken)
 

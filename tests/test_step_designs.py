@@ -10,7 +10,13 @@ import pytest
 
 from engine.core.plan import StepPlan
 from engine.profiling.made_plans import PlanMaker
-from engine.profiling.measuring import FEATURES, Measurements, features_of, measure_steps
+from engine.profiling.measuring import (
+    FEATURES,
+    Measurements,
+    features_of,
+    measure_steps,
+    repeat_rested,
+)
 from engine.profiling.step_shapes import Chunk, EngineLimits, StepDesign, as_served, design_steps
 from engine.runtime.executor import StepOutput
 from engine.runtime.host_step import StepBuilder
@@ -108,7 +114,7 @@ def test_a_plan_is_what_its_design_says() -> None:
         prefill_tokens=45, prefill_requests=2, prefill_context=100,
         prefill_pairs=40 * 100 + 40 * 41 // 2 + 15, prefill_max_context=140,
         decode_requests=3, decode_tokens=3, decode_context=51, decode_max_context=33,
-        sampled_tokens=5, graph_batch=0,
+        shared_context=0, sampled_tokens=5, graph_batch=0,
     )  # fmt: skip
     assert StepShape._fields[:-1] == FEATURES
 
@@ -194,3 +200,17 @@ def test_what_is_measured_is_not_measured_again() -> None:
     assert set(done.passes.values()) == {3}
     for shape, times in done.times.items():
         assert set(times) == {1000 * (shape[0] + shape[5])}
+
+
+def test_clocks_recover_before_what_is_measured() -> None:
+    """Before each repetition of a step with a prompt, and once before those that only decode."""
+    maker, device = PlanMaker(SMALL, 100), Device()
+    rest = [maker.make(StepDesign(decodes=(5,)))[1]] * 3
+    for design, turns in ((StepDesign((Chunk(9),)), 2), (StepDesign(decodes=(5, 6)), 1)):
+        _, plan = maker.make(design)
+        device.launched.clear()
+        assert len(repeat_rested(device, plan, rest)) == 2
+        rested = [*rest, plan] * 2 if turns == 2 else [*rest, plan, plan]
+        assert [step.plan_id for step in device.launched] == [
+            step.plan_id for step in [plan, *rested]
+        ]

@@ -11,7 +11,8 @@ flight, and the wait behind other prefills as in an M/G/1 queue: r E[d^2] / (2 (
 capacity is the largest r with a fixed point whose B fits `max_running_requests` and the KV pages.
 Under a closed loop r follows from the number of clients, offline it is the capacity.
 
-What it leaves out: bursts, tails, retractions, the router, and how long a cached prefix survives.
+What it leaves out: bursts, tails, retractions, the router, how long a cached prefix survives and
+what decodes save by sharing one, and the clocks of a GPU at its power limit.
 `tests/test_estimate.py` holds it against simulations of the shipped scenarios.
 """
 

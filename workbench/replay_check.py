@@ -16,7 +16,7 @@ from engine.core.journal import Call, Op, read_calls
 Int64 = NDArray[np.int64]
 
 # Places in `StepPlan.signature()`.
-_DECODE_REQUESTS, _NUM_PREFILLS, _NUM_VERIFIES = 3, 17, 18
+_DECODE_REQUESTS, _NUM_PREFILLS, _NUM_VERIFIES = 3, 18, 19
 
 _SHOWN = 30  # numbers of a call that an error shows
 

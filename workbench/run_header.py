@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 DEFAULT_PERCENTILES: Final = (50.0, 90.0, 95.0, 99.0, 99.9)
 
 Status = Literal["running", "complete", "interrupted", "failed"]

@@ -36,6 +36,7 @@ HEADER: Final = "header.json"
 SUMMARY: Final = "summary.json"
 EVENTS: Final = "events"
 JOURNAL: Final = "journal.npz"
+_SINCE_FORMAT_2: Final = {"steps": ("shared_context",)}
 
 
 class RunWriter:
@@ -164,15 +165,22 @@ class RunReader:
     def table(self, name: str, columns: tuple[str, ...] | None = None) -> Columns:
         """Columns of a table (all, or those named) over all segments, with the dtypes of `TABLES`.
 
-        A table that was not recorded has no rows.
+        A table that was not recorded has no rows; a column that its format did not have is 0.
         """
         if name not in TABLES:
             raise KeyError(f"no table {name!r}; there are {', '.join(TABLES)}")
         wanted = tuple(TABLES[name]) if columns is None else columns
         empty = empty_columns(name)
         parts: dict[str, list[NDArray[np.generic]]] = {key: [empty[key]] for key in wanted}
+        newer = {key for key in _SINCE_FORMAT_2.get(name, ()) if self.header.format < 2}
         for path in self._segment_paths:
-            for key, column in _read_arrays(path, tuple(f"{name}/{key}" for key in wanted)).items():
+            arrays = _read_arrays(path, tuple(f"{name}/{key}" for key in wanted))
+            if newer.intersection(wanted):
+                rows = _read_arrays(path, (f"{name}/{next(iter(TABLES[name]))}",))
+                arrays |= {
+                    f"{name}/{key}": np.zeros_like(c) for c in rows.values() for key in newer
+                }
+            for key, column in arrays.items():
                 parts[key.partition("/")[2]].append(column)
         return widen(name, {key: np.concatenate(part) for key, part in parts.items()})
 

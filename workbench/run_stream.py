@@ -149,10 +149,11 @@ def _kind_of(body: bytes) -> str:
 def _check_format(body: bytes) -> None:
     header = msgspec.msgpack.decode(body).get("header")
     version = header.get("format") if isinstance(header, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if isinstance(version, int) and version != FORMAT_VERSION:
+        older = "workbench" if version > FORMAT_VERSION else "sender"
         raise RunRecordError(
-            f"the stream has format {version} and this workbench reads up to {FORMAT_VERSION}; "
-            "update the workbench"
+            f"the stream has format {version} and this workbench reads {FORMAT_VERSION}; "
+            f"update the {older}"
         )
 
 

@@ -78,6 +78,7 @@ TABLES: Final[dict[str, dict[str, str]]] = {
         "decode_tokens": "int32",  # = decode_requests without speculation
         "decode_context": "int64",  # sum of their context lengths, new tokens included
         "decode_max_context": "int32",
+        "shared_context": "int64",  # KV tokens that requests share, once for each but one of them
         "sampled_tokens": "int32",  # rows of logits
         "hit_tokens": "int32",  # prompt tokens of admissions in this step found in the prefix cache
         "graph_batch": "int32",  # CUDA Graph bucket, 0: eager

@@ -8,6 +8,8 @@ from engine.core.enums import AdmissionBlock
 from engine.core.plan import StepPlan
 from engine.core.scheduler_state import SchedulerState
 
+_Facts = tuple[int, int, AdmissionBlock, int, int, int, int, int, int]
+
 
 class PagesAfter(NamedTuple):
     """Pages after each of some skipped plans.
@@ -109,6 +111,7 @@ class FastForward:
             (
                 plan.free_pages, plan.waiting, plan.block_reason, plan.retracted,
                 plan.evicted_pages, plan.running, plan.cached_pages, plan.graph_batch,
+                plan.shared_context,
             ) = facts[at]  # fmt: skip
         if self._in_flight:
             self._book.oldest_in_flight = self._in_flight[0].plan_id
@@ -118,24 +121,22 @@ class FastForward:
         """Why the queue waits through the steps that `stable_steps` promises."""
         return AdmissionBlock.RUNNING_LIMIT if len(self._book.waiting.live) else AdmissionBlock.NONE
 
-    def _facts_after(
-        self, pages: PagesAfter, batch_size: int, count: int
-    ) -> list[tuple[int, int, AdmissionBlock, int, int, int, int, int]]:
+    def _facts_after(self, pages: PagesAfter, batch_size: int, count: int) -> list[_Facts]:
         """What the last `count` skipped plans say, those of all of them if they are fewer."""
         waiting, block = len(self._book.waiting.live), self.stable_block_reason()
-        running, cached = self._book.running, self._kv.cached_pages
+        running, cached, shared = self._book.running, self._kv.cached_pages, self._kv.shared_tokens
         graph = self._state.graph_batch(batch_size)  # may be new after a change of settings
         facts = []
         steps = len(pages.free)
         for at in range(steps - 1, max(0, steps - count) - 1, -1):
             out = pages.evicted.get(at, 0)
-            facts.append((pages.free[at], waiting, block, 0, out, running, cached, graph))
+            facts.append((pages.free[at], waiting, block, 0, out, running, cached, graph, shared))
             cached += out
         facts.reverse()
         return facts
 
-    def _facts(self, plan: StepPlan) -> tuple[int, int, AdmissionBlock, int, int, int, int, int]:
+    def _facts(self, plan: StepPlan) -> _Facts:
         return (
             plan.free_pages, plan.waiting, plan.block_reason, plan.retracted, plan.evicted_pages,
-            plan.running, plan.cached_pages, plan.graph_batch,
+            plan.running, plan.cached_pages, plan.graph_batch, plan.shared_context,
         )  # fmt: skip

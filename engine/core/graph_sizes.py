@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Final
 
 FEWEST_CHUNKS: Final = 4  # for which the graph of the fewest tokens has room
@@ -23,6 +25,19 @@ def graph_chunks(tokens: int) -> int:
     return FEWEST_CHUNKS + tokens // TOKENS_PER_CHUNK
 
 
-def least_graph_tokens(tokens: int, chunks: int) -> int:
-    """Tokens that a graph needs at least, to hold a step of so many tokens in so many chunks."""
-    return max(tokens, TOKENS_PER_CHUNK * (chunks - FEWEST_CHUNKS))
+def graph_tokens_for(sizes: Sequence[int], tokens: int, chunks: int) -> int:
+    """Tokens of the graph to which a step with prefill is padded; 0: it runs without one.
+
+    A graph of many more tokens than the step has, only to have room for its chunks, gains nothing
+    where it is one of the larger ones: the largest takes about as long as launches do.
+
+    Args:
+        sizes: that there are graphs of, ascending.
+        tokens: of the step.
+        chunks: of prompts in it.
+    """
+    room = TOKENS_PER_CHUNK * (chunks - FEWEST_CHUNKS)
+    at = bisect_left(sizes, max(tokens, room))
+    if at == len(sizes) or (room > tokens and 2 * sizes[at] > sizes[-1]):
+        return 0
+    return sizes[at]

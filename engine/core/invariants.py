@@ -179,7 +179,7 @@ def _lock_problems(scheduler: Scheduler) -> Iterator[str]:
 def cache_problems(cache: RadixCache) -> Iterator[str]:
     """The tree's shape, totals and eviction candidates, recounted."""
     page_bytes = cache.page_size * 4
-    evictable = protected = 0
+    evictable = protected = shared = 0
     queued = {id(node) for node in cache.queued_nodes()}
     for _, node in cache.nodes():
         own = not node.key  # of a text without ids
@@ -191,6 +191,7 @@ def cache_problems(cache: RadixCache) -> Iterator[str]:
             yield f"node {node.node_id} has {node.locks} locks"
         if node.locks:
             protected += len(node.pages)
+            shared += (node.locks - 1) * len(node.pages)
         else:
             evictable += len(node.pages)
         if not node.locks and not node.children and id(node) not in queued:
@@ -205,6 +206,8 @@ def cache_problems(cache: RadixCache) -> Iterator[str]:
                 yield f"node {child.node_id} is proven, its parent {node.node_id} is not"
             if child.locks > node.locks and node.parent is not None:  # roots count no locks
                 yield f"node {child.node_id} has more locks than its parent {node.node_id}"
+    if shared != cache.shared_pages:
+        yield f"shared_pages is {cache.shared_pages}, recounted {shared}"
     if (evictable, protected) != (cache.evictable_pages, cache.protected_pages):
         yield (
             f"evictable/protected pages are {cache.evictable_pages}/{cache.protected_pages}, "

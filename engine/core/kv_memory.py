@@ -70,6 +70,11 @@ class KvMemory:
         return self.cache.evictable_pages if self.cache else 0
 
     @property
+    def shared_tokens(self) -> int:
+        """KV tokens that requests share, once for each but one of them."""
+        return self.cache.shared_pages * self.pool.page_size if self.cache else 0
+
+    @property
     def has_deferred(self) -> bool:
         """Whether pages wait for a plan in flight before they become free."""
         return bool(self._deferred)

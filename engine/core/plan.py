@@ -74,6 +74,8 @@ class StepPlan:
         decode_iteration: iteration of the decode batch, or -1 when it is not part of the step.
         decode_requests, decode_context, decode_max_context: size of the decode batch, sum and
             maximum of its KV lengths with this step's tokens; verify items are counted in.
+        shared_context: KV tokens that requests share, once for each but one of them; a request that
+            ended counts as long as a plan with it is in flight.
         decode_tokens: tokens computed for them.
         prefill_tokens, prefill_context, prefill_pairs: sums over `prefills` of new tokens, of
             tokens cached before, and of attended (query, key) pairs.
@@ -94,6 +96,7 @@ class StepPlan:
     decode_tokens = 0
     decode_context = 0
     decode_max_context = 0
+    shared_context = 0
     prefill_tokens = 0
     prefill_context = 0
     prefill_pairs = 0
@@ -166,10 +169,10 @@ class StepPlan:
         """The decision as integers: equal signatures, equal decisions."""
         head = (
             self.plan_id, self.feeds_from, self.decode_iteration, self.decode_requests,
-            self.decode_tokens, self.decode_context, self.decode_max_context, self.sampled_tokens,
-            self.graph_batch, self.hit_tokens, self.running, self.waiting, self.free_pages,
-            self.cached_pages, int(self.block_reason), self.retracted, self.evicted_pages,
-            len(self.prefills), len(self.verifies),
+            self.decode_tokens, self.decode_context, self.decode_max_context, self.shared_context,
+            self.sampled_tokens, self.graph_batch, self.hit_tokens, self.running, self.waiting,
+            self.free_pages, self.cached_pages, int(self.block_reason), self.retracted,
+            self.evicted_pages, len(self.prefills), len(self.verifies),
         )  # fmt: skip
         items: list[PrefillItem | VerifyItem] = [*self.prefills, *self.verifies]
         rows = [(i.request.request_id, i.num_tokens, i.context_tokens) for i in items]

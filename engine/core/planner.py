@@ -267,7 +267,7 @@ class Planner:
         plan.running = book.running
         plan.waiting = len(book.waiting.live)
         plan.free_pages = kv.pool.free_pages
-        plan.cached_pages = kv.cached_pages
+        plan.cached_pages, plan.shared_context = kv.cached_pages, kv.shared_tokens
         if book.retracted or kv.evicted_pages:
             plan.retracted, book.retracted = book.retracted, 0
             plan.evicted_pages, kv.evicted_pages = kv.evicted_pages, 0

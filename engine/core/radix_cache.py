@@ -99,6 +99,7 @@ class RadixCache:
     Attributes:
         evictable_pages: pages of unlocked nodes; all of them can be evicted.
         protected_pages: pages of locked nodes.
+        shared_pages: of those, once more for each lock but the first.
         version: changes whenever the set of cached prefixes does.
         lookups, lookup_tokens, hit_tokens: how often `match` was asked, for how many tokens, and
             how many of them it found; without those that `forget` took back.
@@ -109,7 +110,7 @@ class RadixCache:
     ) -> None:
         self.page_size = page_size
         self.evictable_pages = 0
-        self.protected_pages = 0
+        self.protected_pages = self.shared_pages = 0
         self.version = 0
         self.lookups = self.lookup_tokens = self.hit_tokens = 0
         self._page_bytes = page_size * _TOKEN_BYTES
@@ -288,7 +289,9 @@ class RadixCache:
         step = node
         while (parent := step.parent) is not None:
             step.locks -= 1
-            if step.locks == 0:
+            if step.locks:
+                self.shared_pages -= len(step.pages)
+            else:
                 self.evictable_pages += len(step.pages)
                 self.protected_pages -= len(step.pages)
                 self._queue_if_evictable(step)
@@ -480,7 +483,9 @@ class RadixCache:
         self._tell(RadixOp.INSERT, leaf)
 
     def _lock_one(self, node: RadixNode) -> None:
-        if node.locks == 0:
+        if node.locks:
+            self.shared_pages += len(node.pages)
+        else:
             self.evictable_pages -= len(node.pages)
             self.protected_pages += len(node.pages)
         node.locks += 1

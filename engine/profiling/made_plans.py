@@ -6,7 +6,7 @@ What is in those pages is noise, which a step takes as long over as over anythin
 from __future__ import annotations
 
 import bisect
-from itertools import count
+from itertools import count, cycle
 
 import numpy as np
 
@@ -64,6 +64,7 @@ class PlanMaker:
         lengths = [chunk.tokens + chunk.context for chunk in design.chunks] + [*design.decodes]
         requests = self._with_pages(lengths)
         decoding = requests[len(design.chunks) :]
+        self._share(decoding, design)
         before = self._introduction(decoding, design.decodes)
         plan = StepPlan(next(self._plan_ids))
         if design.chunks:
@@ -86,6 +87,13 @@ class PlanMaker:
             page += pages
             found.append(request)
         return found
+
+    def _share(self, requests: list[Request], design: StepDesign) -> None:
+        """Let the requests of a group begin with the pages of its first one."""
+        pages = design.shared // self._limits.page_size
+        firsts = cycle(requests[: design.groups])
+        for request, first in zip(requests[design.groups :], firsts, strict=False):
+            request.pages = first.pages[:pages] + request.pages[pages:]
 
     def _introduction(self, requests: list[Request], lengths: tuple[int, ...]) -> StepPlan | None:
         if not requests:
@@ -117,6 +125,7 @@ class PlanMaker:
         plan.decode_requests = plan.decode_tokens = len(decodes)
         plan.decode_context = sum(decodes)
         plan.decode_max_context = max(decodes, default=0)
+        plan.shared_context = design.shared * max(0, len(decodes) - design.groups)
         plan.sampled_tokens = len(decodes) + (len(chunks) if design.samples else 0)
         plan.running = len(chunks) + len(decodes)
         sizes = self._limits.graph_batch_sizes

@@ -24,7 +24,7 @@ PASSES = 3  # over all steps, in another order each, so that a drift of the cloc
 _IN_FLIGHT = 2
 _MOST_REPEATS, _LEAST_REPEATS = 10, 3
 _PASS_SECONDS = 0.08  # of one step's repetitions
-_RESTED = 2  # repetitions of a pass, where each needs a rest before it
+_RESTED = 2  # repetitions of a pass, where they need a rest before
 HOST_BATCHES = (1, 4, 16, 64, 128, 256)
 _HOST_PROMPTS = ((8, 64), (200, 1000))  # tokens: what a prompt costs, and what each token of it
 _HOST_STEPS = 24
@@ -34,7 +34,7 @@ Features = tuple[int, ...]
 FEATURES = (
     "prefill_tokens", "prefill_requests", "prefill_context", "prefill_pairs",
     "prefill_max_context", "decode_requests", "decode_tokens", "decode_context",
-    "decode_max_context", "sampled_tokens", "graph_batch",
+    "decode_max_context", "shared_context", "sampled_tokens", "graph_batch",
 )  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def features_of(plan: StepPlan) -> Features:
     return (
         plan.prefill_tokens, len(plan.prefills), plan.prefill_context, plan.prefill_pairs,
         plan.prefill_max_context, plan.decode_requests, plan.decode_tokens, plan.decode_context,
-        plan.decode_max_context, plan.sampled_tokens, plan.graph_batch,
+        plan.decode_max_context, plan.shared_context, plan.sampled_tokens, plan.graph_batch,
     )  # fmt: skip
 
 
@@ -132,9 +132,14 @@ def repeat(executor: Executor, plan: StepPlan) -> list[int]:
 
 
 def repeat_rested(executor: Executor, plan: StepPlan, rest: Sequence[StepPlan]) -> list[int]:
-    """Times in ns of a plan, each after steps that let the clocks recover; as `repeat`."""
+    """Times in ns of a plan after steps that let the clocks recover; as `repeat`.
+
+    One that only decodes does not heat the GPU for the next, so one rest serves all repetitions.
+    """
     executor.launch(plan).result()
-    return [ns for ran, ns in run_in_turn(executor, [*rest, plan] * _RESTED) if ran is plan]
+    light = plan.prefill_tokens == 0
+    turns = [*rest, *[plan] * _RESTED] if light else [*rest, plan] * _RESTED
+    return [ns for ran, ns in run_in_turn(executor, turns) if ran is plan]
 
 
 def run_in_turn(executor: Executor, plans: Iterable[StepPlan]) -> Iterator[tuple[StepPlan, int]]:

@@ -27,12 +27,15 @@ class Chunk(NamedTuple):
 class StepDesign(NamedTuple):
     """One step: chunks of prompts, and the KV length of each decoding request, new token included.
 
-    `samples` says whether the chunks end their prompts, so that each gives a token.
+    `samples` says whether the chunks end their prompts, so that each gives a token. The decoding
+    requests are dealt out to `groups`, each of which shares its first `shared` tokens.
     """
 
     chunks: tuple[Chunk, ...] = ()
     decodes: tuple[int, ...] = ()
     samples: bool = True
+    shared: int = 0
+    groups: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,8 @@ class EngineLimits:
             and len(lengths) <= self.max_running_requests
             and max(lengths) <= self.max_model_len
             and pages <= self.num_pages
+            and (not design.shared or design.shared < min(design.decodes))
+            and design.shared % self.page_size == 0
         )
 
 
@@ -83,6 +88,8 @@ def design_steps(limits: EngineLimits) -> list[StepDesign]:
         _prefixes(limits),
         _several_prompts(limits),
         _mixed(limits),
+        _shared(limits),
+        _many_chunks(limits),
         _tiles(budget),
         _decodes(limits, CONTEXTS),
         _uneven(limits),
@@ -179,6 +186,25 @@ def _mixed(limits: EngineLimits) -> Iterator[StepDesign]:
         yield StepDesign((Chunk(budget - batch),), decodes)
         for tokens in _parts(budget, 64, 16):
             yield StepDesign((Chunk(tokens, 1024),) * 3, decodes)
+
+
+def _shared(limits: EngineLimits) -> Iterator[StepDesign]:
+    """Requests that go on after the same text, all of them or a quarter each."""
+    for shared in (512, 2048, 8192):
+        for batch in (8, 32, 96):
+            for groups in (1, 4):
+                own = as_served(batch, 256, limits.max_model_len - shared)
+                decodes = tuple(shared + length for length in own)
+                yield StepDesign((), decodes, shared=shared, groups=groups)
+                if shared == 2048:
+                    yield StepDesign((Chunk(200),), decodes, shared=shared, groups=groups)
+
+
+def _many_chunks(limits: EngineLimits) -> Iterator[StepDesign]:
+    """So many prompts of so few tokens that no graph has room for them."""
+    for tokens, count in ((8, 16), (8, 20), (8, 32), (16, 16), (16, 48), (32, 24)):
+        yield StepDesign((Chunk(tokens),) * count)
+        yield StepDesign((Chunk(tokens),) * count, as_served(32, 1024, limits.max_model_len))
 
 
 def _parts(total: int, *divisors: int) -> list[int]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.core.graph_sizes import graph_chunks, least_graph_tokens
+from engine.core.graph_sizes import graph_chunks, graph_tokens_for
 from engine.core.model_spec import ModelSpec
 from engine.models.kv_cache import KvCache
 from engine.models.step_inputs import PrefillInputs, StepInputs
@@ -102,9 +102,8 @@ class PrefillGraphs:
         self._attended = torch.zeros_like(self._query)
 
     def size_for(self, tokens: int, chunks: int) -> int | None:
-        """The captured number of tokens that a step is padded to; None: it is too large."""
-        at = bisect.bisect_left(self._sizes, least_graph_tokens(tokens, chunks))
-        return self._sizes[at] if at < len(self._sizes) else None
+        """The captured number of tokens that a step is padded to; None: it runs without a graph."""
+        return graph_tokens_for(self._sizes, tokens, chunks) or None
 
     def get(self, size: int) -> CapturedPrefill:
         """The graph of a size, captured now if it has not been asked for before."""

@@ -271,7 +271,8 @@ class ServingLoop:
             p.prefill_tokens, len(p.prefills), p.prefill_context, p.prefill_pairs,
             p.prefill_max_context,
             p.decode_requests, p.decode_tokens, p.decode_context, p.decode_max_context,
-            p.sampled_tokens, p.hit_tokens, p.graph_batch, p.running, p.waiting, p.block_reason,
+            p.shared_context, p.sampled_tokens, p.hit_tokens, p.graph_batch, p.running, p.waiting,
+            p.block_reason,
             p.free_pages, p.cached_pages, p.retracted, p.evicted_pages, p.decode_iteration, 0,
         ))  # fmt: skip
         if self._log is not None and self.steps % 256 == 0:

@@ -69,13 +69,9 @@ def features_of(steps: Mapping[str, NDArray[np.generic]], rows: Int64) -> StepFe
     """What a cost model is asked about the steps at `rows` of a `steps` table."""
     from simulator.cost_model import UNKNOWN, StepFeatures
 
-    unknown = np.full(len(rows), UNKNOWN, np.int64)
-    return StepFeatures(
-        **{
-            field.name: steps[field.name][rows].astype(np.int64) if field.name in steps else unknown
-            for field in fields(StepFeatures)
-        }
-    )
+    columns = {name: column[rows].astype(np.int64) for name, column in steps.items()}
+    columns["active_experts"] = np.full(len(rows), UNKNOWN, np.int64)
+    return StepFeatures(**{field.name: columns[field.name] for field in fields(StepFeatures)})
 
 
 def _decodes_alone(features: StepFeatures, graph_batch_sizes: Sequence[int]) -> StepFeatures:

@@ -22,9 +22,15 @@ def predicted_ns(model: CostModel, steps: Columns) -> Int64:
         steps: columns of the table of steps, of one replica.
 
     Returns:
-        int64[n].
+        int64[n]; 0 for a step without tokens, of which no cost model knows anything.
     """
-    features = features_of(steps, np.arange(len(steps["gpu_ns"])))
+    has_tokens = (steps["prefill_tokens"] > 0) | (steps["decode_tokens"] > 0)
+    rows = np.flatnonzero(has_tokens)
+    features = features_of(steps, rows)
     cool_ns = model.step_costs(features).gpu_ns
     tokens = features.prefill_tokens + features.decode_tokens
-    return lengthened(model.power, cool_ns, tokens, steps["start_ns"].astype(np.int64))
+    starts_ns = steps["start_ns"][rows].astype(np.int64)
+    predicted = np.zeros(len(has_tokens), np.int64)
+    pairs = features.prefill_pairs
+    predicted[rows] = lengthened(model.power, cool_ns, tokens, starts_ns, pairs)
+    return predicted

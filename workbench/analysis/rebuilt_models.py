@@ -10,7 +10,7 @@ import numpy as np
 from engine.core.events import Columns
 from workbench.analysis.predicted_steps import predicted_ns
 from workbench.analysis.source import RunTables
-from workbench.provenance import place_now
+from workbench.provenance import input_file, place_now
 from workbench.run_header import RunHeader
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def rebuild_cost_models(run: RunTables) -> dict[int, CostModel]:
 
 
 def _calibrated(header: RunHeader) -> CostModel | None:
-    """The cost model of the profile that the run was made with, if the file is still there."""
+    """The cost model of the profile that the run was made with, if the file is still that one."""
     from simulator.calibrated import CalibratedCostModel
     from simulator.profile import ProfileError, read_profile
 
@@ -44,10 +44,12 @@ def _calibrated(header: RunHeader) -> CostModel | None:
     if file is None:
         return None
     try:
-        model = CalibratedCostModel(read_profile(place_now(file)))
+        path = place_now(file)
+        if input_file(path).sha256 != file.sha256:
+            return None
+        return CalibratedCostModel(read_profile(path))
     except (ProfileError, OSError):
         return None
-    return model if model.name == header.cost_model else None
 
 
 def _analytic(header: RunHeader, tensor_parallel_size: int) -> CostModel | None:

@@ -28,7 +28,8 @@ from workbench.fidelity.suite import read_json
 
 SCHEMA: Final = "fidelity-cell/v1"
 _SUFFIXES: Final = (".py", ".cu")
-_NOT_SERVING: Final = ("profiling",)  # calibrates an engine, and is no part of one that serves
+# What calibrates an engine, or stands beside it, is no part of one that serves.
+_NOT_SERVING: Final = ("profiling", "demo", "native", "kernels/lab", "models/dit.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class MeasuredRun:
     Attributes:
         summary: numbers of its summary, by name.
         wall_s: that it took, with its preparation.
-        steps: the columns of its steps that a cost model is asked for, `gpu_ns` and `host_ns`.
+        steps: the columns of its steps that a cost model is asked for, and their times.
     """
 
     summary: dict[str, float | None]
@@ -89,10 +90,10 @@ def engine_digest(folder: Path = Path(engine.__path__[0])) -> str:
     digest = hashlib.sha256()
     files = (path for path in folder.rglob("*") if path.suffix in _SUFFIXES)
     for path in sorted(files, key=lambda path: path.relative_to(folder).as_posix()):
-        name = path.relative_to(folder)
-        if name.parts[0] not in _NOT_SERVING:
+        name = path.relative_to(folder).as_posix()
+        if not any(name == part or name.startswith(part + "/") for part in _NOT_SERVING):
             content = path.read_bytes()
-            digest.update(f"{name.as_posix()}\0{len(content)}\0".encode() + content)
+            digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
 
 
@@ -168,7 +169,7 @@ def write_cell(folder: Path, load: Load, cell: Cell) -> None:
 
 def step_columns(steps: Columns) -> Columns:
     """Those columns of a `steps` table that a cell keeps."""
-    wanted = [each.name for each in fields(StepFeatures)] + ["gpu_ns", "host_ns"]
+    wanted = [each.name for each in fields(StepFeatures)] + ["start_ns", "gpu_ns", "host_ns"]
     return {name: steps[name] for name in wanted if name in steps}
 
 

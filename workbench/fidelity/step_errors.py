@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from engine.core.events import Columns
 from simulator.cost_model import CostModel
-from simulator.power_state import lengthened
-from workbench.analysis.decode_share import features_of
+from workbench.analysis.predicted_steps import predicted_ns
 
 REGIONS: Final = ("decode", "prefill", "mixed", "all")
 Errors = NDArray[np.float64]
@@ -23,20 +22,14 @@ def step_errors(model: CostModel, runs: Sequence[Columns]) -> dict[str, Errors]:
 
     Args:
         model: predicts.
-        runs: columns of the steps of some runs.
+        runs: columns of the steps of some runs, each of one replica.
     """
     found: dict[str, list[Errors]] = {region: [] for region in REGIONS}
     for steps in runs:
-        rows = np.arange(len(steps["gpu_ns"]))
-        decodes, prefills = steps["decode_requests"] > 0, steps["prefill_tokens"] > 0
-        rows = rows[decodes | prefills]
+        decodes, prefills = steps["decode_tokens"] > 0, steps["prefill_tokens"] > 0
+        rows = np.flatnonzero(decodes | prefills)
         decodes, prefills = decodes[rows], prefills[rows]
-        features = features_of(steps, rows)
-        predicted = lengthened(
-            model.power,
-            model.step_costs(features).gpu_ns,
-            features.prefill_tokens + features.decode_tokens,
-        )
+        predicted = predicted_ns(model, steps)[rows]
         measured = np.maximum(steps["gpu_ns"][rows].astype(np.int64), 1)
         errors = 100.0 * (predicted - measured) / measured
         found["decode"].append(errors[~prefills])
