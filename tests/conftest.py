@@ -8,8 +8,13 @@ decorated, hence here. Step times come from the analytic model, whichever profil
 import importlib.util
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from workbench.tui.opened_run import OpenedRun
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("no_deadline", deadline=None)
@@ -25,6 +30,25 @@ def pytest_configure() -> None:
     from simulator import shipped_profiles
 
     shipped_profiles.FOLDER = Path(__file__).with_name("no_shipped_profiles")
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(own_folder: Path) -> "OpenedRun":
+    """A recorded run of 150 requests with all details, in the current folder."""
+    from recorded_runs import recorded
+
+    from workbench.tui.opened_run import OpenedRun
+
+    del own_folder
+    reader = recorded("workload.num_requests=150", "load.warmup_requests=0", detail="pages")
+    return OpenedRun.recorded(reader.path)
 
 
 # Triton exists for Linux only. Elsewhere the engine cannot be imported, and its tests are left out.

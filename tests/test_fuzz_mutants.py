@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +44,22 @@ def test_a_planted_bug_is_found(name: str, tmp_path: Path) -> None:
     assert took_s < 10
     assert runs > 0
     assert (tmp_path / "case.ops.json").exists()
+
+
+@pytest.mark.parametrize("name", [*SAMPLE, "no-number-stays-shared", "oldest-is-retracted"])
+def test_the_case_of_a_mutant_still_breaks_a_law_of_it(name: str, tmp_path: Path) -> None:
+    """A case that no longer leads to its bug would pass for ever and guard nothing."""
+    (mutant,) = [mutant for mutant in MUTANTS if mutant.name == name]
+    copy_sources(tmp_path)
+    plant(mutant, tmp_path)
+    case = Path(__file__).parent / "fuzz_regressions" / f"{name}.ops.json"
+    replayed = subprocess.run(
+        [sys.executable, "-B", "-m", "workbench", "fuzz", "--replay", str(case)],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert replayed.returncode == 1, replayed.stderr
+    assert "violation" in replayed.stdout
 
 
 def test_a_survivor_fails_the_command(

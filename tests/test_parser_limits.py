@@ -91,6 +91,14 @@ def test_a_damaged_summary_is_refused(content: str, tmp_path: Path) -> None:
         _ = RunReader(tmp_path).summary
 
 
+def test_a_giant_header_is_refused_unread(tmp_path: Path) -> None:
+    """A file of a terabyte takes no terabyte of memory."""
+    with (tmp_path / "header.json").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(RunRecordError, match=r"header\.json is larger than 67,108,864 bytes"):
+        RunReader(tmp_path)
+
+
 @settings(max_examples=300)
 @given(st.binary(max_size=120))
 @example(struct.pack("<I", 2**32 - 1))

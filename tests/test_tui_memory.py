@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,12 +16,15 @@ from engine.core.events import TABLES, Columns, Detail, EventLog, Segment
 from engine.core.kv_memory import KvMemory
 from engine.core.request import Request
 from simulator.world import World
+from workbench.fuzz.scheduler_machine import SchedulerTrial
+from workbench.fuzz.scheduler_setup import decode
 from workbench.tui.store import RunStore
 from workbench.tui.store.kv_fold import KvFold
 from workbench.tui.store.page_log import CACHE, FREE, PageState
 from workbench.tui.store.replica_log import ReplicaLog
 
 PAGES = 40
+CASES = Path(__file__).with_name("fuzz_regressions")
 
 
 def stored(workload: str, deployment: str) -> tuple[RunStore, Segment]:
@@ -148,6 +154,24 @@ def test_the_tree_is_that_of_the_cache_in_the_middle_of_runs() -> None:
         fold.fold()
         step = int(scheduler.next_plan_id)
         assert_is_the_cache(scheduler.kv, fold, step)
+
+
+def test_what_is_withdrawn_stays_in_the_tree_until_it_is_evicted() -> None:
+    """Nobody matches it any more, but its pages are cached, and the record says so."""
+    case = json.loads((CASES / "no-number-stays-shared.ops.json").read_text(encoding="utf-8"))
+    log = EventLog(Detail.PAGES)
+    trial = SchedulerTrial(case["seed"], decode(case["setup"]), log)
+    for operation in case["operations"]:
+        trial.apply(tuple(operation))
+    scheduler = trial.rig.scheduler
+    while not any(node.withdrawn for _, node in scheduler.kv.cache.nodes()):
+        assert scheduler.has_work
+        trial._go_on()
+    fold = KvFold(scheduler.config.num_pages, scheduler.config.page_size)
+    tables = log.tables()
+    fold.add(tables["memory"], tables["radix"])
+    fold.fold()
+    assert_is_the_cache(scheduler.kv, fold, int(scheduler.next_plan_id))
 
 
 def assert_is_the_cache(kv: KvMemory, fold: KvFold, step: int) -> None:

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.tui.plots import bars, braille, raster
+from workbench.tui.plots import bars, braille
 from workbench.tui.plots.canvas import Canvas
 from workbench.tui.plots.palette import HUES, RAMP, Palette
-from workbench.tui.plots.raster import Category
+from workbench.tui.plots.raster import Category, Raster
 from workbench.tui.store.icicle import lay_out
 from workbench.tui.store.node_log import TreeState
 from workbench.tui.store.page_map import highest, in_rows, most_common, pages_per_pixel
@@ -63,12 +63,12 @@ def test_pixels_are_two_to_a_cell_in_colour_and_a_glyph_each_without() -> None:
     categories = (Category("data-free", "."), Category("data-decode", "#"))
     pixels = np.array([[0, 1], [1, -1]])
     canvas = Canvas(2, 1)
-    raster.draw(canvas, PALETTE, 0, 0, pixels, categories)
+    Raster(pixels, categories).draw(canvas, PALETTE, 0, 0)
     assert text_of(canvas) == ["▀▀"]
     assert canvas.inks[0, 0] == PALETTE.ink("data-free", "data-decode")
     assert canvas.inks[0, 1] == PALETTE.ink("data-decode", "background")
     plain = Canvas(2, 2)
-    raster.draw(plain, SHAPES, 0, 0, pixels, categories)
+    Raster(pixels, categories).draw(plain, SHAPES, 0, 0)
     assert text_of(plain) == [".#", "# "]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from textual.color import Color
 from workbench.scenario_errors import Source
 from workbench.scenario_source import load_scenario, shipped_names
 from workbench.scenario_yaml import parse_yaml
+from workbench.tui.app import WorkbenchApp
 from workbench.tui.ascii_lines import AsciiLines, ascii_text
 from workbench.tui.goto_target import (
     NoTargetError,
@@ -24,7 +26,10 @@ from workbench.tui.goto_target import (
     TimeTarget,
     parse_target,
 )
+from workbench.tui.live.pages import USES
+from workbench.tui.requests.list import SHAPES
 from workbench.tui.saved_state import SavedState, load_state, save_state
+from workbench.tui.scenarios.preview_pane import SHARE_SHAPES
 from workbench.tui.scenarios.settings import one_line, settings_between
 from workbench.tui.themes import DARK, LIGHT, OWN_THEMES
 
@@ -142,3 +147,29 @@ def test_categories_side_by_side_differ_in_greys(colours: dict[str, str]) -> Non
     names = ("data-prefill", "data-hit", "data-decode", "data-free")
     greys = sorted(Color.parse(colours[name]).brightness for name in names)
     assert min(b - a for a, b in pairwise(greys)) > 0.04
+
+
+@pytest.mark.parametrize(
+    "glyphs",
+    [
+        "".join(category.shape for category in USES),
+        SHARE_SHAPES,
+        "".join(SHAPES.values()),
+        "▓░█▒v·",  # prefill, hit, decode, ms, retracted, evicted on the live screen
+    ],
+)
+def test_what_glyphs_tell_apart_ascii_tells_apart(glyphs: str) -> None:
+    """Of one legend no two categories are drawn alike."""
+    assert len(set(ascii_text(glyphs))) == len(glyphs)
+
+
+def test_every_character_that_the_interface_draws_has_a_likeness() -> None:
+    """No `?` where there is no question: all string literals of `workbench/tui` are looked at."""
+    folder = Path(WorkbenchApp.__module__.replace(".", "/")).parent
+    drawn = set()
+    for path in (Path(__file__).parent.parent / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                drawn |= set(node.value)
+    unlike = sorted(c for c in drawn if not c.isascii() and ascii_text(c) == "?")
+    assert not unlike

@@ -355,6 +355,9 @@ _DAMAGE: Final = (
 )  # fmt: skip
 
 
+_MOST_JSON_BYTES: Final = 1 << 26  # of a header or a summary; they take some thousands
+
+
 def _refuse_giant(archive: zipfile.ZipFile, name: str) -> None:
     """Check that an array is no larger than its bytes, before memory is taken for it.
 
@@ -374,7 +377,18 @@ def _refuse_giant(archive: zipfile.ZipFile, name: str) -> None:
 
 
 def _read_bytes(path: Path) -> bytes:
+    """A header or a summary, whole.
+
+    Raises:
+        RunRecordError: it cannot be read, or is far larger than any of them.
+    """
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(_MOST_JSON_BYTES + 1)
     except OSError as error:
         raise RunRecordError.of_os_error("read", path, error) from error
+    if len(content) > _MOST_JSON_BYTES:
+        raise RunRecordError(
+            f"{path} is larger than {_MOST_JSON_BYTES:,} bytes, which nothing of its kind is"
+        )
+    return content

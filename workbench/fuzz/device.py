@@ -19,7 +19,7 @@ from workbench.fuzz.fake_model import Ask, Story
 POISON: Final = -1  # KV of a page that nobody owns
 GARBAGE: Final = -2  # KV that a failed or rejected computation left behind
 NAN: Final = -3  # KV that holds no number; so does whatever is computed of it
-_CHUNK_NAN_FACTOR: Final = 8.0  # unnoticed as it is, it matters to few runs
+_CHUNK_NAN_FACTOR: Final = 24.0  # unnoticed as it is, it matters to few runs
 STALE_ID: Final = -7  # what a driver reports for a row whose request has moved on
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Final
 
-TRACED_EVERY: Final = 16  # of the seeds, one is traced
+TRACED_EVERY: Final = 8  # of the seeds, one is traced
 _MODULES: Final = (
     "admission", "decode_batch", "fast_forward", "handoff", "kv_memory", "memory_policy",
     "page_pool", "planner", "radix_cache", "request_book", "results", "scheduler", "transfers",

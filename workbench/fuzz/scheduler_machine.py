@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from engine.core.config import UNCHANGEABLE
@@ -44,7 +45,7 @@ class SchedulerTrial:
         self._journal = Journal() if setup.recorded else None
         self.rig = Rig(
             seed, setup.config, laws=(*PLAN_LAWS, self._note), log=self._log, journal=self._journal,
-            transfer_faults="transfer" in rates, nan_rate=rates.get("nan", 0.0) / 2,
+            transfer_faults="transfer" in rates, nan_rate=rates.get("nan", 0.0) / 8,
             every=setup.every,
         )  # fmt: skip
         self._hog = Hog(self.rig)
@@ -277,10 +278,19 @@ class SchedulerTrial:
             self.marks.add("fault flush")
 
     def _reconfigure(self, choice: int) -> None:
+        """All settings that may change do; or a half-done prompt must be whole and just fits."""
         config = self.rig.config
         kept = {name: getattr(config, name) for name in UNCHANGEABLE}
         rng = random.Random(choice)  # noqa: S311 - a seed, no secret
-        if self.rig.reconfigure(random_config(rng, **kept)):
+        other = random_config(rng, **kept)
+        half_done = [r.prefill_left for r in self.rig.scheduler.book.prefilling.values()]
+        if half_done and choice & 1:
+            rows = config.max_running_requests * (1 + config.num_speculative_tokens)
+            least = max(half_done[0], rows)
+            other = replace(
+                config, chunked_prefill=False, max_prefill_tokens=None, max_num_batched_tokens=least
+            )
+        if self.rig.reconfigure(other):
             self.marks.add("fault reconfigure")
 
     def _leap(self, choice: int) -> None:

@@ -19,6 +19,7 @@ from workbench.fuzz.tiny import (
     random_config,
     smaller_asks,
     squeezed,
+    unseen,
 )
 
 FAULTS: Final = frozenset({
@@ -55,13 +56,17 @@ def draw_setup(rng: random.Random, faults: frozenset[str]) -> Setup:
     handoffs = "handoff" in rates
     fixed: dict[str, Any] = {} if handoffs else {"transfer_timeout_ns": _NEVER_NS}
     squeeze = rng.random() < 0.4
+    doubtful = not squeeze and {"nan", "half"} <= rates.keys()
     if squeeze:
         fixed |= squeezed(rng)
+        rates.pop("half", None)  # memory runs out of what goes on
+    elif doubtful:
+        fixed |= unseen(rng)
     config = random_config(rng, **fixed)
     if handoffs:
         rates.pop("starve", None)  # a receive takes the pages that it was promised in one breath
     count = rng.choice([3, 6, 12, 24])
-    asks = random_asks(rng, config, count, handoffs, squeeze)
+    asks = random_asks(rng, config, count, handoffs, squeeze, doubtful)
     recorded = rng.random() < 1 / 16
     every = rng.choice([1, 4, 8, 16])
     return Setup(config, tuple(asks), rates, every, recorded, rng.choice([0.05, 0.3, 0.6]))

@@ -53,6 +53,7 @@ def random_asks(
     count: int,
     handoffs: bool = False,
     squeeze: bool = False,
+    alike: bool = False,
 ) -> list[Ask]:
     """Requests whose prompts share prefixes and part near page edges, some of which never fit.
 
@@ -61,8 +62,8 @@ def random_asks(
     slots, size = config.num_pages * config.page_size, config.page_size
     longest, most = min(slots, 3 * size + 12), min(slots, 60)
     spread = rng.choice([0, 0, 2])
-    talkative = squeeze or rng.random() < 0.4  # short prompts, long answers
-    herd = rng.random() < 0.3  # all ask nearly the same, and part at a page's edge
+    talkative = squeeze or (rng.random() < 0.4 and not alike)  # short prompts, long answers
+    herd = rng.random() < 0.3 or alike  # all ask nearly the same, and part at a page's edge
     stems = [[rng.randint(0, 1) for _ in range(longest)] for _ in range(1 if herd else 3)]
     asks = []
     for request_id in range(count):
@@ -81,7 +82,7 @@ def random_asks(
             Ask(
                 request_id,
                 tuple(prompt),
-                max_tokens=rng.randint(most // 2, most)
+                max_tokens=rng.randint(most // 2, max(most // 2, most - squeeze * length))
                 if talkative
                 else _max_tokens(rng, config, length, most),
                 stop_after=rng.choice(
@@ -111,6 +112,18 @@ def squeezed(rng: random.Random) -> dict[str, Any]:
         max_model_len=10_000,
         admission="estimate",
         schedule_conservativeness=0.01,
+    )
+
+
+def unseen(rng: random.Random) -> dict[str, Any]:
+    """Settings under which prompts take many steps, and share them before their first token."""
+    return dict(
+        page_size=rng.choice([1, 1, 2, 4]),
+        num_pages=rng.randint(16, 40),
+        max_model_len=10_000,
+        max_prefill_tokens=rng.choice([2, 3, 5]),
+        prefix_cache=True,
+        chunked_prefill=True,
     )
 
 

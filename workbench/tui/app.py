@@ -324,24 +324,29 @@ class WorkbenchApp(App[None]):
         if isinstance(target, TimeTarget):
             player.pause()
             player.seek_time(target.t_s * 1e9)
-        else:
-            self._go_to_step(target)
+        elif not self._go_to_step(target):
+            return
         if self._mode() not in ("live", "compare"):
             self.action_mode("live")
 
-    def _go_to_step(self, target: StepTarget) -> None:
+    def _go_to_step(self, target: StepTarget) -> bool:
         assert self.current is not None  # noqa: S101 - go_to has looked
         player = self.current.player
         if target.replica is not None:
+            if (last := len(player.store.replicas) - 1) < target.replica:
+                text = f"there is no replica {target.replica}; the last one is {last}"
+                self.notify(text, severity="warning")
+                return False
             player.go_to_replica(target.replica)
         player.pause()
         if player.empty:
             self.notify("there is no step yet", severity="warning")
-            return
+            return True
         player.seek(player.steps.position_of(target.step))
         found = player.steps.at(player.position)["step"]
         if found != target.step:
             self.notify(f"there is no step {target.step:,}; this is step {found:,}")
+        return True
 
     def go_to_request(self, request_id: int) -> None:
         """Select a request, and show it if the screen does not."""

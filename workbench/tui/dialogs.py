@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +17,7 @@ from workbench.tui.child_run import Crash
 from workbench.tui.goto_target import EXAMPLES, NoTargetError, Target, parse_target
 from workbench.tui.screen_help import GLOSSARY, ScreenHelp
 
+Result = TypeVar("Result")
 _KEY_NAMES = {
     "full_stop": ".", "comma": ",", "question_mark": "?", "colon": ":", "slash": "/",
     "left_square_bracket": "[", "right_square_bracket": "]", "plus": "+", "minus": "-",
@@ -66,7 +67,20 @@ def keys_of(screen: Screen[Any]) -> list[KeyHelp]:
     return sorted(helps, key=lambda entry: entry.active.node is screen.app)
 
 
-class HelpDialog(ModalScreen[None]):
+class Dialog(ModalScreen[Result]):
+    """A window in the middle, over a dimmed screen: what a subclass puts into its `.box`."""
+
+    DEFAULT_CSS = """
+    Dialog { align: center middle; background: $background 60%; }
+    Dialog > .box {
+        max-width: 96%; height: auto; max-height: 94%;
+        background: $surface; border: round $border; padding: 0 2;
+        border-title-color: $accent; border-subtitle-color: $foreground 60%;
+    }
+    """
+
+
+class HelpDialog(Dialog[None]):
     """Keys of a screen, how to read its charts, and its words.
 
     Args:
@@ -78,12 +92,7 @@ class HelpDialog(ModalScreen[None]):
         Binding("escape,question_mark,q", "dismiss", "Close", id="help.close"),
     ]
     DEFAULT_CSS = """
-    HelpDialog { align: center middle; background: $background 60%; }
-    HelpDialog > VerticalScroll {
-        width: 100; max-width: 96%; height: auto; max-height: 94%;
-        background: $surface; border: round $border; padding: 0 2;
-        border-title-color: $accent; border-subtitle-color: $foreground 60%;
-    }
+    HelpDialog > .box { width: 100; }
     HelpDialog Static { height: auto; margin: 0 0 1 0; }
     HelpDialog .heading { margin: 0; }
     """
@@ -95,7 +104,7 @@ class HelpDialog(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         """Three tables below one another."""
-        with VerticalScroll() as box:
+        with VerticalScroll(classes="box") as box:
             box.border_title = f"Help: {self._guide.title}"
             box.border_subtitle = "esc closes"
             yield Static(_heading("How to read this screen"), classes="heading")
@@ -131,7 +140,7 @@ def _key_table(keys: Iterable[KeyHelp]) -> Table:
     return table
 
 
-class FailureDialog(ModalScreen[None]):
+class FailureDialog(Dialog[None]):
     """Something failed: what, and the last lines that it said.
 
     Args:
@@ -144,11 +153,8 @@ class FailureDialog(ModalScreen[None]):
         Binding("y", "copy", "Copy", id="failure.copy"),
     ]
     DEFAULT_CSS = """
-    FailureDialog { align: center middle; background: $background 60%; }
-    FailureDialog > VerticalScroll {
-        width: 104; max-width: 96%; height: auto; max-height: 90%;
-        background: $surface; border: round $error; padding: 0 2;
-        border-title-color: $error; border-subtitle-color: $foreground 60%;
+    FailureDialog > .box {
+        width: 104; max-height: 90%; border: round $error; border-title-color: $error;
     }
     FailureDialog .message { text-style: bold; margin: 1 0; height: auto; }
     FailureDialog .lines { height: auto; color: $foreground 85%; }
@@ -163,7 +169,7 @@ class FailureDialog(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         """The message, the lines, and two buttons."""
-        with VerticalScroll() as box:
+        with VerticalScroll(classes="box") as box:
             box.border_title = self._title
             box.border_subtitle = "y copies · esc closes"
             yield Static(self._crash.message, classes="message", markup=False)
@@ -193,10 +199,12 @@ class GoToPrompt(ModalScreen[Target | None]):
     ]
     DEFAULT_CSS = """
     GoToPrompt { align: left bottom; background: transparent; }
-    GoToPrompt > Horizontal { height: 1; background: $boost; }
+    GoToPrompt > Horizontal { height: auto; max-height: 4; background: $boost; }
     GoToPrompt Static { width: auto; color: $accent; text-style: bold; }
     GoToPrompt Input { width: 30; background: $boost; }
-    GoToPrompt .hint { width: 1fr; color: $foreground 60%; text-style: none; }
+    GoToPrompt .hint {
+        width: 1fr; height: auto; color: $foreground 60%; text-style: none; padding: 0 1;
+    }
     """
 
     def compose(self) -> ComposeResult:
@@ -204,7 +212,7 @@ class GoToPrompt(ModalScreen[Target | None]):
         with Horizontal():
             yield Static(" go to :")
             yield Input(compact=True)
-            yield Static(f"  {EXAMPLES}", classes="hint", markup=False)
+            yield Static(EXAMPLES, classes="hint", markup=False)
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Say at each key whether this leads anywhere."""
@@ -218,10 +226,10 @@ class GoToPrompt(ModalScreen[Target | None]):
             self._hint(event.value)
 
     def _hint(self, text: str) -> None:
-        hint = f"  {EXAMPLES}"
+        hint = EXAMPLES
         if text.strip():
             try:
-                hint = f"  {parse_target(text)}"
+                hint = str(parse_target(text))
             except NoTargetError as error:
-                hint = f"  {error}"
+                hint = str(error)
         self.query_one(".hint", Static).update(hint)

@@ -15,11 +15,11 @@ class PromptBar(Horizontal):
     """A label, an input and a hint; not shown until `ask`."""
 
     DEFAULT_CSS = """
-    PromptBar { height: 1; background: $boost; display: none; }
+    PromptBar { height: auto; max-height: 4; background: $boost; display: none; }
     PromptBar.-asking { display: block; }
     PromptBar .label { width: auto; max-width: 45%; color: $accent; text-style: bold; }
     PromptBar Input { width: 2fr; min-width: 14; background: $boost; }
-    PromptBar .hint { width: 4fr; color: $foreground 65%; padding: 0 1; }
+    PromptBar .hint { width: 4fr; height: auto; color: $foreground 65%; padding: 0 1; }
     PromptBar .hint.-wrong { color: $error; }
     """
 
@@ -74,7 +74,7 @@ class PromptBar(Horizontal):
     def hint(self, text: str, *, wrong: bool = False) -> None:
         """Say something about the text."""
         hint = self.query_one(".hint", Static)
-        hint.update(text.partition("\n")[0])
+        hint.update(" ".join(text.split()))
         hint.set_class(wrong, "-wrong")
 
     def close(self) -> None:

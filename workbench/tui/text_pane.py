@@ -11,7 +11,7 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 
 from workbench.tui.goto_target import Target
-from workbench.tui.list_pane import ListPane
+from workbench.tui.lines_pane import LinesPane
 from workbench.tui.plots.canvas import Canvas
 from workbench.tui.plots.palette import Palette
 
@@ -33,7 +33,7 @@ class TextLine:
     target: Target | None = None
 
 
-class TextPane(ListPane):
+class TextPane(LinesPane[TextLine]):
     """Lines with a cursor on those that lead somewhere; Enter goes there."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -50,12 +50,7 @@ class TextPane(ListPane):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - as in Textual
         super().__init__(id=id)
         self._source: Sequence[TextLine] = ()
-        self._lines: Sequence[TextLine] = ()
         self._width = 0
-
-    @property
-    def count(self) -> int:
-        return len(self._lines)
 
     def show(self, lines: Sequence[TextLine]) -> None:
         """Show other lines, from the top."""
@@ -100,10 +95,8 @@ class TextPane(ListPane):
 
     def action_follow(self) -> None:
         """Go where the line leads."""
-        if 0 <= self.cursor < self.count:
-            target = self._lines[self.cursor].target
-            if target is not None:
-                self.post_message(self.Followed(target))
+        if self.line is not None and self.line.target is not None:
+            self.post_message(self.Followed(self.line.target))
 
     def draw_row(self, canvas: Canvas, palette: Palette, row: int, y: int, width: int) -> None:
         line = self._lines[row]

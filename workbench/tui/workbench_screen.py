@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from textual import events
 from textual.screen import Screen
 
 from workbench.tui.screen_help import ScreenHelp
 
 if TYPE_CHECKING:
     from workbench.tui.app import WorkbenchApp
+
+
+_TINY_ROWS: Final = 16  # below which charts make room for the lines that say where one is
 
 
 class WorkbenchScreen(Screen[None]):
@@ -31,6 +35,10 @@ class WorkbenchScreen(Screen[None]):
         app = self.app
         assert isinstance(app, WorkbenchApp)  # noqa: S101 - for the type checker
         return app
+
+    def on_resize(self, event: events.Resize) -> None:
+        """On the lowest terminals some panes go; the rules of each screen say which."""
+        self.set_class(event.size.height < _TINY_ROWS, "-tiny")
 
     def selection(self) -> dict[str, Any] | None:
         """What is selected, as JSON data, for `y`; None if nothing is."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.tui.chart_pane import ChartPane
+from workbench.tui.compare.pair_pane import PairPane
 from workbench.tui.compare.state import CompareState
 from workbench.tui.compare.strips import LABEL, columns_of, draw_cursor
 from workbench.tui.plots.canvas import Canvas
@@ -28,19 +27,13 @@ _HIGHER: Final = np.array([ord(glyph) for glyph in "·+++▲"], np.uint32)
 _LOWER: Final = np.array([ord(glyph) for glyph in "·---▼"], np.uint32)
 
 
-class DeltaPane(ChartPane):
+class DeltaPane(PairPane):
     """A row per quantity: blue where B has less, red where it has more, height for how much."""
 
     DEFAULT_CSS = "DeltaPane { height: 6; }"
 
     def __init__(self, state: CompareState) -> None:
-        super().__init__(id="deltas")
-        self._state = state
-
-    def key(self) -> Hashable:
-        """As `ChartPane.key`."""
-        player = self._state.player
-        return self._state.key(), player.playing or player.following
+        super().__init__(state, id="deltas")
 
     def draw(self, canvas: Canvas, palette: Palette) -> None:
         """As `Pane.draw`."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -18,6 +17,7 @@ from workbench.run_header import RunHeader
 from workbench.scenario_errors import ScenarioErrors
 from workbench.scenario_source import load_resolved
 from workbench.tui.child_run import RunCommand
+from workbench.tui.dialogs import Dialog
 from workbench.tui.store import Player, RunStore
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def fork_here(screen: WorkbenchScreen, store: RunStore, player: Player) -> None:
     shell.push_screen(ForkDialog(origin), begin)
 
 
-class ForkDialog(ModalScreen[str | None]):
+class ForkDialog(Dialog[str | None]):
     """Settings on the left of their values; the result is `key=value`, or None.
 
     Args:
@@ -109,12 +109,7 @@ class ForkDialog(ModalScreen[str | None]):
         Binding("escape", "dismiss", "Close", id="fork.close"),
     ]
     DEFAULT_CSS = """
-    ForkDialog { align: center middle; background: $background 60%; }
-    ForkDialog > Vertical {
-        width: 92; max-width: 96%; height: auto; max-height: 94%;
-        background: $surface; border: round $border; padding: 0 1;
-        border-title-color: $accent; border-subtitle-color: $foreground 60%;
-    }
+    ForkDialog > .box { width: 92; padding: 0 1; }
     ForkDialog OptionList {
         height: auto; max-height: 14; border: none; background: $surface; padding: 0;
     }
@@ -133,7 +128,7 @@ class ForkDialog(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         """Settings, the new value, what is wrong with it, and the command."""
         origin = self._origin
-        with Vertical() as box:
+        with Vertical(classes="box") as box:
             box.border_title = f"Simulate on from step {origin.step:,}, with one setting changed"
             box.border_subtitle = "↑ ↓ setting · enter starts · esc closes"
             yield OptionList(

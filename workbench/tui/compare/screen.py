@@ -69,6 +69,7 @@ class CompareScreen(Transport, ChartScreen):
     CompareScreen.-short StripPair { height: 6; }
     CompareScreen.-short DeltaPane { height: 3; }
     CompareScreen.-short Scrubber { height: 1; }
+    CompareScreen.-tiny StripPair, CompareScreen.-tiny DeltaPane { display: none; }
     CompareScreen.-very-tall StripPair { height: 20; }
     CompareScreen.-narrow ScatterPane { display: none; }
     CompareScreen.-narrow.-plot ScatterPane { display: block; }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from textual import events
 
-from workbench.tui.chart_pane import ChartPane, StepChosen
+from workbench.tui.chart_pane import StepChosen
+from workbench.tui.compare.pair_pane import PairPane
 from workbench.tui.compare.state import CompareState
 from workbench.tui.plots import bars
 from workbench.tui.plots.canvas import Canvas
@@ -35,21 +35,15 @@ class _Side:
     decode: Float64
 
 
-class StripPair(ChartPane):
+class StripPair(PairPane):
     """A above B, on one scale, so that heights can be compared."""
 
     DEFAULT_CSS = "StripPair { height: 14; }"
 
     def __init__(self, state: CompareState) -> None:
-        super().__init__(id="strips")
-        self._state = state
+        super().__init__(state, id="strips")
         self.window: StripWindow | None = None
         self._left = LABEL
-
-    def key(self) -> Hashable:
-        """As `ChartPane.key`."""
-        player = self._state.player
-        return self._state.key(), player.playing or player.following
 
     def draw(self, canvas: Canvas, palette: Palette) -> None:
         """As `Pane.draw`."""

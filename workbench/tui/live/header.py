@@ -15,6 +15,7 @@ from workbench.tui.store.player import MAX, Player
 
 Part = tuple[str, int]
 _ROOM_FOR_GAPS = 100
+_ROOM_FOR_NAME = 60  # cells from which on the name costs no figure
 
 
 class HeaderPane(ChartPane):
@@ -39,10 +40,7 @@ class HeaderPane(ChartPane):
         """As `Pane.draw`."""
         store, player = self._state.store, self._state.player
         header = store.header
-        name = f" {header.name} "
-        x = canvas.text(0, 0, name, palette.ink("background", "foreground"))
-        kind = "ENGINE" if header.kind == "engine" else "SIM"
-        x = canvas.text(x + 1, 0, kind, palette.ink("data-hit", bold=True))
+        x = self._which_run(canvas, palette, header) if canvas.width >= _ROOM_FOR_NAME else -1
         parts = transport(palette, player)
         if player.empty:
             parts.append(
@@ -65,6 +63,13 @@ class HeaderPane(ChartPane):
         ]  # fmt: skip
         end = canvas.line(x + 2, 0, parts)
         canvas.line(end + 2, 0, self._remarks(palette))
+
+    @staticmethod
+    def _which_run(canvas: Canvas, palette: Palette, header: RunHeader) -> int:
+        """Which run this is; the x after it."""
+        x = canvas.text(0, 0, f" {header.name} ", palette.ink("background", "foreground"))
+        kind = "ENGINE" if header.kind == "engine" else "SIM"
+        return canvas.text(x + 1, 0, kind, palette.ink("data-hit", bold=True))
 
     def _remarks(self, palette: Palette) -> list[Part]:
         state, player = self._state, self._state.player

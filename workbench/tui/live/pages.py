@@ -13,10 +13,9 @@ from textual import events
 from workbench.tui.chart_pane import ChartPane, RequestChosen
 from workbench.tui.live.state import LiveState
 from workbench.tui.pane import palette_of
-from workbench.tui.plots import raster
 from workbench.tui.plots.canvas import Canvas
 from workbench.tui.plots.palette import HUES, RAMP, Palette
-from workbench.tui.plots.raster import Category
+from workbench.tui.plots.raster import Category, Raster, pixel_rows
 from workbench.tui.store.node_log import TreeState
 from workbench.tui.store.page_log import CACHE, FREE, NO_NODE, PageState
 from workbench.tui.store.page_map import (
@@ -96,7 +95,7 @@ class PagesPane(ChartPane, can_focus=True):
             self._empty(canvas, palette)
             return
         pages, tree = state.memory()
-        rows = raster.pixel_rows(palette, canvas.height - 1)
+        rows = pixel_rows(palette, canvas.height - 1)
         self._fit(len(pages), rows, canvas.width)
         made = self._pixels(pages, tree)
         pixels, categories = made.pixels, made.categories
@@ -106,7 +105,7 @@ class PagesPane(ChartPane, can_focus=True):
             pixels = np.where(lit, len(categories), pixels)
             categories = (*categories, _CHOSEN)
         grid = in_rows(pixels, rows, canvas.width // self._repeat).repeat(self._repeat, axis=1)
-        raster.draw(canvas, palette, 0, 1, grid, categories)
+        Raster(grid, categories).draw(canvas, palette, 0, 1)
         self._heading(canvas, palette, made, facts.num_pages, facts.page_size)
 
     def _fit(self, pages: int, rows: int, columns: int) -> None:

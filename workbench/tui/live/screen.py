@@ -77,6 +77,9 @@ class LiveScreen(Transport, ChartScreen):
     LiveScreen.-short .low { display: none; }
     LiveScreen.-short .low.-wanted { display: block; height: 4fr; }
     LiveScreen.-short.-swapped .row { display: none; }
+    LiveScreen.-tiny StripPane { height: 1fr; }
+    LiveScreen.-tiny .row { display: none; }
+    LiveScreen.-tiny.-swapped StripPane { display: none; }
     LiveScreen.-narrow PagesPane, LiveScreen.-narrow RadixPane { width: 1fr; }
     LiveScreen.-narrow LatencyPane, LiveScreen.-narrow EventPane { width: 1fr; }
     """

@@ -81,8 +81,9 @@ class StripPane(ChartPane):
         if lanes.step:
             self._step_ms(canvas, palette, window, lanes)
         row = lanes.tokens + lanes.decode + lanes.step
-        self._events(canvas, palette, window, row)
-        self._axis(canvas, palette, window, row + 1)
+        if row + 1 < canvas.height:
+            self._events(canvas, palette, window, row)
+            self._axis(canvas, palette, window, row + 1)
 
     def _tokens(
         self, canvas: Canvas, palette: Palette, window: StripWindow, lanes: Lanes, lit: Bool

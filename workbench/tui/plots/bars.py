@@ -111,7 +111,9 @@ def ticks(canvas: Canvas, x: int, y: int, height: int, level: Int64, ink: int) -
 
 
 def sparkline(canvas: Canvas, x: int, y: int, level: Int64, ink: int) -> None:
-    """One row of bars, level 0 to 8 each."""
+    """One row of bars, level 0 to 8 each; nothing below the canvas."""
+    if y >= canvas.height:
+        return
     columns = slice(x, x + len(level))
     canvas.glyphs[y, columns] = EIGHTHS[level]
     canvas.inks[y, columns] = ink

@@ -12,6 +12,8 @@ from workbench.tui.plots.canvas import Canvas
 from workbench.tui.plots.palette import Palette
 
 Int64 = NDArray[np.int64]
+Glyphs = NDArray[np.uint32] | np.uint32
+Inks = NDArray[np.uint16]
 _UPPER_HALF: Final = ord("▀")
 
 
@@ -28,62 +30,38 @@ def pixel_rows(palette: Palette, height: int) -> int:
     return height if palette.shapes else 2 * height
 
 
-def draw(
-    canvas: Canvas,
-    palette: Palette,
-    x: int,
-    y: int,
-    pixels: Int64,
-    categories: tuple[Category, ...],
-) -> None:
-    """Draw pixels.
+@dataclass(frozen=True, slots=True)
+class Raster:
+    """Pixels to draw.
 
-    Args:
-        canvas: to draw on.
-        palette: decides how.
-        x: left edge.
-        y: upper edge.
+    Attributes:
         pixels: int64[rows, columns] with `rows` as `pixel_rows` gives; index of the category of
             each, -1 draws nothing.
         categories: what the numbers stand for.
     """
-    if palette.shapes:
-        _draw_shapes(canvas, palette, x, y, pixels, categories)
-    else:
-        _draw_halves(canvas, palette, x, y, pixels, categories)
 
+    pixels: Int64
+    categories: tuple[Category, ...]
 
-def _draw_shapes(
-    canvas: Canvas,
-    palette: Palette,
-    x: int,
-    y: int,
-    pixels: Int64,
-    categories: tuple[Category, ...],
-) -> None:
-    glyphs = np.array([ord(c.shape) for c in categories] + [ord(" ")], np.uint32)
-    inks = np.array([palette.ink(c.colour) for c in categories] + [0], np.uint16)
-    rows, columns = slice(y, y + len(pixels)), slice(x, x + pixels.shape[1])
-    canvas.glyphs[rows, columns] = glyphs[pixels]
-    canvas.inks[rows, columns] = inks[pixels]
+    def draw(self, canvas: Canvas, palette: Palette, x: int, y: int) -> None:
+        """Draw with the upper left corner at (x, y); the palette decides how."""
+        glyphs, inks = self._shapes(palette) if palette.shapes else self._halves(palette)
+        rows, columns = slice(y, y + len(inks)), slice(x, x + inks.shape[1])
+        canvas.glyphs[rows, columns] = glyphs
+        canvas.inks[rows, columns] = inks
 
+    def _shapes(self, palette: Palette) -> tuple[Glyphs, Inks]:
+        glyphs = np.array([ord(c.shape) for c in self.categories] + [ord(" ")], np.uint32)
+        inks = np.array([palette.ink(c.colour) for c in self.categories] + [0], np.uint16)
+        return glyphs[self.pixels], inks[self.pixels]
 
-def _draw_halves(
-    canvas: Canvas,
-    palette: Palette,
-    x: int,
-    y: int,
-    pixels: Int64,
-    categories: tuple[Category, ...],
-) -> None:
-    upper, lower = pixels[0::2], pixels[1::2]
-    count = len(categories) + 1
-    pairs, at = np.unique((upper % count) * count + lower % count, return_inverse=True)
-    names = [*(c.colour for c in categories), None]
-    inks = np.array([_pair(palette, names[p // count], names[p % count]) for p in pairs.tolist()])
-    rows, columns = slice(y, y + len(upper)), slice(x, x + pixels.shape[1])
-    canvas.glyphs[rows, columns] = _UPPER_HALF
-    canvas.inks[rows, columns] = inks[at.reshape(upper.shape)]
+    def _halves(self, palette: Palette) -> tuple[Glyphs, Inks]:
+        upper, lower = self.pixels[0::2], self.pixels[1::2]
+        names = [*(c.colour for c in self.categories), None]
+        count = len(names)
+        pairs, at = np.unique((upper % count) * count + lower % count, return_inverse=True)
+        inks = [_pair(palette, names[p // count], names[p % count]) for p in pairs.tolist()]
+        return np.uint32(_UPPER_HALF), np.array(inks, np.uint16)[at.reshape(upper.shape)]
 
 
 def _pair(palette: Palette, upper: str | None, lower: str | None) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from textual.binding import Binding, BindingType
 from textual.message import Message
 
-from workbench.tui.list_pane import ListPane
+from workbench.tui.lines_pane import LinesPane
 from workbench.tui.plots.bars import eighths, sparkline
 from workbench.tui.plots.canvas import Canvas
 from workbench.tui.plots.palette import Palette
@@ -40,7 +40,7 @@ class Detail:
     trouble: str = ""
 
 
-class BreakdownPane(ListPane):
+class BreakdownPane(LinesPane[Part]):
     """The parts of a TTFT; Enter goes to the step that cost most of one."""
 
     HEADER_ROWS = 3
@@ -60,30 +60,20 @@ class BreakdownPane(ListPane):
         super().__init__(id="breakdown")
         self._detail: Detail | None = None
 
-    @property
-    def _parts(self) -> tuple[Part, ...]:
-        detail = self._detail
-        return detail.breakdown.parts if detail and detail.breakdown else ()
-
-    @property
-    def count(self) -> int:
-        return len(self._parts)
-
     def show(self, detail: Detail | None) -> None:
         """Show a request."""
         same = detail is not None and self._detail is not None
         same = same and detail.request_id == self._detail.request_id  # type: ignore[union-attr]
         self._detail = detail
+        self._lines = detail.breakdown.parts if detail and detail.breakdown else ()
         if not same:
             self.top, self.cursor = 0, 0
         self.sync()
 
     def action_follow(self) -> None:
         """Go to the step of the part under the cursor."""
-        if 0 <= self.cursor < len(self._parts):
-            part = self._parts[self.cursor]
-            if part.step >= 0:
-                self.post_message(self.Followed(part.replica, part.step))
+        if self.line is not None and self.line.step >= 0:
+            self.post_message(self.Followed(self.line.replica, self.line.step))
 
     def draw_header(self, canvas: Canvas, palette: Palette, width: int) -> None:
         detail = self._detail
@@ -140,7 +130,7 @@ class BreakdownPane(ListPane):
         canvas.text(x + 2, 2, figures, palette.ink("data-axis"), width)
 
     def draw_row(self, canvas: Canvas, palette: Palette, row: int, y: int, width: int) -> None:
-        part = self._parts[row]
+        part = self._lines[row]
         here = row == self.cursor and self.has_focus
         ink = palette.ink(reverse=True) if here else palette.ink()
         if here:

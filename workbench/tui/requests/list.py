@@ -24,7 +24,7 @@ _COLOURS: Final = {
     Phase.QUEUED_AGAIN: "data-preempt",
     Phase.RECOMPUTE: "data-transfer",
 }
-_SHAPES: Final = {
+SHAPES: Final = {
     Phase.NOTHING: " ",
     Phase.QUEUED: "░",
     Phase.PREFILL: "▒",
@@ -141,7 +141,7 @@ class RequestList(ListPane):
         for phase, word in _WORDS.items():
             if x + len(word) + 2 > width:
                 return
-            glyph = _SHAPES[phase] if palette.shapes else "■"
+            glyph = SHAPES[phase] if palette.shapes else "■"
             x = canvas.text(x, 0, glyph, palette.ink(_COLOURS[phase]), width)
             x = canvas.text(x, 0, f" {word} ", palette.ink("data-axis"), width)
 
@@ -201,7 +201,7 @@ class RequestList(ListPane):
             for i, code in enumerate(self._phases.cells(request_id, axis, now).tolist()):
                 phase = Phase(code)
                 if phase:
-                    canvas.text(x + i, y, _SHAPES[phase], palette.ink(_COLOURS[phase]))
+                    canvas.text(x + i, y, SHAPES[phase], palette.ink(_COLOURS[phase]))
             return
         halves = LogTime(axis.most_ns, 2 * axis.cells)
         codes = self._phases.cells(request_id, halves, now).reshape(-1, 2).tolist()

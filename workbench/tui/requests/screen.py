@@ -71,6 +71,7 @@ class RequestsScreen(WorkbenchScreen):
         self._saved = saved
         self._order = Order.parse(saved.sort)
         self._filter_text = ""
+        self._entered = ""  # the filter in force before one is typed
         self._keep: Predicate = parse_filter("")
         self._version = -1
         self._chosen: tuple[int, int, int] | None = None
@@ -211,19 +212,38 @@ class RequestsScreen(WorkbenchScreen):
         """Filter at each key, as soon as it is a filter."""
         bar = self.query_one(PromptBar)
         try:
-            self._keep = parse_filter(event.value)
+            self._filter(event.value)
         except FilterError as error:
-            bar.hint(f"at {error.position + 1}: {error}", wrong=True)
+            self._filter(self._entered)
+            bar.hint(f"at {error.position + 1}: {error}; {self._meanwhile()}", wrong=True)
             return
-        self._filter_text = event.value.strip()
-        self._arrange()
         about = ", ".join(FIGURES) if not event.value else f"{self._list.count:,} requests"
         bar.hint(about)
 
     def on_prompt_bar_submitted(self, event: PromptBar.Submitted) -> None:
-        """Keep the filter."""
-        del event
+        """Keep the filter; what is none leaves the one before."""
+        try:
+            self._filter(event.value)
+        except FilterError as error:
+            self._filter(self._entered)
+            text = f"no filter: at {error.position + 1}: {error}; {self._meanwhile()}"
+            self.notify(text, severity="warning", markup=False)
+        self._entered = self._filter_text
         self._list.focus()
+
+    def _filter(self, text: str) -> None:
+        """List what a filter keeps.
+
+        Raises:
+            FilterError: it is none; nothing has changed.
+        """
+        self._keep = parse_filter(text)
+        self._filter_text = text.strip()
+        self._arrange()
+
+    def _meanwhile(self) -> str:
+        """In words what the list shows while what is typed is no filter."""
+        return f"still listed: {self._entered}" if self._entered else "all are listed"
 
     def on_prompt_bar_cancelled(self, event: PromptBar.Cancelled) -> None:
         """List all again."""
@@ -232,8 +252,8 @@ class RequestsScreen(WorkbenchScreen):
         self._list.focus()
 
     def _clear_filter(self) -> None:
-        self._filter_text, self._keep = "", parse_filter("")
-        self._arrange()
+        self._entered = ""
+        self._filter("")
 
     def action_sort(self) -> None:
         """Sort by the next column."""
@@ -301,7 +321,8 @@ class RequestsScreen(WorkbenchScreen):
     def reveal_request(self, request_id: int) -> bool:
         """Put the cursor on a request, without the filter if that hides it."""
         if not (self._list.ids == request_id).any() and self._filter_text:
-            self._filter_text, self._keep = "", parse_filter("")
+            self._entered = self._filter_text = ""
+            self._keep = parse_filter("")
         self._arrange(request_id)
         return True
 

@@ -37,6 +37,7 @@ class Entry:
         note: a sentence about it.
         path: the file or directory; None for a shipped scenario.
         run: facts of a recorded run, else None.
+        unreadable: whether it is a recorded run that cannot be read; `note` says why.
     """
 
     kind: Kind
@@ -45,6 +46,7 @@ class Entry:
     note: str = ""
     path: Path | None = None
     run: RunFacts | None = None
+    unreadable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +140,10 @@ class RunShelf:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._read: dict[Path, tuple[float, Entry | None]] = {}
+        self._read: dict[Path, tuple[float, Entry]] = {}
 
     def entries(self) -> list[Entry]:
-        """Recorded runs, the newest first; what is no run is passed over."""
+        """Recorded runs, the newest first; what has no header is no run and is passed over."""
         try:
             found = [(_written_s(path), path) for path in self._directory.iterdir()]
         except OSError:
@@ -150,17 +152,17 @@ class RunShelf:
         for written_s, path in newest:
             if path not in self._read or self._read[path][0] != written_s:
                 self._read[path] = (written_s, _run_entry(path))
-        return [entry for _, path in newest if (entry := self._read[path][1]) is not None]
+        return [self._read[path][1] for _, path in newest]
 
 
-def _run_entry(path: Path) -> Entry | None:
+def _run_entry(path: Path) -> Entry:
     from workbench.run_errors import RunRecordError
     from workbench.run_record import RunReader
 
     try:
         reader = RunReader(path)
-    except RunRecordError:
-        return None
+    except RunRecordError as error:
+        return Entry("run", str(path), path.name, str(error), path, unreadable=True)
     try:
         summary: dict[str, Any] | None = reader.summary
     except RunRecordError:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from textual.binding import Binding, BindingType
 from textual.message import Message
 
-from workbench.tui.list_pane import ListPane
+from workbench.tui.lines_pane import LinesPane
 from workbench.tui.plots.canvas import Canvas
 from workbench.tui.plots.palette import Palette
 from workbench.tui.plots.short_text import shortened
@@ -23,7 +23,7 @@ class _Heading:
     text: str
 
 
-class CataloguePane(ListPane):
+class CataloguePane(LinesPane[Entry | _Heading]):
     """Entries under the heading of their group; `filter` keeps those whose words hold a text."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -37,13 +37,8 @@ class CataloguePane(ListPane):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - as in Textual
         super().__init__(id=id)
         self._entries: list[Entry] = []
-        self._lines: list[Entry | _Heading] = []
         self._filter = ""
         self.marked: str | None = None
-
-    @property
-    def count(self) -> int:
-        return len(self._lines)
 
     @property
     def entry(self) -> Entry | None:
@@ -52,9 +47,7 @@ class CataloguePane(ListPane):
 
     def at(self, row: int) -> Entry | None:
         """The entry of a row; None for a heading, or outside."""
-        if not 0 <= row < len(self._lines):
-            return None
-        line = self._lines[row]
+        line = self.line_at(row)
         return line if isinstance(line, Entry) else None
 
     def show(self, entries: list[Entry], selected: str | None = None) -> None:
@@ -77,12 +70,12 @@ class CataloguePane(ListPane):
         return isinstance(self._lines[row], Entry)
 
     def _arrange(self, selected: str | None) -> None:
-        self._lines = []
+        lines: list[Entry | _Heading] = []
         for kind, title in GROUPS.items():
             kept = [e for e in self._entries if e.kind == kind and self._matches(e)]
             if kept:
-                self._lines.append(_Heading(f"{title}  {len(kept)}"))
-                self._lines += kept
+                lines += [_Heading(f"{title}  {len(kept)}"), *kept]
+        self._lines = lines
         names = [line.name if isinstance(line, Entry) else "" for line in self._lines]
         # What the cursor was on may have gone: whatever it is on then is told of.
         before, self.cursor = self.cursor, names.index(selected) if selected in names else -1
@@ -103,20 +96,26 @@ class CataloguePane(ListPane):
             canvas.fill(0, y, width, 1, " ", ink)
             canvas.text(0, y, "▸", ink)
         name_end = min(width, 2 + _NAME_CELLS) if width >= _ROOM_FOR_NOTES else width
-        facts = line.run
-        outcome = f"{facts.outcome} {facts.age():>3}" if facts is not None else ""
+        outcome = _outcome(line)
         room = name_end - len(outcome) - 1 if width < _ROOM_FOR_NOTES else name_end
         mark = "A " if self.marked == line.name else ""
         canvas.text(2, y, shortened(mark + line.title, room - 2), ink)
-        if facts is not None:
-            colour = _outcome_colour(facts.outcome)
+        if outcome:
+            colour = "data-bad" if line.run is None else _outcome_colour(line.run.outcome)
             outcome_ink = ink if here else palette.ink(colour)
             end = width - 1 if width < _ROOM_FOR_NOTES else name_end + 18
             canvas.right(end, y, outcome, outcome_ink)
         if width >= _ROOM_FOR_NOTES:
-            start = name_end + (20 if facts is not None else 1)
+            start = name_end + (20 if outcome else 1)
             note_ink = ink if here else palette.ink("data-other")
             canvas.text(start, y, line.note, note_ink, width)
+
+
+def _outcome(entry: Entry) -> str:
+    """How a recorded run went, and how long ago; "" for a scenario."""
+    if entry.unreadable:
+        return "unreadable"
+    return f"{entry.run.outcome} {entry.run.age():>3}" if entry.run is not None else ""
 
 
 def _row_ink(palette: Palette, here: bool, focused: bool) -> int:

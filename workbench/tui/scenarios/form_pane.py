@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from textual.binding import Binding, BindingType
 from textual.message import Message
 
-from workbench.tui.list_pane import ListPane
+from workbench.tui.lines_pane import LinesPane
 from workbench.tui.plots.canvas import Canvas
 from workbench.tui.plots.palette import Palette
 from workbench.tui.plots.short_text import shortened
@@ -20,7 +20,7 @@ _LABEL_CELLS = 27
 _LEAST_LABEL_CELLS = 17
 
 
-class FormPane(ListPane):
+class FormPane(LinesPane["FormRow | str"]):
     """Rows under the heading of their section; left and right change what has few values."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -48,31 +48,25 @@ class FormPane(ListPane):
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - as in Textual
         super().__init__(id=id)
-        self._lines: list[FormRow | str] = []
         self.wrong: frozenset[str] = frozenset()
         self.stale = False
 
     @property
-    def count(self) -> int:
-        return len(self._lines)
-
-    @property
     def row(self) -> FormRow | None:
         """The row under the cursor."""
-        if not 0 <= self.cursor < len(self._lines):
-            return None
-        line = self._lines[self.cursor]
-        return line if not isinstance(line, str) else None
+        return self.line if not isinstance(self.line, str) else None
 
     def show(self, rows: list[FormRow], wrong: frozenset[str] = frozenset()) -> None:
         """Show rows; `wrong` are the keys that errors point at."""
         here = self.row
-        self._lines, section = [], None
+        lines: list[FormRow | str] = []
+        section = None
         for row in rows:
             if row.section != section:
                 section = row.section
-                self._lines.append(section)
-            self._lines.append(row)
+                lines.append(section)
+            lines.append(row)
+        self._lines = lines
         self.wrong, self.stale = wrong, False
         keys = [line.key if not isinstance(line, str) else "" for line in self._lines]
         wanted = keys.index(here.key) if here is not None and here.key in keys else self.cursor

@@ -15,6 +15,7 @@ from workbench.tui.plots.short_text import shortened
 from workbench.tui.scenarios.draft import Assessment
 from workbench.tui.scenarios.workload_preview import Lengths, rebinned
 
+SHARE_SHAPES = "▓█▒·"  # of the parts of the memory, where there are no colours
 _GIB = 1 << 30
 _PICTURE_ROWS = 2
 _SHORT = 18  # rows below which everything takes one line
@@ -27,9 +28,11 @@ class PreviewPane(Pane):
         super().__init__(id=id)
         self._found: Assessment | None = None
         self._stale = False
+        self._instead = "…"
 
-    def show(self, found: Assessment | None) -> None:
-        """Show an assessment; of a scenario that cannot be read, the one before stays."""
+    def show(self, found: Assessment | None, instead: str = "…") -> None:
+        """Show an assessment, or `instead`; of an unreadable scenario, the one before stays."""
+        self._instead = instead
         self._stale = found is not None and found.loaded is None and self._found is not None
         if not self._stale:
             self._found = found
@@ -38,7 +41,7 @@ class PreviewPane(Pane):
     def draw(self, canvas: Canvas, palette: Palette) -> None:
         found = self._found
         if found is None:
-            canvas.text(1, 0, "…", palette.ink("data-axis"))
+            canvas.text(1, 0, self._instead, palette.ink("data-axis"))
             return
         writer = _Writer(canvas, palette, tall=canvas.height >= _SHORT)
         if self._stale:
@@ -180,7 +183,7 @@ class _Writer:
     def shares(self, parts: tuple[tuple[str, int, str], ...], whole: int) -> None:
         """One bar of parts, and a line that names them."""
         width = max(1, self._canvas.width - 4)
-        glyphs = "▓█░·" if self._palette.shapes else "████"
+        glyphs = SHARE_SHAPES if self._palette.shapes else "████"
         ends = np.rint(np.cumsum([size for _, size, _ in parts]) / whole * width).astype(int)
         x = 3
         for glyph, (_, _, colour), end in zip(glyphs, parts, ends.tolist(), strict=True):
@@ -188,7 +191,7 @@ class _Writer:
             self._canvas.fill(x, self._y, min(3 + end, 3 + width) - x, 1, glyph, ink)
             x = 3 + end
         self._y += 1
-        swatches = "▓█░·" if self._palette.shapes else "■■■■"
+        swatches = SHARE_SHAPES if self._palette.shapes else "■■■■"
         named = list(zip(swatches, parts, strict=True))
         for row in (named[:2], named[2:]) if self._tall else (named,):
             x = 3

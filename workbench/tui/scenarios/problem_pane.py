@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from textual.binding import Binding, BindingType
 from textual.message import Message
 
-from workbench.tui.list_pane import ListPane
+from workbench.tui.lines_pane import LinesPane
 from workbench.tui.plots.canvas import Canvas
 from workbench.tui.plots.palette import Palette
 from workbench.tui.scenarios.draft import Assessment
@@ -25,7 +25,7 @@ class _Line:
     error: ScenarioError | None = None
 
 
-class ProblemPane(ListPane):
+class ProblemPane(LinesPane[_Line]):
     """One or more lines per problem; Enter jumps to its line in the text."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -38,14 +38,6 @@ class ProblemPane(ListPane):
         """A problem was chosen."""
 
         error: ScenarioError
-
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - as in Textual
-        super().__init__(id=id)
-        self._lines: list[_Line] = []
-
-    @property
-    def count(self) -> int:
-        return len(self._lines)
 
     def show(self, found: Assessment | None, remarks: tuple[str, ...] = ()) -> None:
         """Show what an assessment found."""
@@ -64,10 +56,8 @@ class ProblemPane(ListPane):
 
     def action_jump_there(self) -> None:
         """Jump."""
-        if 0 <= self.cursor < len(self._lines):
-            error = self._lines[self.cursor].error
-            if error is not None:
-                self.post_message(self.Jump(error))
+        if self.line is not None and self.line.error is not None:
+            self.post_message(self.Jump(self.line.error))
 
     def draw_row(self, canvas: Canvas, palette: Palette, row: int, y: int, width: int) -> None:
         line = self._lines[row]

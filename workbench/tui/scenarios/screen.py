@@ -156,7 +156,10 @@ class ScenariosScreen(Drafting):
         if entry is None:
             return
         self.saved.scenario = entry.name
-        if entry.run is not None:
+        if entry.unreadable:
+            self.forget_draft()
+            self._show_unreadable(entry)
+        elif entry.run is not None:
             self.forget_draft()
             self._show_run(entry, entry.run)
         elif self.draft is None or self.draft.name != entry.name:
@@ -173,6 +176,13 @@ class ScenariosScreen(Drafting):
         self.query_one(ProblemPane).show(None, (entry.note, *facts.header.notes))
         self.query_one("#command", Static).update(f"$ workbench tui {shlex.quote(entry.name)}")
         self._assess_text(facts)
+
+    def _show_unreadable(self, entry: Entry) -> None:
+        self.query_one("#title", Static).update(f"{entry.title}  cannot be read")
+        self.query_one(TextPane).show([TextLine(entry.note, "data-bad")])
+        self.query_one(ProblemPane).show(None, (entry.note,))
+        self.query_one(PreviewPane).show(None, instead="")
+        self.query_one("#command", Static).update("")
 
     def _assess_text(self, facts: RunFacts) -> None:
         self.run_worker(
@@ -264,6 +274,8 @@ class ScenariosScreen(Drafting):
         entry = pane.entry
         if entry is None or entry.path is None or entry.kind != "run":
             self.notify("compare takes recorded runs: move to one and press c", severity="warning")
+        elif entry.unreadable:
+            self.notify(f"{entry.title} cannot be read", severity="warning")
         elif pane.marked is None:
             pane.marked = entry.name
             self.notify(f"{entry.title} is A; press c on another run to compare it")
