@@ -35,27 +35,23 @@ that both give the same integers.
 from __future__ import annotations
 
 import operator
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Final
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.core.graph_sizes import FEWEST_CHUNKS, TOKENS_PER_CHUNK, graph_tokens_for
 from simulator.cost_model import Int64, StepCosts, StepFeatures, StepShape, sum_of_terms, whole_ns
+from simulator.curves import DecodeCurves, SharedContext
+from simulator.mixed_costs import MixedCosts, launch_kind, launch_kinds
 from simulator.power_state import PowerFit
 from simulator.profile import (
-    DecodeTable,
     Fit,
     HostFit,
     LaunchFit,
-    MixedFit,
     Profile,
     ProfileError,
-    SharedFit,
 )
 
 TERMS: Final = (
@@ -64,7 +60,6 @@ TERMS: Final = (
 
 _EMPTY_STEP: Final = "a step has at least one token"
 _NO_LIMIT: Final = 1 << 62
-_EAGER_DECODE: Final = LaunchFit.__struct_fields__.index("eager_decode_ns")
 
 
 class FittedCostModel:
@@ -173,7 +168,7 @@ class FittedCostModel:
 
     def _is_of_unknown_kind(self, shape: StepShape) -> bool:
         """Whether no step was measured that launches its kernels as this one does."""
-        return not self._known_kinds[_launch_kind(shape, self._graph_tokens)]
+        return not self._known_kinds[launch_kind(shape, self._graph_tokens)]
 
     def _other_steps(self) -> MixedCosts:
         if self._mixed is None:
@@ -196,223 +191,6 @@ class CalibratedCostModel(FittedCostModel):
         super().__init__(profile.name, profile.fit, profile.engine.graph_tokens, kinds)
 
 
-class Curve:
-    """A function linear between knots: flat before the first, beyond the last with its slope.
-
-    At whole places it never descends: what rounding adds to a segment is less than what the place
-    before its end falls short of the end, unless knots are 2**51 apart.
-
-    Args:
-        at: ascending whole places, two at least.
-        ns: values there, not descending.
-        least: no whole value is less: 0 or 1.
-    """
-
-    def __init__(self, at: Sequence[float], ns: Sequence[float], *, least: int = 1) -> None:
-        self._least = least
-        self.at = np.array(at, np.float64)
-        self._ns = np.array(ns, np.float64)
-        self._slope = np.diff(self._ns) / np.diff(self.at)
-        segments = (self.at[:-1].tolist(), self._ns[:-1].tolist(), self._slope.tolist())
-        self._segments: list[tuple[float, float, float]] = list(zip(*segments, strict=True))
-        self._inner: list[float] = self.at[1:-1].tolist()
-        self.first_ns = max(least, int(self._ns[0] + 0.5))
-
-    def whole_ns(self, place: int) -> int:
-        """The value at a place in whole ns."""
-        start, ns, slope = self._segments[bisect_right(self._inner, place)]
-        beyond = place - start
-        return int(ns + slope * (beyond if beyond > 0.0 else 0.0) + 0.5) or self._least
-
-    def whole_column(self, places: Int64) -> Int64:
-        """`whole_ns` of many places."""
-        return np.maximum(whole_ns(self.column(places)), self._least)
-
-    def column(self, places: NDArray[np.integer | np.floating]) -> NDArray[np.float64]:
-        """Values at many places, not rounded."""
-        index = np.searchsorted(self.at[1:-1], places.astype(np.float64), side="right")
-        beyond = np.maximum(places - self.at[index], 0.0)
-        values: NDArray[np.float64] = self._ns[index] + self._slope[index] * beyond
-        return values
-
-    def run(self, places: range) -> list[int]:
-        """`whole_ns` of ascending places."""
-        whole: list[int] = []
-        least = self._least
-        while len(whole) < len(places):
-            rest = places[len(whole) :]
-            segment = bisect_right(self._inner, rest[0])
-            if segment < len(self._inner):
-                rest = rest[: bisect_left(rest, self._inner[segment])]
-            start, ns, slope = self._segments[segment]
-            if rest[0] < start:  # before the first knot
-                whole += map(self.whole_ns, rest)
-            else:
-                whole += [int(ns + slope * (place - start) + 0.5) or least for place in rest]
-        return whole
-
-
-class DecodeCurves:
-    """Pure decode steps by the batch of their graph; false if there are none.
-
-    Args:
-        tables: by ascending graph batch.
-    """
-
-    def __init__(self, tables: Sequence[DecodeTable]) -> None:
-        self._measured = [table.graph_batch for table in tables]
-        self._curves = {table.graph_batch: Curve(table.context, table.ns) for table in tables}
-
-    def __bool__(self) -> bool:
-        return bool(self._measured)
-
-    def curve(self, graph_batch: int) -> Curve:
-        """Time over decode_context of a graph batch, measured or not."""
-        known = self._curves.get(graph_batch)
-        if known is not None:
-            return known
-        if self.is_outside(graph_batch):
-            nearest = 0 if graph_batch < self._measured[0] else -1
-            return self._curves[self._measured[nearest]]
-        at = bisect_left(self._measured, graph_batch)
-        curve = self._between(self._measured[at - 1], self._measured[at], graph_batch)
-        self._curves[graph_batch] = curve  # there are no more of these than rows of a graph
-        return curve
-
-    def is_outside(self, graph_batch: int) -> bool:
-        """Whether a graph batch is smaller or larger than all that were measured."""
-        return graph_batch < self._measured[0] or graph_batch > self._measured[-1]
-
-    def are_outside(self, graph_batches: Int64) -> NDArray[np.bool_]:
-        """`is_outside` of many graph batches."""
-        return (graph_batches < self._measured[0]) | (graph_batches > self._measured[-1])
-
-    def terms(self, graph_batches: Int64, contexts: Int64) -> tuple[Int64, Int64]:
-        """(tokens, attention_decode) of many steps."""
-        tokens, attention = np.zeros_like(contexts), np.zeros_like(contexts)
-        for graph_batch in np.unique(graph_batches).tolist():
-            rows = np.flatnonzero(graph_batches == graph_batch)
-            curve = self.curve(graph_batch)
-            tokens[rows] = curve.first_ns
-            attention[rows] = curve.whole_column(contexts[rows]) - curve.first_ns
-        return tokens, attention
-
-    def _between(self, smaller: int, larger: int, graph_batch: int) -> Curve:
-        """Both neighbours at the same context per row, mixed: linear between the knots of both."""
-        low, high = self._curves[smaller], self._curves[larger]
-        per_row = np.union1d(low.at / smaller, high.at / larger)
-        at = np.unique(np.floor(per_row * graph_batch + 0.5))  # knots that are one in truth
-        low_ns = low.column(at * (smaller / graph_batch))
-        high_ns = high.column(at * (larger / graph_batch))
-        share = (graph_batch - smaller) / (larger - smaller)
-        ns = np.maximum.accumulate(low_ns + share * (high_ns - low_ns))
-        return Curve(at.tolist(), ns.tolist())
-
-
-class MixedCosts:
-    """Steps that are no graph of decode items.
-
-    Args:
-        fit: what their parts cost.
-        graph_tokens: ascending token counts to which steps with prefill are padded.
-    """
-
-    def __init__(self, fit: MixedFit, graph_tokens: Sequence[int]) -> None:
-        self._graph_tokens = tuple(graph_tokens)
-        self._tokens = Curve(fit.tokens, fit.ns)
-        self._prefill_ns = (fit.pair_ns, fit.context_ns, fit.max_context_ns)
-        self._decode_context = Curve(fit.decode_context, fit.decode_context_ns, least=0)
-        self._request_ns = (fit.prefill_request_ns, fit.decode_request_ns)
-        self._logits_ns = (fit.logits_ns, fit.logit_row_ns)
-        least = msgspec.structs.astuple(fit.launches)
-        self._launch_ns = np.array([int(ns + 0.5) for ns in least], np.int64)  # by `launch_kinds`
-        self._whole_launch_ns: list[int] = self._launch_ns.tolist()
-
-    def terms(self, features: StepFeatures) -> dict[str, Int64]:
-        """The terms of many steps, by their names."""
-        f = features
-        pair_ns, context_ns, max_context_ns = self._prefill_ns
-        prefill_request_ns, decode_request_ns = self._request_ns
-        step_ns, row_ns = self._logits_ns
-        terms = {
-            "tokens": self._tokens.whole_column(padded_tokens(f, self._graph_tokens)),
-            "attention_prefill": whole_ns(
-                np.maximum(
-                    pair_ns * f.prefill_pairs + context_ns * f.prefill_context,
-                    max_context_ns * f.prefill_max_context,
-                )
-            ),
-            "attention_decode": self._decode_context.whole_column(f.decode_context),
-            "requests": whole_ns(
-                prefill_request_ns * f.prefill_requests + decode_request_ns * f.decode_requests
-            ),
-            "logits": whole_ns(
-                np.where(f.sampled_tokens > 0, step_ns + row_ns * f.sampled_tokens, 0.0)
-            ),
-        }
-        least = self._launch_ns[launch_kinds(f, self._graph_tokens)]
-        terms["launches"] = np.maximum(least - sum_of_terms(terms), 0)
-        return terms
-
-    def gpu_ns(self, shape: StepShape, decode_context: int) -> int:
-        """The time of one step, with what of its decode_context costs something."""
-        ns, least = self._without_decode_context(shape)
-        ns += self._decode_context.whole_ns(decode_context)
-        return ns if ns > least else least
-
-    def run(self, shape: StepShape, decode_contexts: range) -> list[int]:
-        """The times of steps that differ in decode_context only."""
-        base_ns, least = self._without_decode_context(shape)
-        return [max(base_ns + ns, least) for ns in self._decode_context.run(decode_contexts)]
-
-    def _without_decode_context(self, shape: StepShape) -> tuple[int, int]:
-        """(time without attention of decode items, time of launches)."""
-        prefill, prefills, context, pairs, longest, decodes, decode, _, _, _, sampled, _, _ = shape
-        tokens = prefill + decode
-        least = self._whole_launch_ns[_launch_kind(shape, self._graph_tokens)]
-        if prefill:
-            tokens = graph_tokens_for(self._graph_tokens, tokens, prefills) or tokens
-        pair_ns, context_ns, max_context_ns = self._prefill_ns
-        prefill_request_ns, decode_request_ns = self._request_ns
-        ns = self._tokens.whole_ns(tokens)
-        all_ns, longest_ns = pair_ns * pairs + context_ns * context, max_context_ns * longest
-        ns += int((all_ns if all_ns > longest_ns else longest_ns) + 0.5)
-        ns += int(prefill_request_ns * prefills + decode_request_ns * decodes + 0.5)
-        if sampled > 0:
-            step_ns, row_ns = self._logits_ns
-            ns += int(step_ns + row_ns * sampled + 0.5)
-        return ns, least
-
-
-class SharedContext:
-    """What decode items save that share their context."""
-
-    def __init__(self, fit: SharedFit) -> None:
-        self._at = np.array(fit.shared, np.float64)
-        self._saved = np.array(fit.saved, np.float64)
-        self._slope = np.diff(self._saved) / np.diff(self._at)
-        segments = (self._at[:-1].tolist(), self._saved[:-1].tolist(), self._slope.tolist())
-        self._segments: list[tuple[float, float, float]] = list(zip(*segments, strict=True))
-        self._inner: list[float] = self._at[1:-1].tolist()
-
-    def saved(self, shared: int, requests: int) -> int:
-        """Tokens of decode_context that cost nothing, of so many items that share so much."""
-        if not requests:
-            return 0
-        each = shared / requests
-        start, saved, slope = self._segments[bisect_right(self._inner, each)]
-        return int(requests * (saved + slope * (each - start)) + 0.5)
-
-    def attended(self, features: StepFeatures) -> Int64:
-        """decode_context without what costs nothing: int64[n]."""
-        requests = features.decode_requests
-        each = features.shared_context / np.maximum(requests, 1)
-        index = np.searchsorted(self._at[1:-1], each, side="right")
-        saved = self._saved[index] + self._slope[index] * (each - self._at[index])
-        attended: Int64 = features.decode_context - whole_ns(requests * saved)
-        return attended
-
-
 class HostCosts:
     """CPU time of steps, as fitted."""
 
@@ -433,56 +211,6 @@ class HostCosts:
         requests = shape.prefill_requests + shape.decode_requests
         prompts_ns = prompt_ns * shape.prefill_requests + token_ns * shape.prefill_tokens
         return int(step_ns + request_ns * requests + prompts_ns + 0.5)
-
-
-def padded_tokens(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:
-    """Tokens that steps compute: those of the next graph where they prefill and there is one.
-
-    Args:
-        features: n steps.
-        graph_tokens: ascending.
-
-    Returns:
-        int64[n].
-    """
-    tokens = features.prefill_tokens + features.decode_tokens
-    size = _graph_tokens_for(features, graph_tokens)
-    return np.where((features.prefill_tokens > 0) & (size > 0), size, tokens)
-
-
-def launch_kinds(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:
-    """Which field of `LaunchFit` speaks of each step, by its place.
-
-    Args:
-        features: n steps.
-        graph_tokens: ascending.
-
-    Returns:
-        int64[n].
-    """
-    eager = _graph_tokens_for(features, graph_tokens) == 0
-    kinds = np.where(eager, 2, 0) + (features.decode_tokens > 0)
-    return np.where(features.prefill_tokens > 0, kinds, _EAGER_DECODE)
-
-
-def _graph_tokens_for(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:
-    """`graph_tokens_for` of n steps: int64[n]."""
-    if not graph_tokens:
-        return np.zeros(len(features), np.int64)
-    tokens = features.prefill_tokens + features.decode_tokens
-    room = TOKENS_PER_CHUNK * (features.prefill_requests - FEWEST_CHUNKS)
-    sizes = np.append(np.array(graph_tokens, np.int64), 0)
-    found = sizes[np.searchsorted(sizes[:-1], np.maximum(tokens, room))]
-    return np.where((room > tokens) & (2 * found > sizes[-2]), 0, found)
-
-
-def _launch_kind(shape: StepShape, graph_tokens: Sequence[int]) -> int:
-    """`launch_kinds` of a step."""
-    prefill, decode = shape.prefill_tokens, shape.decode_tokens
-    if not prefill:
-        return _EAGER_DECODE
-    size = graph_tokens_for(graph_tokens, prefill + decode, shape.prefill_requests)
-    return (0 if size else 2) + (1 if decode else 0)
 
 
 def _measured_kinds(profile: Profile) -> NDArray[np.bool_]:

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from engine.core.hardware_spec import HardwareSpec
 from engine.core.model_spec import ModelSpec
-from simulator.calibrated import launch_kinds, padded_tokens
 from simulator.composed import ComposedCostModel
 from simulator.composing import (
     decode_contexts,
@@ -45,6 +44,7 @@ from simulator.kernel_file import (
     Series,
 )
 from simulator.kernel_parts import KernelParts, KernelTables
+from simulator.mixed_costs import launch_kinds, padded_tokens
 from simulator.profile import LaunchFit, Profile, Residual
 from simulator.roofline import RooflineCostModel
 

@@ -13,9 +13,10 @@ from typing import Final
 
 import numpy as np
 
-from simulator.calibrated import DecodeCurves, MixedCosts, SharedContext
 from simulator.cost_model import Int64, sum_of_terms
+from simulator.curves import DecodeCurves, SharedContext
 from simulator.fit_base import Float64, Steps, nonnegative_costs
+from simulator.mixed_costs import MixedCosts
 from simulator.profile import DecodeTable, MixedFit, SharedFit
 
 _KNOTS: Final = (0, 512, 2048, 8192)  # tokens that an item shares

@@ -18,7 +18,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.calibrated import MixedCosts
 from simulator.cost_model import StepFeatures, StepShape
 from simulator.fit_base import Float64, Steps
 from simulator.fit_decode import GraphKnots, decode_tables, knots_by_graph
@@ -26,6 +25,7 @@ from simulator.fit_host import fit_host
 from simulator.fit_mixed import best_mixed_fit, fit_mixed
 from simulator.fit_power import fit_power
 from simulator.fit_shared import fit_shared
+from simulator.mixed_costs import MixedCosts
 from simulator.profile import (
     EngineFacts,
     Fit,

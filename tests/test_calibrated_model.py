@@ -23,8 +23,9 @@ from measured_steps import (
     samples_of,
 )
 
-from simulator.calibrated import TERMS, CalibratedCostModel, launch_kinds, padded_tokens
+from simulator.calibrated import TERMS, CalibratedCostModel
 from simulator.cost_model import CostModel, StepFeatures, StepShape
+from simulator.mixed_costs import launch_kinds, padded_tokens
 from simulator.profile import (
     DecodeTable,
     Fit,
