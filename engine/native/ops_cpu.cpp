@@ -16,13 +16,14 @@ void add_norm_rows(const T* x, T* residual, const T* weight, T* out, NormShape s
       const T* from = x + row * columns;
       T* sums = residual + row * columns;
       T* to = out + row * columns;
-      float squares = 0;
+      double squares = 0;  // of a long row, too
       for (int64_t i = 0; i < columns; ++i) {
         sums[i] = static_cast<T>(static_cast<float>(from[i]) + static_cast<float>(sums[i]));
         const float sum = static_cast<float>(sums[i]);
-        squares += sum * sum;
+        squares += static_cast<double>(sum) * sum;
       }
-      const float inverse = 1.0f / std::sqrt(squares / static_cast<float>(columns) + eps);
+      const auto inverse = static_cast<float>(
+          1.0 / std::sqrt(squares / static_cast<double>(columns) + eps));
       for (int64_t i = 0; i < columns; ++i) {
         // As the models' authors do it: the normed value is rounded before it is scaled.
         const T normed = static_cast<T>(static_cast<float>(sums[i]) * inverse);

@@ -390,8 +390,9 @@ class PrefixCache {
       const Vector& key = *child->key;
       const auto length = static_cast<int64_t>(key.size());
       const auto shorter = std::min(length, count - path.tokens);
-      const auto same = std::mismatch(key.data(), key.data() + shorter, rest).first - key.data();
-      if (same < length) {
+      const size_t bytes = static_cast<size_t>(shorter) * sizeof(int32_t);
+      if (shorter < length || std::memcmp(key.data(), rest, bytes) != 0) {
+        const auto same = std::mismatch(key.data(), key.data() + shorter, rest).first - key.data();
         path.parting = child;
         path.common_pages = same / page_size_;
         break;
