@@ -50,7 +50,7 @@ def test_every_rung_computes_its_op(op: str, name: str, size: dict[str, int]) ->
 
 
 def test_ladders_in_words_are_those_in_code() -> None:
-    """Every rung that is explained can be run, in the same order, and the engine's is among them."""
+    """Every rung that is explained can be run, in the same order; the engine's is one of them."""
     assert list(LADDERS) == list(LABS)
     for op, ladder in LADDERS.items():
         assert [rung.name for rung in ladder.rungs] == list(LABS[op].rungs)

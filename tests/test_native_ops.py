@@ -155,7 +155,7 @@ print("fine")
 
 
 def test_without_a_compiler_the_ops_run_as_python(tmp_path: Path) -> None:
-    """Where g++ is not found the ops are there all the same, and one warning says what is missing."""
+    """Where g++ is not found the ops are there all the same; one warning says what is missing."""
     done = subprocess.run(
         [sys.executable, "-c", PYTHON_ONLY],
         env={

@@ -84,8 +84,7 @@ def _serve(cache: RadixCache, turns: list[tuple[Int32, Int32]], answers: list[in
     """The calls that a scheduler makes for each request."""
     free, taken = CAPACITY_PAGES, 0
     for prompt, whole in turns:
-        for _ in range(LOOKS):
-            answers.append(cache.peek(prompt[:-1]))
+        answers += [cache.peek(prompt[:-1]) for _ in range(LOOKS)]
         match = cache.match(prompt[:-1])
         cache.lock(match.node)
         node, depth = match.node, len(match.pages) * PAGE_SIZE

@@ -64,7 +64,9 @@ def measure_gil() -> GilMeasurement:
     Raises:
         NativeUnavailableError: the extension cannot be built here; says why.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     counts = [count for count in (1, 2, 4, 8) if count <= cores]
     tokens, call_s = _tokens_of_a_call()
     arrays = [_ids(tokens, seed) for seed in range(counts[-1])]

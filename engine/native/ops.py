@@ -81,31 +81,24 @@ def _silu_mul_python(gate_up: torch.Tensor) -> torch.Tensor:
 
 
 def _check_floating(*tensors: torch.Tensor) -> None:
-    for tensor in tensors:
-        torch._check(  # noqa: SLF001 - the documented name
-            tensor.dtype in (torch.float32, torch.bfloat16),
-            lambda: "float32 or bfloat16 is wanted",
-        )
-        torch._check(tensor.is_contiguous(), lambda: "contiguous tensors are wanted")  # noqa: SLF001
+    if any(tensor.dtype not in (torch.float32, torch.bfloat16) for tensor in tensors):
+        raise RuntimeError("the tensors must be float32 or bfloat16")
+    if not all(tensor.is_contiguous() for tensor in tensors):
+        raise RuntimeError("the tensors must be contiguous")
 
 
 def _check_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> None:
     _check_floating(x, residual, weight)
-    torch._check(  # noqa: SLF001
-        x.shape == residual.shape and x.shape[-1:] == weight.shape,
-        lambda: "x and residual must be [..., H] and weight [H]",
-    )
-    torch._check(  # noqa: SLF001
-        x.dtype == residual.dtype == weight.dtype,
-        lambda: "x, residual and weight must have one dtype",
-    )
+    if x.shape != residual.shape or x.shape[-1:] != weight.shape:
+        raise RuntimeError("x and residual must be [..., H] and weight [H]")
+    if not x.dtype == residual.dtype == weight.dtype:
+        raise RuntimeError("x, residual and weight must have one dtype")
 
 
 def _check_gated(gate_up: torch.Tensor) -> None:
     _check_floating(gate_up)
-    torch._check(  # noqa: SLF001
-        gate_up.shape[-1] % 2 == 0, lambda: "gate and up must be equally long"
-    )
+    if gate_up.shape[-1] % 2:
+        raise RuntimeError("gate and up must be equally long")
 
 
 def _add_rms_norm_meta(

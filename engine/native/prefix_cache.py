@@ -19,12 +19,12 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from engine.compiled import active_build
+from engine.compiled import active_build, builds_dir
 from engine.core.enums import RadixOp
 from engine.core.radix_cache import Eviction, RadixCache, RadixListener
 from engine.core.scheduler import Scheduler
 from engine.core.token_ids import Int32
-from engine.native.build import PREFIX_CACHE, build, builds_dir, existing, key_of
+from engine.native.build import PREFIX_CACHE, build, existing, key_of
 
 Hashes = npt.NDArray[np.uint64]
 

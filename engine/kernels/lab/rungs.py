@@ -69,19 +69,22 @@ _LADDERS = (
         "bandwidth",
         (
             Rung(
-                "torch-naive", "PyTorch",
+                "torch-naive",
+                "PyTorch",
                 "The definition, an operation per kernel: widen, maximum, subtract, exp, sum, "
                 "divide, narrow. Every step writes float32 rows to memory and reads them back.",
             ),
             Rung("cuda-naive", "CUDA C++", f"One kernel instead of seven. {_NAIVE_ROW}"),
             Rung("cuda-block", "CUDA C++", _BLOCK_ROW),
             Rung(
-                "cuda-vector", "CUDA C++",
+                "cuda-vector",
+                "CUDA C++",
                 f"{_VECTOR_ROW} A row too long for one block's registers is shared by a cluster "
                 "of four, which exchange maximum and sum through distributed shared memory.",
             ),
             Rung(
-                "triton", "Triton",
+                "triton",
+                "Triton",
                 "The same plan in twenty lines: a program per row, which the compiler vectorises. "
                 "Rows longer than 32,768 are walked over twice, with an online softmax, because "
                 "they do not fit the registers of one program.",
@@ -99,7 +102,8 @@ _LADDERS = (
         "bandwidth",
         (
             Rung(
-                "torch-naive", "PyTorch",
+                "torch-naive",
+                "PyTorch",
                 "The definition, an operation per kernel: widen, square, mean, add, rsqrt, "
                 "multiply, narrow, scale. Most of them move the matrix, some as float32.",
             ),
@@ -107,7 +111,8 @@ _LADDERS = (
             Rung("cuda-block", "CUDA C++", _BLOCK_ROW),
             Rung("cuda-vector", "CUDA C++", _VECTOR_ROW),
             Rung(
-                "triton", "Triton (the engine's kernel)",
+                "triton",
+                "Triton (the engine's kernel)",
                 "The same plan, a program per row. This is the engine's `rms_norm_triton`, which "
                 "can also add the residual, sum the parts of a split product before it, and start "
                 "while the kernel before it still runs.",
@@ -124,18 +129,21 @@ _LADDERS = (
         "bandwidth",
         (
             Rung(
-                "torch-naive", "PyTorch",
+                "torch-naive",
+                "PyTorch",
                 "The definition, an operation per kernel: widen, mean, subtract, square, mean, "
                 "rsqrt, multiply, scale, shift, narrow, over float32 rows in memory.",
             ),
             Rung(
-                "cuda-naive", "CUDA C++",
+                "cuda-naive",
+                "CUDA C++",
                 f"One kernel, in three passes: mean, variance of the centred numbers, result. "
                 f"{_NAIVE_ROW}",
             ),
             Rung("cuda-block", "CUDA C++", _BLOCK_ROW),
             Rung(
-                "cuda-vector", "CUDA C++",
+                "cuda-vector",
+                "CUDA C++",
                 f"{_VECTOR_ROW} So the exact two-pass variance costs no second read.",
             ),
             Rung("triton", "Triton", "The same plan, a program per row."),
@@ -150,36 +158,42 @@ _LADDERS = (
         "product",
         (
             Rung(
-                "torch-naive", "PyTorch",
+                "torch-naive",
+                "PyTorch",
                 "The definition: two products around a softmax, with the logits of all pairs of "
                 "tokens in memory, also of those that causality hides.",
             ),
             Rung(
-                "cuda-naive", "CUDA C++",
+                "cuda-naive",
+                "CUDA C++",
                 "One kernel with an online softmax, so no logits in memory, and nothing hidden is "
                 "computed. A warp per query multiplies on the ordinary units, and each query "
                 "reads all its keys and values by itself.",
             ),
             Rung(
-                "cuda-tensor", "CUDA C++",
+                "cuda-tensor",
+                "CUDA C++",
                 "Tiles of 128 queries by 64 keys on tensor cores (mma.sync), so a key is read once "
                 "for 128 queries; asynchronous copies bring the next tile to swizzled shared "
                 "memory meanwhile; weights stay in registers between the two products.",
             ),
             Rung(
-                "triton", "Triton (the engine's portable kernel)",
+                "triton",
+                "Triton (the engine's portable kernel)",
                 "The same plan for any page size and head dimension: here the compiler lays out "
                 "shared memory, pipelines the loads and picks Hopper's wgmma, which takes its "
                 "operands from shared memory asynchronously. It reads paged KV.",
             ),
             Rung(
-                "gluon", "Gluon (the engine's kernel on Hopper)",
+                "gluon",
+                "Gluon (the engine's kernel on Hopper)",
                 "FlashAttention-3's schedule: one warp feeds two warp groups through the tensor "
                 "memory accelerator, and the softmax of one block runs while the products of "
                 "another do. It reads paged KV, too.",
             ),
             Rung(
-                "library-flash", "SDPA, FlashAttention-2",
+                "library-flash",
+                "SDPA, FlashAttention-2",
                 "The FlashAttention-2 in PyTorch, with mma.sync. Contiguous KV.",
             ),
             Rung("library", "SDPA, cuDNN", "The fused attention of cuDNN. Contiguous KV."),
@@ -194,35 +208,41 @@ _LADDERS = (
         "bandwidth",
         (
             Rung(
-                "torch-naive", "PyTorch",
+                "torch-naive",
+                "PyTorch",
                 "Gathers the pages to contiguous keys and values, repeats them for the query "
                 "heads that share them, then product, softmax, product.",
             ),
             Rung(
-                "cuda-naive", "CUDA C++",
+                "cuda-naive",
+                "CUDA C++",
                 "One kernel that reads pages in place, with an online softmax. A warp per query "
                 "head of a request: four heads read the same KV, and one long context keeps 32 "
                 "warps of a whole GPU busy.",
             ),
             Rung(
-                "cuda-tensor", "CUDA C++",
+                "cuda-tensor",
+                "CUDA C++",
                 "The query heads that share a KV head are the rows of one tensor-core product, so "
                 "KV is read once; contexts are split, so that every multiprocessor has work; "
                 "each warp keeps copies of three tiles in flight. A second kernel combines.",
             ),
             Rung(
-                "triton", "Triton (the engine's kernel)",
+                "triton",
+                "Triton (the engine's kernel)",
                 "The blocks of all requests in one line, of which each program takes an equal "
                 "piece, decided on the device, so one CUDA Graph serves every mix of contexts; "
                 "the last program of a request combines, so there is no second kernel.",
             ),
             Rung(
-                "library", "SDPA after a gather",
+                "library",
+                "SDPA after a gather",
                 "PyTorch's attention takes no page tables: the gather, timed with it, reads and "
                 "writes the KV once more than needed.",
             ),
             Rung(
-                "library-contiguous", "SDPA, KV gathered before",
+                "library-contiguous",
+                "SDPA, KV gathered before",
                 "What the library would reach if the KV of each request were contiguous, which "
                 "in a server it is not: the gather is not timed.",
             ),
