@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from kernel_device import DEVICE, ON_GPU, relative_error
+from native_builds import shared_builds
 
 from engine.native import build, ops
 from engine.native.build import OPS_CPU, OPS_CUDA, NativeUnavailableError
@@ -28,10 +29,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> str:
     if shutil.which("g++") is None:
         pytest.skip("no g++")
     with pytest.MonkeyPatch.context() as patch:
-        if "WORKBENCH_TEST_BUILDS" in os.environ:
-            patch.setenv("WORKBENCH_NATIVE_DIR", os.environ["WORKBENCH_TEST_BUILDS"])
-        else:
-            patch.setenv("WORKBENCH_NATIVE_DIR", str(tmp_path_factory.mktemp("ops")))
+        patch.setenv("WORKBENCH_NATIVE_DIR", str(shared_builds(tmp_path_factory)))
         return ops.load()
 
 
@@ -183,7 +181,7 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(build, "FOLDER", broken)
     with pytest.raises(NativeUnavailableError, match="no such luck"):
         build.build(OPS_CPU)
-    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+    assert [p.name for p in tmp_path.iterdir() if p.name != ".workbench_ops_cpu.lock"] == ["broken"]
 
 
 def test_a_build_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ ABI serves every torch. A wheel may bring builds along (`bundled`).
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import platform
 import shutil
@@ -14,6 +15,8 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import find_spec
@@ -113,17 +116,27 @@ def build(extension: Extension) -> Path:
     if (found := existing(extension)) is not None:
         return found
     target = _target(extension)
-    target.parent.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent.parent, prefix=".new-") as scratch:
+    root = target.parent.parent
+    root.mkdir(parents=True, exist_ok=True)
+    with (
+        _alone(root / f".{extension.name}.lock"),
+        tempfile.TemporaryDirectory(dir=root, prefix=".new-") as scratch,
+    ):
+        if target.is_file():  # another process has built it meanwhile
+            return target
         work = Path(scratch) / "build"
         work.mkdir()
         compile_into(extension, work)
-        try:
-            work.rename(target.parent)
-        except OSError:
-            if not target.is_file():  # else another process was faster
-                raise
+        work.rename(target.parent)
     return target
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """One process at a time: a compilation takes all of a core."""
+    with lock.open("w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def compile_into(extension: Extension, folder: Path) -> Path:

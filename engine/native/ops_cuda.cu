@@ -50,12 +50,13 @@ struct alignas(N * sizeof(T)) Vector {
   T values[N];
 };
 
-constexpr int MOST_HELD = 8;  // vectors of a row that a thread keeps; longer rows are read again
+constexpr int MOST_HELD = 4;  // vectors of a row that a thread keeps; longer rows are read again
+constexpr int MOST_THREADS = 1024;
 
 template <typename T, int N>
-__global__ void add_rms_norm_kernel(const Vector<T, N>* x, Vector<T, N>* residual,
-                                    const Vector<T, N>* weight, Vector<T, N>* out, int vectors,
-                                    int columns, float eps) {
+__global__ void __launch_bounds__(MOST_THREADS)
+    add_rms_norm_kernel(const Vector<T, N>* x, Vector<T, N>* residual, const Vector<T, N>* weight,
+                        Vector<T, N>* out, int vectors, int columns, float eps) {
   __shared__ float of_warps[32];
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * vectors;
   Vector<T, N> held[MOST_HELD];
@@ -129,7 +130,7 @@ void launch_norm(const Tensor& x, const Tensor& residual, const Tensor& weight, 
                  NormShape shape, float eps, cudaStream_t stream) {
   const auto vectors = static_cast<int>(shape.columns / N);
   int threads = 32;
-  while (threads < 1024 && threads * 2 < vectors) threads *= 2;  // two vectors a thread
+  while (threads < MOST_THREADS && threads * 2 < vectors) threads *= 2;  // two vectors a thread
   using V = Vector<T, N>;
   add_rms_norm_kernel<T, N><<<static_cast<unsigned>(shape.rows), threads, 0, stream>>>(
       static_cast<const V*>(x.data_ptr()), static_cast<V*>(residual.data_ptr()),

@@ -15,7 +15,7 @@ HEADS, KV_HEADS, HEAD_DIM, PAGE_SIZE = 32, 8, 128, 16
 GROUP = HEADS // KV_HEADS
 SCALE = HEAD_DIM**-0.5
 WARPS, TILE, STAGES = 4, 16, 3  # of a block of cuda-tensor; as attention_decode.cu has them
-BLOCKS_PER_SM = 4  # two of them at a time
+BLOCKS_PER_SM, AT_A_TIME = 6, 2  # of a multiprocessor: wanted where contexts are split, and fitting
 
 
 class DecodeCase(NamedTuple):
@@ -109,7 +109,8 @@ def cuda_naive(case: DecodeCase) -> torch.Tensor:
 
 def splits_of(batch: int, longest: int, device: torch.device) -> int:
     """Into how many pieces each context is cut: enough blocks for a GPU, none without a tile."""
-    wanted = -(-BLOCKS_PER_SM * multiprocessors(device) // (batch * KV_HEADS))
+    pairs, processors = batch * KV_HEADS, multiprocessors(device)
+    wanted = 1 if pairs >= AT_A_TIME * processors else -(-BLOCKS_PER_SM * processors // pairs)
     return max(1, min(wanted, -(-longest // (TILE * WARPS))))
 
 

@@ -1,7 +1,8 @@
 // Causal attention of one prompt, bfloat16, heads of 128: a naive kernel, and one on tensor cores.
 //
 // q [tokens, heads, 128], k and v [tokens, kv_heads, 128], out as q. Every kernel first waits for
-// the one before it, because the launcher lets it start early.
+// the one before it, because the launcher lets it start early. The including text (see
+// attention_prefill.py) defines, for the second, KEYS of a tile and WARPS of a block.
 
 typedef unsigned short u16;
 typedef unsigned int u32;
@@ -64,7 +65,7 @@ extern "C" __global__ void attention_naive(const uint2* q, const uint2* k, const
 }
 
 // Rung "cuda-tensor": FlashAttention-2 (Dao, arXiv 2307.08691). A block of four warps does 128
-// queries of a head, 32 a warp, over tiles of 64 keys and values, which come two tiles deep to
+// queries of a head, 32 a warp, over tiles of KEYS keys and values, which come two tiles deep to
 // shared memory by asynchronous copies. Products are mma.m16n8k16. Weights never leave registers:
 // the sums of the first product have the layout that the second wants of its left operand.
 constexpr int QUERIES = 128, ROW_TILES = QUERIES / WARPS / 16;

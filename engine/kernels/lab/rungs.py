@@ -173,7 +173,7 @@ _LADDERS = (
             Rung(
                 "cuda-tensor",
                 "CUDA C++",
-                "Tiles of 128 queries by 64 keys on tensor cores (mma.sync), so a key is read once "
+                "Tiles of 128 queries by 48 keys on tensor cores (mma.sync), so a key is read once "
                 "for 128 queries; asynchronous copies bring the next tile to swizzled shared "
                 "memory meanwhile; weights stay in registers between the two products.",
             ),
