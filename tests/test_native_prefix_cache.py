@@ -124,13 +124,14 @@ def state(cache: RadixCache) -> tuple[Any, ...]:
     nodes = sorted(
         (
             namespace, n.node_id, n.first, n.key, list(n.pages), n.parent.node_id, n.locks, n.hits,
-            n.last_access, n.queued, sorted((k, c.node_id) for k, c in n.children.items()),
+            n.last_access, n.queued, n.proven, n.withdrawn,
+            sorted((k, c.node_id) for k, c in n.children.items()),
         )
         for namespace, n in cache.nodes()
     )  # fmt: skip
     totals = (
-        cache.evictable_pages, cache.protected_pages, cache.version, cache.lookups,
-        cache.lookup_tokens, cache.hit_tokens,
+        cache.evictable_pages, cache.protected_pages, cache.shared_pages, cache.version,
+        cache.lookups, cache.lookup_tokens, cache.hit_tokens,
     )  # fmt: skip
     return nodes, sorted(n.node_id for n in cache.queued_nodes()), totals
 
@@ -158,7 +159,7 @@ class Twins:
     def step(self) -> None:
         rng, size = self.rng, self.size
         ids = rng.integers(0, 2, rng.integers(0, 8 * size + 1)).astype(np.int32)
-        call = rng.integers(0, 9)
+        call = rng.integers(0, 11)
         if call < 3:
             ours, theirs = self.both("match", ids, int(rng.integers(0, 2)))
             assert (ours.pages, ours.lookup_tokens) == (theirs.pages, theirs.lookup_tokens)
@@ -182,6 +183,11 @@ class Twins:
             ours, theirs, _ = self.held.pop(int(rng.integers(len(self.held))))
             self.python.unlock(ours)
             self.native.unlock(theirs)
+        elif call > 8 and self.held:
+            ours, theirs, _ = self.held[int(rng.integers(len(self.held)))]
+            name = "prove" if call == 9 else "withdraw"
+            getattr(self.python, name)(ours)
+            getattr(self.native, name)(theirs)
         else:
             ours, theirs = self.both("evict", int(rng.integers(0, 6)))
             assert ours == theirs

@@ -33,6 +33,7 @@ Hashes = npt.NDArray[np.uint64]
 RELEASE_TOKENS = 262_144
 _OPS = (
     RadixOp.TOUCH, RadixOp.SPLIT, RadixOp.INSERT, RadixOp.LOCK, RadixOp.UNLOCK, RadixOp.EVICT,
+    RadixOp.WITHDRAW,
 )  # fmt: skip
 _MULTIPLIER, _MASK = 0xFF51AFD7ED558CCD, (1 << 64) - 1
 
