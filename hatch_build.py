@@ -2,9 +2,9 @@
 
     WORKBENCH_BUILD_NATIVE=1 pip install --no-build-isolation '.[native]'
 
-Such a wheel is for one interpreter and one kind of machine. The ops need torch's headers, so without
-`--no-build-isolation`, where pip hides an installed torch, only the prefix cache is compiled. Without
-the variable the wheel is Python alone, and libraries are compiled when they are first used.
+Such a wheel is for one interpreter and one kind of machine. The ops need torch's headers: without
+`--no-build-isolation`, where pip hides an installed torch, only the prefix cache is compiled.
+Unless the variable is set the wheel is Python alone; libraries are compiled when first used.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 In C++ and CUDA where they can be built or have been (`build`), else in Python, which a warning says
 once; either way they have meta kernels, so `torch.compile` takes them whole. The engine itself
-launches Triton's kernels of the same functions (`engine.kernels.rms_norm`, `.silu_mul`), because
-a call of any op costs its step more host time than a launch.
+launches Triton's kernels of the same functions (`engine.kernels.rms_norm`, `.silu_mul`). Those
+start while the kernel before them still runs and sum the parts of split products; these do not.
 """
 
 from __future__ import annotations

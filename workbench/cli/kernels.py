@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  workbench kernels explain softmax      what each rung changes, and what it gained on an H200
+  workbench kernels explain softmax      what each rung changes, and what it gained
   workbench kernels bench softmax        measure the ladder on this machine's GPU
   workbench kernels gil                  what the interpreter's lock costs native code"""
 
@@ -101,18 +101,21 @@ def bench(
 def explain(
     op: Op,
     results: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="Of `bench --output`. [shipped, an H200's]")
+        Path | None, typer.Option(dir_okay=False, help="Of `bench --output`. [those that ship]")
     ] = None,
 ) -> None:
-    """Say what each rung of a ladder changed, and what that gained as measured."""
-    from engine.kernels.lab.results import SHIPPED, read_results
+    """Say what each rung of a ladder changes, and what that gained as measured.
+
+    Without `--results` the figures are those that ship with the workbench, if any do.
+    """
+    from engine.kernels.lab.results import read_results, shipped_results
     from engine.kernels.lab.rungs import ladder_of
     from workbench.cli.failures import UsageError
     from workbench.kernel_lab_text import explanation
 
     try:
         ladder = ladder_of(op)
-        measured = read_results(SHIPPED if results is None else results)
+        measured = shipped_results() if results is None else read_results(results)
     except ValueError as error:
         raise UsageError(str(error)) from None
     typer.echo(explanation(ladder, measured), nl=False)

@@ -1,6 +1,6 @@
 """Measured ladders as a file, and what follows from it: rates, shares of the ceilings, gains.
 
-Free of torch. The results that ship with the workbench were measured on one GPU, which they name.
+Free of torch. Results that ship with the workbench were measured on one GPU, which they name.
 """
 
 from __future__ import annotations
@@ -68,11 +68,12 @@ class SizeResult:
         return next((rung for rung in self.rungs if rung.name == name), None)
 
     def rate(self, rung: RungResult, ceiling: Ceiling) -> float | None:
-        """TB/s or TFLOP/s, of the least work; None if the rung did not run."""
+        """GB/s or TFLOP/s, of the least work; None if the rung did not run."""
         if rung.median_us is None:
             return None
-        least = self.moved_bytes if ceiling == "bandwidth" else self.flops
-        return least / rung.median_us / 1e6
+        if ceiling == "bandwidth":
+            return self.moved_bytes / rung.median_us / 1e3
+        return self.flops / rung.median_us / 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +101,15 @@ class LabResults:
     format: str = field(default=FORMAT)
 
     def ceiling(self, kind: Ceiling) -> float | None:
-        """TB/s or TFLOP/s that this GPU was measured to reach at best."""
-        name = "copy_tb_s" if kind == "bandwidth" else "product_tflop_s"
-        return self.ceilings.get(name)
+        """GB/s or TFLOP/s that this GPU was measured to reach at best; None of a CPU."""
+        if not self.ceilings:
+            return None
+        if kind == "bandwidth":
+            return 1e3 * self.ceilings["copy_tb_s"]
+        return self.ceilings["product_tflop_s"]
 
 
-def read_results(path: Path = SHIPPED) -> LabResults:
+def read_results(path: Path) -> LabResults:
     """Results from a file.
 
     Raises:
@@ -119,6 +123,15 @@ def read_results(path: Path = SHIPPED) -> LabResults:
     if results.format != FORMAT:
         raise ValueError(f"{path}: format {results.format!r}, wanted {FORMAT!r}")
     return results
+
+
+def shipped_results() -> LabResults | None:
+    """The results that ship with the workbench; None if none do.
+
+    Raises:
+        ValueError: the file is of another format.
+    """
+    return read_results(SHIPPED) if SHIPPED.is_file() else None
 
 
 def to_json(results: LabResults) -> str:

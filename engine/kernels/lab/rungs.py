@@ -20,11 +20,13 @@ class Rung:
         name: as the tables name it.
         language: what it is written in.
         changed: what it does otherwise than the rung before, and why that should help.
+        can_serve: False if it is there for comparison only, because a server's data are otherwise.
     """
 
     name: str
     language: str
     changed: str
+    can_serve: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ _LADDERS = (
             Rung("cuda-vector", "CUDA C++", _VECTOR_ROW),
             Rung(
                 "triton",
-                "Triton (the engine's kernel)",
+                "Triton, the engine's kernel",
                 "The same plan, a program per row. This is the engine's `rms_norm_triton`, which "
                 "can also add the residual, sum the parts of a split product before it, and start "
                 "while the kernel before it still runs.",
@@ -179,14 +181,14 @@ _LADDERS = (
             ),
             Rung(
                 "triton",
-                "Triton (the engine's portable kernel)",
+                "Triton, the engine's portable kernel",
                 "The same plan for any page size and head dimension: here the compiler lays out "
                 "shared memory, pipelines the loads and picks Hopper's wgmma, which takes its "
                 "operands from shared memory asynchronously. It reads paged KV.",
             ),
             Rung(
                 "gluon",
-                "Gluon (the engine's kernel on Hopper)",
+                "Gluon, the engine's kernel on Hopper",
                 "FlashAttention-3's schedule: one warp feeds two warp groups through the tensor "
                 "memory accelerator, and the softmax of one block runs while the products of "
                 "another do. It reads paged KV, too.",
@@ -229,7 +231,7 @@ _LADDERS = (
             ),
             Rung(
                 "triton",
-                "Triton (the engine's kernel)",
+                "Triton, the engine's kernel",
                 "The blocks of all requests in one line, of which each program takes an equal "
                 "piece, decided on the device, so one CUDA Graph serves every mix of contexts; "
                 "the last program of a request combines, so there is no second kernel.",
@@ -245,6 +247,7 @@ _LADDERS = (
                 "SDPA, KV gathered before",
                 "What the library would reach if the KV of each request were contiguous, which "
                 "in a server it is not: the gather is not timed.",
+                can_serve=False,
             ),
         ),
         "triton",

@@ -30,8 +30,8 @@ def require_gpu() -> torch.device:
     """
     if not torch.cuda.is_available():
         raise NoGpuError(
-            "torch sees no NVIDIA GPU to measure on. `workbench kernels explain OP` shows what was "
-            "measured on an H200; `--device cpu` times the rungs that run on a CPU"
+            "torch sees no NVIDIA GPU to measure on. `workbench kernels explain OP` tells what "
+            "there is to measure; `--device cpu` times the rungs that run on a CPU"
         )
     return torch.device("cuda")
 
