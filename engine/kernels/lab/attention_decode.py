@@ -114,10 +114,10 @@ def splits_of(batch: int, longest: int, device: torch.device) -> int:
     return max(1, min(wanted, -(-longest // (TILE * WARPS))))
 
 
-def cuda_tensor(case: DecodeCase) -> torch.Tensor:
-    """Split contexts, tensor cores, and a kernel that combines."""
+def cuda_tensor(case: DecodeCase, splits: int | None = None) -> torch.Tensor:
+    """Split contexts (into `splits`, or as many as is best), tensor cores, a kernel to combine."""
     device, batch = case.q.device, len(case.q)
-    splits = splits_of(batch, case.longest, device)
+    splits = splits or splits_of(batch, case.longest, device)
     out = torch.empty_like(case.q)
     partial = torch.empty(batch * HEADS * splits * HEAD_DIM, dtype=torch.float32, device=device)
     log_sums = torch.empty(batch * HEADS * splits, dtype=torch.float32, device=device)
