@@ -146,7 +146,9 @@ class StepsOfARun:
     """
 
     def __init__(self, runner: ModelRunner, first: int, steps: int) -> None:
-        self._launch, self._first, self._last = runner.launch, first, first + steps
+        self._runner, self._launch = runner, runner.launch
+        self._first, self._last = first, first + steps
+        self._unnamed = runner.transformer.kernels
         self._launched = 0
         self._open: tuple[Tracer, Any] | None = None
         self.tracer: Tracer | None = None
@@ -155,6 +157,8 @@ class StepsOfARun:
     def _watch(self, plan: StepPlan) -> RunningStep:
         if self._launched == self._first:
             tracer, measured = Tracer(), record_function(RANGE + MEASURED)
+            if self._runner.device.type == "cpu":
+                self._runner.transformer.kernels = named_ops(self._runner.transformer)
             tracer.start()
             measured.__enter__()
             self._open = tracer, measured
@@ -173,6 +177,7 @@ class StepsOfARun:
             self._open = None
             measured.__exit__(None, None, None)
             self.tracer.stop()
+            self._runner.transformer.kernels = self._unnamed
 
 
 class _WatchedStep:

@@ -119,6 +119,7 @@ def _share_of_experts(model: ModelSpec, step: StepShape, rows: int) -> float:
 def _attention(model: ModelSpec, step: StepShape, tp: int, kv_dtype: str) -> dict[str, Work]:
     kv_bytes = model.kv_bytes_per_token(kv_dtype, tp)
     found: dict[str, Work] = {}
+    flops: float
     if step.prefill_tokens:
         flops = model.prefill_attention_flops_per_pair(tp) * step.prefill_pairs
         flops += model.context_expansion_flops_per_token(tp) * step.prefill_context

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from engine.profiling.op_classes import RANGE
 from workbench.profile.trace import DeviceWork, HostWork, Trace
 
 BINS: Final = ("< 1 us", "1-5 us", "5-20 us", "> 20 us")
@@ -159,5 +160,5 @@ def _named(stack: Sequence[HostWork]) -> str:
     if not stack:
         return "Python between calls"
     ranges = [work.name for work in stack[:-1] if work.kind == "user_annotation"]
-    inside = f" of {ranges[-1]}" if ranges else ""
-    return f"{stack[-1].name}{inside}"
+    inside = f" of {ranges[-1].removeprefix(RANGE)}" if ranges else ""
+    return f"{stack[-1].name.removeprefix(RANGE)}{inside}"

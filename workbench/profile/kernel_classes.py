@@ -104,8 +104,11 @@ def classes_by_range(trace: Trace) -> list[str | None]:
 
 def _innermost(ranges: Sequence[HostWork], launch: HostWork) -> HostWork | None:
     """The last range that began before a launch and had not ended."""
-    inside = [one for one in ranges
-              if one.start_us <= launch.start_us <= one.end_us and one.thread == launch.thread]  # fmt: skip
+    inside = [
+        one
+        for one in ranges
+        if one.start_us <= launch.start_us <= one.end_us and one.thread == launch.thread
+    ]
     return inside[-1] if inside else None
 
 

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import importlib
+import json
+import tempfile
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
+from engine.core.graph_sizes import default_graph_batch_sizes
+from engine.core.model_spec import ModelSpec, load_model_spec, model_card_names
 from engine.profiling.made_plans import PlanMaker
 from engine.profiling.measuring import features_of
 from engine.profiling.step_shapes import EngineLimits, StepDesign
 from engine.runtime.executor import EngineError
 from engine.runtime.runner_config import LoadFormat, RunnerConfig
+from simulator.cost_model import StepShape
 from workbench.engine_driver import HostClock
 from workbench.engine_run import Runner, Say, build_runner, prepare
 from workbench.engine_setup import EngineOptions
 from workbench.provenance import source_commit
 from workbench.scenario_source import LoadedScenario
 
-_GPU_STEPS, _CPU_STEPS = 30, 5
+_GPU_STEPS, _CPU_STEPS, _WATCHED_STEPS = 30, 5, 5
 _TINY: Final = "tiny_model.json"
 
 
@@ -37,6 +42,7 @@ class StepRequest:
         load_format, device, dtype: as `RunnerConfig`.
         steps: how often; None: as often as it takes.
         eager: kernel by kernel, where the engine would replay a CUDA Graph.
+        layers: of a model card, with random weights; None: all.
     """
 
     text: str
@@ -47,82 +53,154 @@ class StepRequest:
     dtype: str | None = None
     steps: int | None = None
     eager: bool = False
+    layers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
-    """A trace that was written.
+class _Ready:
+    """An engine that can run a step.
 
     Attributes:
-        path: of the trace.
-        model: what ran, as `load_model_spec` takes it.
+        runner: of it.
+        limits: of it.
+        maker: of its plans.
+        facts: that the runner tells of itself.
     """
 
-    path: Path
-    about: dict[str, Any]
+    runner: Runner
+    limits: EngineLimits
+    maker: PlanMaker
+    facts: dict[str, Any]
 
 
-def record_step(request: StepRequest, path: Path, say: Say = lambda _: None) -> Recorded:
+@contextmanager
+def _ready(request: StepRequest, say: Say) -> Iterator[_Ready]:
+    """Build an engine for a step; it is closed afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = _config(request, Path(folder))
+        name = request.model or "a tiny model"
+        runner = build_runner(config, HostClock(), lambda text: say(f"{name}: {text}"))
+        with closing(runner):
+            facts = runner.facts()
+            limits = _limits(runner, facts)
+            if not limits.allows(request.design):
+                raise EngineError(
+                    f"the engine cannot run {request.text}: it has {limits.num_pages:,} pages of "
+                    f"{limits.page_size} tokens and takes {limits.max_num_batched_tokens:,} tokens "
+                    f"a step and {limits.max_model_len:,} a request"
+                )
+            runner.fill_cache_with_noise()
+            yield _Ready(runner, limits, PlanMaker(limits, runner.spec.vocab_size), facts)
+
+
+def record_step(request: StepRequest, path: Path, say: Say = lambda _: None) -> None:
     """Build an engine, run a step under torch's profiler, and write the trace.
 
     Raises:
         EngineError: there is no such engine here, or the step does not fit.
     """
-    config = _config(request)
-    runner = build_runner(config, HostClock(), lambda text: say(f"{config.model}: {text}"))
-    with closing(runner):
-        facts = runner.facts()
-        limits = _limits(runner, facts)
-        if not limits.allows(request.design):
-            raise EngineError(
-                f"the engine cannot run {request.text}: it has {limits.num_pages:,} pages of "
-                f"{limits.page_size} tokens and takes {limits.max_num_batched_tokens:,} tokens a step"
-            )
-        runner.fill_cache_with_noise()
-        on_gpu = facts["device"] != "cpu"
+    with _ready(request, say) as ready:
+        on_gpu = ready.facts["device"] != "cpu"
         steps = request.steps or (_GPU_STEPS if on_gpu else _CPU_STEPS)
-        say(f"{config.model}: {steps} x {request.text}")
+        say(f"{steps} x {request.text}")
         traced = importlib.import_module("engine.profiling.traced_steps")
-        maker = PlanMaker(limits, runner.spec.vocab_size)
-        ceilings = runner.ceilings()
-        tracer = traced.trace_step(runner, maker, request.design, steps, eager=request.eager)
-        _, plan = maker.make(request.design)
+        ceilings = ready.runner.ceilings()
+        tracer = traced.trace_step(
+            ready.runner, ready.maker, request.design, steps, eager=request.eager
+        )
+        _, plan = ready.maker.make(request.design)
         if request.eager:
             plan.graph_batch = 0
-        about = {
-            **_facts(facts, ceilings),
-            "model": config.model,
+        tracer.write(path, {
+            **_facts(ready.facts, ceilings),
+            "model": request.model or _TINY,
+            "layers": request.layers,
             "step": request.text,
             "launched": "kernel by kernel" if request.eager else "as when serving",
             "features": list(features_of(plan)),
-        }
-        tracer.write(path, about)
-    return Recorded(path, about)
+        })  # fmt: skip
 
 
-def _config(request: StepRequest) -> RunnerConfig:
-    from engine.core.graph_sizes import default_graph_batch_sizes
+def run_watched(request: StepRequest, say: Say = lambda _: None) -> None:
+    """Build an engine and run a step for a profiler that watches from outside.
 
-    design = request.design
+    Raises:
+        EngineError: as `record_step`; or it is no GPU's engine.
+    """
+    with _ready(request, say) as ready:
+        if ready.facts["device"] == "cpu":
+            raise EngineError("nsys and ncu watch GPUs, and this engine runs on the CPU")
+        module = importlib.import_module("engine.profiling.profiled_step")
+        steps = request.steps or _WATCHED_STEPS
+        module.run_for_profiler(
+            ready.runner, ready.maker, request.design, steps, eager=request.eager
+        )
+
+
+def spec_of(about: Mapping[str, Any]) -> ModelSpec | None:
+    """The shape of the model that a trace was recorded of; None: it does not say, or is gone."""
+    model = about.get("model")
+    if not isinstance(model, str):
+        return None
+    try:
+        spec = load_model_spec(str(files("scenarios") / _TINY) if model == _TINY else model)
+    except (ValueError, OSError):
+        return None
+    layers = about.get("layers")
+    return spec if layers is None else shortened(spec, int(layers))
+
+
+def shape_of_trace(about: Mapping[str, Any]) -> StepShape | None:
+    """The features of the step that a trace was recorded of; None: its steps differ."""
+    features = about.get("features")
+    return None if features is None else StepShape(*features)
+
+
+def shortened(spec: ModelSpec, layers: int) -> ModelSpec:
+    """The same model with its first layers only."""
+    moe = spec.moe
+    if moe is not None:
+        moe = replace(moe, layers=tuple(layer for layer in moe.layers if layer < layers))
+    return replace(spec, num_layers=layers, moe=moe)
+
+
+def _short_model(model: str, layers: int, folder: Path) -> str:
+    """The file of a model card with fewer layers."""
+    cards = {name.casefold(): name for name in model_card_names()}
+    card = cards.get(model.casefold())
+    if card is None:
+        raise EngineError(
+            f"--layers needs a model card, {model} is none: {', '.join(cards.values())}"
+        )
+    text = (files("engine.core") / "model_cards" / f"{card}.json").read_text(encoding="utf-8")
+    path = folder / f"{card}.json"
+    path.write_text(json.dumps({**json.loads(text), "num_hidden_layers": layers}))
+    return str(path)
+
+
+def _config(request: StepRequest, folder: Path) -> RunnerConfig:
+    design, model = request.design, request.model or str(files("scenarios") / _TINY)
+    if request.layers is not None:
+        model = _short_model(model, request.layers, folder)
     tokens = sum(chunk.tokens for chunk in design.chunks) + len(design.decodes)
     requests = len(design.chunks) + len(design.decodes)
     longest = max([chunk.tokens + chunk.context for chunk in design.chunks] + [*design.decodes])
     config = RunnerConfig(
-        model=request.model or str(files("scenarios") / _TINY),
-        load_format=request.load_format if request.model else "dummy",
+        model=model,
+        load_format=request.load_format if request.model and not request.layers else "dummy",
         device=request.device,
         dtype=request.dtype,
     )
     sizes = default_graph_batch_sizes(max(config.max_running_requests, requests))
     # Only the graph that the step replays: capturing all of them would take longer than tracing.
-    graphs = [size for size in sizes if size >= len(design.decodes)][:1] if design.decodes else []
+    graphs = [size for size in sizes if size >= len(design.decodes)][:1]
     return replace(
         config,
         max_num_batched_tokens=max(config.max_num_batched_tokens, tokens),
         max_running_requests=max(config.max_running_requests, requests),
         cuda_graph_batch_sizes=tuple(graphs),
+        cuda_graph_tokens=None if design.chunks else (),
         max_model_len=longest + 1 if request.model is None else None,
-        num_pages=None,
     )
 
 
@@ -155,7 +233,7 @@ def record_run(
     first: int,
     steps: int,
     say: Say = lambda _: None,
-) -> Recorded:
+) -> None:
     """Serve a scenario, record some of its steps, and end it.
 
     Args:
@@ -188,11 +266,9 @@ def record_run(
                 f"the run ended before step {first}: it has fewer steps; ask for --first 0, or "
                 "for more requests (--num-prompts)"
             ) from ended.failure
-        about = {
+        watched.tracer.write(path, {
             **_facts(ready.runner.facts(), ready.runner.ceilings()),
             "model": ready.runner.config.model,
             "scenario": loaded.scenario.name,
             "first_step": first,
-        }
-        watched.tracer.write(path, about)
-    return Recorded(path, about)
+        })  # fmt: skip

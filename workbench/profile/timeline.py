@@ -17,6 +17,10 @@ from workbench.profile.kernel_classes import classify, disagreements
 from workbench.profile.trace import Trace, TraceFileError
 
 _LONGEST: Final = 8  # gaps that are told one by one
+_NO_GPU: Final = (
+    "kernels, gaps, TB/s and TFLOP/s: there is no GPU in this trace; times are the CPU's, by the "
+    "range of the op that spent them"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +135,7 @@ def analyse(
         TraceFileError: nothing happened in it.
     """
     measured = trace.ranges(MEASURED)
-    part = trace.launched_within(measured[0]) if measured else trace
+    part = trace.during(measured[0]) if measured else trace
     steps = max(1, len(part.ranges(STEP)))
     work = counted_work(model, shape) if model is not None and shape is not None else {}
     if not trace.device:
@@ -152,7 +156,7 @@ def _of_gpu(
     kinds = classify(part.device)
     classes = _classes(kinds, spent.added_us, steps, work, ceilings)
     named = trace.ranges(LABELLED)
-    checked, wrong = disagreements(trace.launched_within(named[0])) if named else (0, [])
+    checked, wrong = disagreements(trace.during(named[0])) if named else (0, [])
     return Timeline(
         about=dict(trace.about),
         device="gpu",
@@ -267,10 +271,7 @@ def _of_cpu(part: Trace, steps: int) -> Timeline:
         kernels=_ops(part, begin, end, steps),
         labels_checked=0,
         labels_wrong=[],
-        missing=[
-            "kernels, gaps, TB/s and TFLOP/s: there is no GPU in this trace; times are the CPU's, "
-            "by the range of the op that spent them"
-        ],
+        missing=[_NO_GPU],
     )
 
 

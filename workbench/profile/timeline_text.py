@@ -91,7 +91,10 @@ def _rate(rate: Rate | None) -> str:
 
 def _kernels(found: Timeline, most: int) -> Iterator[str]:
     title = "kernel" if found.device == "gpu" else "op (its own time)"
-    yield f"{title:<48}{'class':<18}{'a step':>7}{'us each':>9}{'us a step':>11}{'TB/s':>8}{'ceiling':>9}"
+    yield (
+        f"{title:<48}{'class':<18}{'a step':>7}{'us each':>9}{'us a step':>11}{'TB/s':>8}"
+        f"{'ceiling':>9}"
+    )
     for one in found.kernels[:most]:
         yield _kernel_line(one)
     rest = found.kernels[most:]

@@ -92,17 +92,13 @@ class Trace:
         wanted = RANGE + name
         return [work for work in self.host if work.name == wanted]
 
-    def launched_within(self, span: HostWork) -> Trace:
-        """What a range launched, and what the host did during it."""
-        calls = {work.correlation for work in self.host
-                 if work.correlation >= 0 and _contains(span, work)}  # fmt: skip
+    def during(self, span: HostWork) -> Trace:
+        """What began on the device during a range that waits for it, and what the host did."""
         host = tuple(work for work in self.host if _overlaps(span, work))
-        device = tuple(work for work in self.device if work.correlation in calls)
+        device = tuple(
+            work for work in self.device if span.start_us <= work.start_us <= span.end_us
+        )
         return Trace(device, host, self.about)
-
-
-def _contains(span: HostWork, work: HostWork) -> bool:
-    return span.start_us <= work.start_us and work.end_us <= span.end_us
 
 
 def _overlaps(span: HostWork, work: HostWork) -> bool:
