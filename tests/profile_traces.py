@@ -85,3 +85,13 @@ def labelled_step(at: float, correlation: int) -> list[dict]:
         host += 10.0
         correlation += 1
     return [*events, ranged(LABELLED, at - 1, host - at + 2)]
+
+
+def even_trace(kernels: int, length: float, gap: float) -> list[dict]:
+    """Kernels that are all alike, each launched just before it runs."""
+    events: list[dict] = []
+    at = 10.0
+    for number in range(kernels):
+        events += [call("cudaLaunchKernel", at - 2.0, 1.5, number), kernel("k", at, length, number)]
+        at += length + gap
+    return events

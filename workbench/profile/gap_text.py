@@ -89,11 +89,11 @@ def lane_shares(steady: Steady, length_us: float, width: int) -> list[float]:
     for start, end in steady.lane:
         at = start
         while at < end:
-            place = min(int(at / cell), width - 1)
+            place = int(at / cell)
+            if (place + 1) * cell <= at:  # rounded down at the edge of a cell
+                place += 1
             until = min(end, (place + 1) * cell)
-            if until <= at:  # rounding at the edge of a cell
-                until = end
-            busy[place] += until - at
+            busy[min(place, width - 1)] += until - at
             at = until
     return [
         min(1.0, us / cell) if place * cell < steady.lane_us else -1.0

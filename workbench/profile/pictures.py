@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +26,8 @@ GROUP_COLOURS: Final = {
     "sampling": "#D55E00", "communication": "#222222", "rest": "#56B4E9",
 }  # fmt: skip
 _BUSY: Final = {"eager": "#E69F00", "graph": "#0072B2"}
+_COLUMNS: Final = (0.6, 0.765, 0.815, 0.875)  # of the table beside a roofline
+_LAST: Final = 0.89
 _LEADER: Final[Any] = {"arrowstyle": "-", "color": "#9A9A9A", "linewidth": 0.6}
 _CAUSES: Final = ("#D55E00", "#E69F00", "#CC79A7", "#F0E442", "#0072B2", "#009E73", "#56B4E9",
                   "#BBBBBB")  # fmt: skip
@@ -68,14 +71,14 @@ def _roof(axes: Axes, found: Roofline) -> None:
     top, points = found.ceilings, _with_flops(found.points)
     intensities = [point.intensity for point in points] or [top.ridge]
     low = min(0.3, *(value / 3 for value in intensities))
-    high = max(top.ridge * 10, *(value * 3 for value in intensities))
+    high = max(top.ridge * 10, *(value * 8 for value in intensities))
     x = np.geomspace(low, high, 200)
     axes.loglog(x, np.minimum(top.tflop_s, top.tb_s * x), color="#222222", linewidth=1.6)
     axes.axvline(top.ridge, color="#9A9A9A", linewidth=0.8, linestyle=":")
     axes.text(top.ridge * 1.08, top.tflop_s * 1.12, f"ridge {top.ridge:,.0f} FLOP/byte",
               fontsize=8, color=GREY)  # fmt: skip
-    axes.text(high / 1.1, top.tflop_s * 0.8, f"{top.tflop_s:,.0f} TFLOP/s", fontsize=8,
-              color=GREY, ha="right", va="top")  # fmt: skip
+    axes.text(high / 1.1, top.tflop_s * 1.12, f"{top.tflop_s:,.0f} TFLOP/s", fontsize=8,
+              color=GREY, ha="right")  # fmt: skip
     axes.text(low * 1.3, top.tb_s * low * 2.2, f"{top.tb_s:.2f} TB/s", fontsize=8, color=GREY,
               rotation=34)  # fmt: skip
     rates = [point.tflop_s for point in points] or [top.tflop_s]
@@ -120,23 +123,24 @@ def _free_place(point: Point, placed: list[tuple[float, float]]) -> tuple[float,
 
 
 def _table(figure: Figure, found: Roofline) -> None:
-    left, columns = 0.6, (0.0, 0.175, 0.225, 0.275, 0.33)
     y, step = 0.86, 0.048
-    heads = ("class", "us", "TB/s", "TFLOP/s", "of the ceiling")
-    for x, head in zip(columns, heads, strict=True):
-        figure.text(left + x, y, head, fontsize=8.5, color=GREY, ha="left" if not x else "right")
+    for x, head in zip(_COLUMNS, ("class", "us", "TB/s", "TFLOP/s"), strict=True):
+        figure.text(
+            x, y, head, fontsize=8.5, color=GREY, ha="left" if x == _COLUMNS[0] else "right"
+        )
+    figure.text(_LAST, y, "of the ceiling", fontsize=8.5, color=GREY)
     for point in found.points[:15]:
         y -= step
-        cells = (point.kind, f"{point.time_us:,.1f}", f"{point.tb_s:.2f}",
-                 f"{point.tflop_s:,.0f}" if point.flops else "-",
-                 f"{point.fraction:.0%} {point.bound}")  # fmt: skip
-        for x, cell in zip(columns[:4], cells, strict=False):
-            figure.text(left + x, y, cell, fontsize=8.5, ha="left" if not x else "right")
-        figure.text(left + 0.345, y, cells[4], fontsize=8.5,
-                    color=GROUP_COLOURS[point.group])  # fmt: skip
+        rate = f"{point.tflop_s:,.0f}" if point.flops else "-"
+        figure.text(_COLUMNS[0], y, point.kind, fontsize=8.5)
+        cells = (f"{point.time_us:,.1f}", f"{point.tb_s:.2f}", rate)
+        for x, cell in zip(_COLUMNS[1:], cells, strict=True):
+            figure.text(x, y, cell, fontsize=8.5, ha="right")
+        reached = f"{point.fraction:.0%} {point.bound}"
+        figure.text(_LAST, y, reached, fontsize=8.5, color=GROUP_COLOURS[point.group])
     y -= step
-    figure.text(left, y, "rest and gaps", fontsize=8.5, color=GREY)
-    figure.text(left + columns[1], y, f"{found.rest_us:,.1f}", fontsize=8.5, color=GREY, ha="right")
+    figure.text(_COLUMNS[0], y, "rest and gaps", fontsize=8.5, color=GREY)
+    figure.text(_COLUMNS[1], y, f"{found.rest_us:,.1f}", fontsize=8.5, color=GREY, ha="right")
 
 
 def draw_gaps(stories: Sequence[GapStory], path: Path) -> None:
@@ -161,9 +165,9 @@ def _story(figure: Figure, story: GapStory, top: float, share: float) -> None:
     figure.text(0.012, top - 0.05 * share, f"{story.what} ({story.gpu})", fontsize=10.5,
                 fontweight="bold", va="top")  # fmt: skip
     figure.text(0.012, top - 0.14 * share, verdict(story), fontsize=9, color=GREY, va="top")
-    lanes = figure.add_axes((0.055, top - 0.8 * share, 0.5, 0.5 * share))
+    lanes = figure.add_axes((0.055, top - 0.8 * share, 0.47, 0.5 * share))
     _lanes(lanes, story)
-    first = figure.add_axes((0.63, top - 0.8 * share, 0.36, 0.5 * share))
+    first = figure.add_axes((0.675, top - 0.8 * share, 0.315, 0.5 * share))
     _first_calls(first, story)
 
 
@@ -190,7 +194,7 @@ def _first_calls(axes: Axes, story: GapStory) -> None:
     names: dict[str, Any] = {}
     for row, (_, call) in enumerate(calls):
         left = 0.0
-        for (cause, ms, _), colour in zip(call.causes, _CAUSES, strict=True):
+        for (cause, ms, _), colour in zip(call.causes, cycle(_CAUSES), strict=False):
             bar = axes.barh(row, ms, 0.6, left, color=colour)
             left += ms
             if ms > 0.005 * call.wall_ms:
