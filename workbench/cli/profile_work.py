@@ -200,7 +200,6 @@ def show_gaps(
 
     if model is not None and workload == "all":
         raise UsageError("--model needs --workload decode or --workload denoise")
-    path = _in(output, "gaps.json")
     if from_file is not None:
         stories = read_stories(from_file)
     else:
@@ -214,6 +213,8 @@ def show_gaps(
             for subject in subjects:
                 line.say(f"{subject.model}: cold, eager and as a graph")
                 stories.append(measure_story(subject))
+    path = _in(output, "gaps.json")
+    if from_file is None:
         _write_json(path, stories_to_json(stories, source_commit()))
     for suffix in (".svg", ".png"):
         draw_gaps(stories, path.with_suffix(suffix))

@@ -82,12 +82,14 @@ def _lane(
     canvas: Canvas, palette: Palette, y: int, steady: Steady, name: str, span: tuple[float, int]
 ) -> None:
     length, width = span
+    if width < 1:
+        return
     shares = np.array(lane_shares(steady, length, width))
     ends = int(np.count_nonzero(shares >= 0))
     canvas.fill(_LEFT, y, ends, _LANE_ROWS, " ", palette.ink(None, "data-free"))
     level = np.where(shares > 0, np.round(shares * 8 * _LANE_ROWS), 0).astype(np.int64)
     ground = palette.ink(COLOURS[name], "data-free")
-    for row in range(_LANE_ROWS):
+    for row in range(min(_LANE_ROWS, canvas.height - y)):
         part = np.clip(level - 8 * (_LANE_ROWS - 1 - row), 0, 8)
         drawn = np.flatnonzero(part > 0)
         glyphs = bars.EIGHTHS[part[drawn]]
