@@ -39,15 +39,13 @@ class TablePane(ChartPane):
             return
         dim = palette.ink("data-axis")
         canvas.text(0, 0, f"{'  class':<20}{'% step':>7}{'TB/s':>6}{'eff':>5}  bound", dim)
-        room = canvas.height - len(self._below(found)) - 2
-        for y, (letter, point) in enumerate(
-            zip(LETTERS, found.points[: max(room, 1)], strict=False), 1
-        ):
+        below = self._below(found)
+        room = max(canvas.height - len(below) - 2, 1)
+        shown = list(zip(LETTERS, found.points[:room], strict=False))
+        for y, (letter, point) in enumerate(shown, 1):
             _row(canvas, palette, y, letter, point, found)
-        y = min(len(found.points), max(room, 1)) + 2
-        for text, colour in self._below(found):
+        for y, (text, colour) in enumerate(below, len(shown) + 2):
             canvas.text(0, y, shortened(text, canvas.width), palette.ink(colour))
-            y += 1
 
     def _below(self, found: Roofline) -> list[tuple[str, str | None]]:
         """Lines of (text, colour)."""
