@@ -122,6 +122,8 @@ def test_gaps_need_a_gpu_or_a_file() -> None:
         (("roofline", "--step", "decode:1x1", "--gpu", "h200"), "which model?"),
         (("roofline", "--step", "decode:1x1", "--gpu", "h2000", "--model", "Qwen3-0.6B"), "h200"),
         (("gaps", "--model", "dit-s"), "--workload"),
+        (("timeline", "--step", "decode:1x1", "--only", "qkv"), "goes with --ncu"),
+        (("timeline", "--step", "decode:1x1", "--ncu", "--only", "none"), "is one of"),
         (("timeline", "--step", "decode:1x1", "--layers", "2", "--model", "none"), "model card"),
         (("import", "none.json"), "none.json"),
     ],

@@ -100,6 +100,15 @@ def _request(
     )
 
 
+def _check_class(only: str | None, *, with_ncu: bool) -> None:
+    """Refuse a class that no kernel has, or that nobody asks for."""
+    from engine.profiling.op_classes import GROUP_OF
+    from workbench.cli.failures import UsageError
+
+    if only is not None and (only not in GROUP_OF or not with_ncu):
+        raise UsageError(f"--only goes with --ncu, and is one of {', '.join(GROUP_OF)}")
+
+
 @app.command()
 def timeline(
     scenario: ScenarioArgument = None,
@@ -121,6 +130,10 @@ def timeline(
     ncu: Annotated[
         bool, typer.Option("--ncu", help="Counters of each kernel, by Nsight Compute, likewise.")
     ] = False,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="CLASS", help="With --ncu: only kernels of a class, such as qkv."),
+    ] = None,
     output: OutputOption = _FOLDER,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -134,6 +147,7 @@ def timeline(
     from workbench.cli.profile_tools import run_ncu, run_nsys
     from workbench.cli.profile_work import time_run, time_step
 
+    _check_class(only, with_ncu=ncu)
     if scenario is not None and (step is not None or nsys or ncu or layers):
         raise UsageError("a scenario, or --step with --nsys, --ncu and --layers: not both")
     if scenario is not None:
@@ -143,8 +157,11 @@ def timeline(
         )  # fmt: skip
         return
     request = _request(step, model, load_format, device, dtype, steps, eager=eager, layers=layers)
-    if nsys or ncu:
-        (run_nsys if nsys else run_ncu)(request, output, as_json=as_json)
+    if nsys:
+        run_nsys(request, output, as_json=as_json)
+        return
+    if ncu:
+        run_ncu(request, output, only, as_json=as_json)
         return
     time_step(request, output, kernels, as_json=as_json, quiet=quiet)
 

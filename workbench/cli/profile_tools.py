@@ -49,14 +49,19 @@ def run_nsys(request: StepRequest, output: Path, *, as_json: bool) -> None:
     read_report(output / "step.sqlite", request.model, request.text, 12, as_json=as_json)
 
 
-def run_ncu(request: StepRequest, output: Path, *, as_json: bool) -> None:
+def run_ncu(request: StepRequest, output: Path, only: str | None, *, as_json: bool) -> None:
     """Read the counters of a step with Nsight Compute; without it, the command to type."""
-    if counters_of(request, output) is not None:
+    if counters_of(request, output, only) is not None:
         read_report(output / "ncu.csv", request.model, request.text, 12, as_json=as_json)
 
 
-def counters_of(request: StepRequest, output: Path) -> list[tuple[str, NcuKernel]] | None:
-    """(class, counters) of each kernel of a step; None: there is no ncu, and it was said."""
+def counters_of(
+    request: StepRequest, output: Path, only: str | None = None
+) -> list[tuple[str, NcuKernel]] | None:
+    """(class, counters) of each kernel of a step, or those of one class.
+
+    None: there is no ncu, and it was said.
+    """
     from workbench.profile.ncu_report import classes_of, read_ncu
     from workbench.profile.nsight import Command, find_tool, known_metrics, ncu_command, run_tool
 
@@ -64,9 +69,9 @@ def counters_of(request: StepRequest, output: Path) -> list[tuple[str, NcuKernel
     ncu = find_tool("ncu")
     metrics = known_metrics(ncu) if ncu else None
     command = (
-        ncu_command(arguments_of(request), log, python="python")
+        ncu_command(arguments_of(request), log, only=only, python="python")
         if ncu is None or metrics is None
-        else ncu_command(arguments_of(request), log, metrics=metrics, ncu=ncu)
+        else ncu_command(arguments_of(request), log, metrics=metrics, only=only, ncu=ncu)
     )
     _print([command, Command(("workbench", "profile", "import", str(log)))])
     if ncu is None:

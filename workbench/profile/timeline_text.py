@@ -93,7 +93,7 @@ def _kernels(found: Timeline, most: int) -> Iterator[str]:
     title = "kernel" if found.device == "gpu" else "op (its own time)"
     yield (
         f"{title:<48}{'class':<18}{'a step':>7}{'us each':>9}{'us a step':>11}{'TB/s':>8}"
-        f"{'ceiling':>9}"
+        f"{'TFLOP/s':>9}{'ceiling':>9}"
     )
     for one in found.kernels[:most]:
         yield _kernel_line(one)
@@ -109,7 +109,9 @@ def _kernel_line(one: KernelTime) -> str:
         f"{one.added_us:>11,.1f}"
     )
     rate = one.rate
-    return begin if rate is None else f"{begin}{rate.tb_s:>8.2f}{rate.fraction:>9.0%}"
+    if rate is None:
+        return begin
+    return f"{begin}{rate.tb_s:>8.2f}{rate.tflop_s:>9,.1f}{rate.fraction:>9.0%}"
 
 
 def _labels(found: Timeline) -> Iterator[str]:
