@@ -81,7 +81,7 @@ class Album:
 def test_screens_look_as_they_did(
     folder: Path, monkeypatch: pytest.MonkeyPatch, look: str, size: str
 ) -> None:
-    """Scenarios, live, compare, requests, why and help are the very pictures that were kept."""
+    """All screens are the very pictures that were kept."""
     monkeypatch.chdir(folder)
     monkeypatch.delenv("NO_COLOR", raising=False)
     if look == "no_color":
@@ -110,6 +110,14 @@ def test_screens_look_as_they_did(
         await shown(app, pilot, "why")
         await until(pilot, lambda: app.screen.query_one("#explanation", TextPane).count > 5)
         album.look_at("why")
+        await pilot.press("6")
+        await shown(app, pilot, "roofline")
+        await pilot.pause(0.1)
+        album.look_at("roofline")
+        await pilot.press("7")
+        await shown(app, pilot, "gaps")
+        await pilot.pause(0.1)
+        album.look_at("gaps")
         app.compare_runs(run, fork)
         await shown(app, pilot, "compare")
         screen = app.screen
