@@ -84,6 +84,14 @@ def test_what_the_launching_thread_did_most_is_to_blame() -> None:
     assert gap.cause == "the host, in aten::sort of step"
 
 
+def test_a_range_is_named_with_what_is_inside() -> None:
+    """Where it calls nothing, Python is."""
+    events = [kernel("a", 100, 10, 1), kernel("b", 160, 5, 2), ranged("step", 90, 80),
+              call("cudaLaunchKernel", 95, 2, 1), call("cudaLaunchKernel", 150, 5, 2)]  # fmt: skip
+    (gap,) = occupation(parse_events(events)).gaps
+    assert gap.cause == "the host, in Python of step"
+
+
 def test_python_between_calls_is_named_as_such() -> None:
     """Where the thread was in no call and no range, Python was."""
     events = [kernel("a", 100, 10, 1), kernel("b", 160, 5, 2),

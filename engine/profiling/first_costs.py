@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import triton
 from torch.profiler import record_function
+from triton.backends.nvidia import driver
 from triton.runtime.autotuner import Autotuner
 
 from engine.kernels import nvrtc
@@ -25,7 +26,11 @@ COMPILE, LOAD, CUDA_CPP = (
     "kernel loading",
     "kernel compilation (NVRTC)",
 )
+LAUNCHERS = "kernel launchers (C compiler)"
 AUTOTUNE, CAPTURED = "autotune", "graph capture"
+
+
+_BUILD = "compile_module_from_src"
 
 
 class FirstCosts:
@@ -37,7 +42,7 @@ class FirstCosts:
     """
 
     def __init__(self) -> None:
-        causes = (COMPILE, CUDA_CPP, LOAD, AUTOTUNE, CAPTURED)
+        causes = (COMPILE, LAUNCHERS, CUDA_CPP, LOAD, AUTOTUNE, CAPTURED)
         self.ms: dict[str, float] = dict.fromkeys(causes, 0.0)
         self.counts: dict[str, int] = dict.fromkeys(causes, 0)
         self._loading_since = self._capturing_since = 0.0
@@ -57,6 +62,8 @@ class FirstCosts:
             (capture, "capture_begin", self._capture_begins(capture.capture_begin)),
             (capture, "capture_end", self._capture_ends(capture.capture_end)),
         ]
+        if (build := getattr(driver, _BUILD, None)) is not None:  # not in every version of Triton
+            patches.append((driver, _BUILD, self._timed(build, LAUNCHERS)))
         before = [getattr(owner, name) for owner, name, _ in patches]
         for owner, name, value in patches:
             setattr(owner, name, value)

@@ -159,6 +159,7 @@ def _named(stack: Sequence[HostWork]) -> str:
     """The innermost range or call, and the range that it is in."""
     if not stack:
         return "Python between calls"
-    ranges = [work.name for work in stack[:-1] if work.kind == "user_annotation"]
-    inside = f" of {ranges[-1].removeprefix(RANGE)}" if ranges else ""
-    return f"{stack[-1].name.removeprefix(RANGE)}{inside}"
+    ranges = [work.name.removeprefix(RANGE) for work in stack if work.kind == "user_annotation"]
+    inside = f" of {ranges[-1]}" if ranges else ""
+    call = stack[-1].name if stack[-1].kind != "user_annotation" else "Python"
+    return f"{call}{inside}"

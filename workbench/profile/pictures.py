@@ -29,8 +29,8 @@ _BUSY: Final = {"eager": "#E69F00", "graph": "#0072B2"}
 _COLUMNS: Final = (0.6, 0.765, 0.815, 0.875)  # of the table beside a roofline
 _LAST: Final = 0.89
 _LEADER: Final[Any] = {"arrowstyle": "-", "color": "#9A9A9A", "linewidth": 0.6}
-_CAUSES: Final = ("#D55E00", "#E69F00", "#CC79A7", "#F0E442", "#0072B2", "#009E73", "#56B4E9",
-                  "#BBBBBB")  # fmt: skip
+_CAUSES: Final = ("#D55E00", "#8A3B00", "#E69F00", "#CC79A7", "#F0E442", "#0072B2", "#009E73",
+                  "#56B4E9", "#BBBBBB")  # fmt: skip
 
 
 def draw_roofline(found: Roofline, path: Path) -> None:
