@@ -164,21 +164,16 @@ async def scenarios(app: WorkbenchApp, pilot: Pilot[None]) -> None:
 
 async def roofline(app: WorkbenchApp, pilot: Pilot[None]) -> None:
     """The classes of a step that computes a prompt beside decoding requests."""
-    assert app.current is not None
-    steps, player = app.current.store.replicas[0].steps, app.current.player
+    run = app.current
+    if run is None:
+        raise RuntimeError("no run is open")
+    steps, player = run.player.steps, run.player
     mixed = np.flatnonzero(
         (steps.column("prefill_tokens") > 300) & (steps.column("decode_requests") > 8)
     )
     player.seek(steps.first + int(mixed[mixed > 100][0]))
     await pilot.press("6")
     await until(pilot, lambda: getattr(app.screen, "MODE", "") == "roofline")
-    await pilot.pause(0.2)
-
-
-async def gaps(app: WorkbenchApp, pilot: Pilot[None]) -> None:
-    """The first workload that comes with the workbench."""
-    await pilot.press("7")
-    await until(pilot, lambda: getattr(app.screen, "MODE", "") == "gaps")
     await pilot.pause(0.2)
 
 
@@ -248,7 +243,6 @@ def main() -> None:
             Picture("requests", requests),
             Picture("scenarios", scenarios),
             Picture("roofline", roofline),
-            Picture("gaps", gaps),
         ):
             if not arguments.only or picture.name in arguments.only:
                 svg = asyncio.run(photograph(run, picture))

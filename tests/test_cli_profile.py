@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 from command_line import invoke
+from gap_stories import left_here
 from profile_traces import STEP_KERNELS, graph_steps
 
 from workbench.cli import profile_tools
 from workbench.profile import doctor, nsight
-from workbench.profile.gap_story import read_stories
-from workbench.profile.shipped_gaps import SHIPPED
+from workbench.profile.gap_text import verdict
+from workbench.profile.latest_gaps import MEASURED_HERE
 
 
 @pytest.fixture(autouse=True)
@@ -101,15 +102,16 @@ def test_a_roofline_is_not_measured_on_a_cpu() -> None:
     assert "--gpu h200 predicts" in result.stderr
 
 
-def test_gaps_need_a_gpu_or_a_file() -> None:
-    """Those that come with the workbench are one."""
+def test_gaps_need_a_gpu_or_a_file(elsewhere: Path) -> None:
+    """Of what was measured elsewhere."""
     result = invoke("profile", "gaps")
     assert result.exit_code == 1
     assert "gaps between kernels need a GPU" in result.stderr
-    result = invoke("profile", "gaps", "--from", str(SHIPPED), "--output", "here")
+    stories = left_here(elsewhere)
+    result = invoke("profile", "gaps", "--from", str(MEASURED_HERE), "--output", "here")
     assert result.exit_code == 0, result.stderr
-    for story in read_stories(SHIPPED):
-        assert story.what in result.stdout
+    for story in stories:
+        assert verdict(story) in result.stdout
     assert {path.name for path in Path("here").iterdir()} == {"gaps.svg", "gaps.png"}
 
 

@@ -2,50 +2,25 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
 
 import pytest
-from profile_traces import call, even_trace, kernel, ranged
+from gap_stories import KERNELS, UNITS, phases
+from profile_traces import call, kernel, ranged
 
 from engine.profiling.op_classes import CAPTURE
-from workbench.profile import shipped_gaps
 from workbench.profile.first_call import ALLOCATOR, GPU, OTHER, first_call
 from workbench.profile.gap_story import (
     GapStory,
     read_stories,
     steady_state,
     stories_to_json,
-    story_of,
 )
 from workbench.profile.gap_text import lane_shares, stories_text, verdict
+from workbench.profile.latest_gaps import MEASURED_HERE, latest_stories
 from workbench.profile.pictures import draw_gaps
-from workbench.profile.shipped_gaps import known_stories
 from workbench.profile.trace import TraceFileError, parse_events
-
-UNITS, KERNELS = 10, 40
-
-
-def phases(folder: Path, eager_gap: float, graph_gap: float) -> GapStory:
-    """The story of a folder as `engine.profiling.phases` leaves it."""
-    first = [call("cudaMalloc", 5, 3_000, 1), kernel("k", 9, 2_000, 2)]
-    traces = {
-        "cold": first, "capture": first,
-        "eager": even_trace(UNITS * KERNELS, 3.0, eager_gap),
-        "graph": even_trace(UNITS * KERNELS, 3.0, graph_gap),
-    }  # fmt: skip
-    found: dict = {}
-    for name, events in traces.items():
-        file = folder / f"{name}.json.gz"
-        file.write_bytes(gzip.compress(json.dumps({"traceEvents": events}).encode()))
-        gap = eager_gap if name == "eager" else graph_gap
-        found[name] = {"trace": file.name, "wall_ms": 100.0, "causes_ms": {"compiling": 60.0},
-                       "counts": {"compiling": 4}, "unit_ms": KERNELS * (3.0 + gap) / 1e3,
-                       "units": UNITS}  # fmt: skip
-    about = {"what": "a workload", "unit": "step", "gpu": "a GPU", "torch": "2", "cuda": "13"}
-    (folder / "phases.json").write_text(json.dumps({**about, "phases": found}))
-    return story_of(folder)
 
 
 @pytest.fixture
@@ -128,19 +103,18 @@ def test_the_picture_is_the_same_each_time(story: GapStory, tmp_path: Path) -> N
         assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
-def test_stories_measured_here_come_first(
+def test_the_latest_stories_are_those_of_the_folder(
     story: GapStory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then those that come along, of which there are some; a broken file is told of."""
+    """None if nothing was measured there; a broken file is told of."""
     monkeypatch.chdir(tmp_path)
-    shipped = known_stories()
-    assert {one.unit for one in shipped.stories} == {"decode step", "denoising step"}
-    Path("profile").mkdir()
-    shipped_gaps.MEASURED_HERE.write_text(json.dumps(stories_to_json([story], None)))
-    assert known_stories().stories == [story]
-    shipped_gaps.MEASURED_HERE.write_text("{")
-    broken = known_stories()
-    assert broken.stories == shipped.stories
+    assert latest_stories().stories == []
+    MEASURED_HERE.parent.mkdir()
+    MEASURED_HERE.write_text(json.dumps(stories_to_json([story], None)))
+    assert latest_stories().stories == [story]
+    MEASURED_HERE.write_text("{")
+    broken = latest_stories()
+    assert (broken.stories, broken.source) == ([], "profile/gaps.json")
     assert "gaps.json" in (broken.trouble or "")
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gap_stories import left_here
 from recorded_runs import recorded
 from textual.pilot import Pilot
 from tui_pilot import drive, shown, until
 
-from workbench.profile.gap_story import read_stories
+from workbench.profile.gap_text import verdict
+from workbench.profile.latest_gaps import MEASURED_HERE
 from workbench.profile.run_roofline import NoRooflineError, RunRoofline, shape_of_row
-from workbench.profile.shipped_gaps import MEASURED_HERE, SHIPPED
 from workbench.tui.app import WorkbenchApp
 from workbench.tui.chart_screen import ChartScreen
 from workbench.tui.gaps.pane import StoryPane
@@ -164,9 +163,9 @@ def test_the_roofline_screen_follows_the_cursor(run: OpenedRun) -> None:
 
 
 @pytest.mark.parametrize("size", [(120, 36), (80, 24), (40, 10), (20, 5)])
-def test_gaps_are_shown_at_any_size(run: OpenedRun, size: tuple[int, int]) -> None:
-    """One workload after the other, around the end; without a run, too."""
-    stories = read_stories(SHIPPED)
+def test_gaps_are_shown_at_any_size(tmp_path: Path, size: tuple[int, int]) -> None:
+    """One workload after the other, around the end; no run need be open."""
+    stories = left_here(tmp_path)
     seen: list[str] = []
 
     async def journey(app: WorkbenchApp, pilot: Pilot[None]) -> None:
@@ -184,26 +183,24 @@ def test_gaps_are_shown_at_any_size(run: OpenedRun, size: tuple[int, int]) -> No
     drive(journey, size)
     if size[0] >= 80:
         for story, text in zip(stories, seen, strict=True):
-            assert story.what in text
+            assert verdict(story)[:40] in text
             assert "GPU busy" in text
 
 
-def test_gaps_measured_here_are_shown_first() -> None:
-    """From the folder where the command puts them."""
-    (story, *_) = read_stories(SHIPPED)
-    mine = replace(story, what="my own workload")
-    MEASURED_HERE.parent.mkdir()
-    from workbench.profile.gap_story import stories_to_json
-
-    MEASURED_HERE.write_text(json.dumps(stories_to_json([mine], None)))
+def test_without_stories_the_screen_says_how_to_get_them() -> None:
+    """With the command; what cannot be read is told."""
     seen: list[str] = []
 
     async def journey(app: WorkbenchApp, pilot: Pilot[None]) -> None:
         await shown(app, pilot, "scenarios")
         await pilot.press("7")
         await shown(app, pilot, "gaps")
-        await pilot.pause(0.05)
+        await pilot.pause(0.1)
         seen.append(screen_text(app))
 
     drive(journey)
-    assert "my own workload" in seen[0]
+    assert "workbench profile gaps --before eager --after graph" in seen[0]
+    MEASURED_HERE.parent.mkdir()
+    MEASURED_HERE.write_text("{")
+    drive(journey)
+    assert "no result of" in seen[1]

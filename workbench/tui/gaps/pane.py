@@ -21,6 +21,16 @@ _LEFT: Final = 7  # cells for the names of lanes
 _SIDE_FROM: Final = 100  # cells from which on first calls stand beside the figures
 _FIGURES: Final = 56  # cells of the figures
 _LEAST_BAR: Final = 70  # cells from which on causes have bars
+_NOTHING: Final = "nothing was measured in this folder yet"
+_HOW: Final = (
+    "",
+    "On a machine with a GPU,",
+    "",
+    "    workbench profile gaps --before eager --after graph",
+    "",
+    "measures decode steps and a diffusion transformer's denoising loop, cold, eager and as CUDA",
+    "Graphs, and leaves profile/gaps.json, which this screen shows.",
+)
 COLOURS: Final = {"eager": "data-step", "graph": "data-prefill"}
 SHAPES: Final = {"eager": "▒", "graph": "█"}
 
@@ -28,14 +38,19 @@ SHAPES: Final = {"eager": "▒", "graph": "█"}
 class StoryPane(ChartPane):
     """The story that is chosen.
 
+    Args:
+        stories: to choose from.
+        trouble: why there are none, if something is wrong.
+
     Attributes:
         stories: all there are.
         chosen: which of them.
     """
 
-    def __init__(self, stories: Sequence[GapStory]) -> None:
+    def __init__(self, stories: Sequence[GapStory], trouble: str | None = None) -> None:
         super().__init__(id="story")
         self.stories = stories
+        self._trouble = trouble
         self.chosen = 0
 
     def key(self) -> Hashable:
@@ -45,7 +60,8 @@ class StoryPane(ChartPane):
     def draw(self, canvas: Canvas, palette: Palette) -> None:
         """As `Pane.draw`."""
         if not self.stories:
-            self.empty(canvas, palette, "gaps", "`workbench profile gaps` measures them on a GPU")
+            why = _NOTHING if self._trouble is None else self._trouble
+            self.empty(canvas, palette, "gaps", why, *_HOW)
             return
         story = self.stories[self.chosen]
         number = f"{self.chosen + 1}/{len(self.stories)}  "

@@ -9,7 +9,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import Footer
 
-from workbench.profile.shipped_gaps import known_stories
+from workbench.profile.latest_gaps import latest_stories
 from workbench.tui.chart_screen import ChartScreen
 from workbench.tui.gaps.pane import StoryPane
 from workbench.tui.mode_tabs import ModeTabs
@@ -40,7 +40,7 @@ GUIDE: Final = ScreenHelp(
 
 
 class GapsScreen(ChartScreen):
-    """The stories that were measured here last, or those that come with the workbench."""
+    """The stories that were measured last in the current folder."""
 
     MODE: ClassVar[str] = "gaps"
     GUIDE: ClassVar[ScreenHelp] = GUIDE
@@ -59,20 +59,18 @@ class GapsScreen(ChartScreen):
 
     def __init__(self) -> None:
         super().__init__()
-        self._known = known_stories()
+        self._known = latest_stories()
 
     def compose(self) -> ComposeResult:
         """One workload at a time."""
         yield ModeTabs(self.MODE)
-        yield StoryPane(self._known.stories)
+        yield StoryPane(self._known.stories, self._known.trouble)
         yield Footer(show_command_palette=False)
 
     def on_screen_resume(self) -> None:
         """Say where the figures come from."""
         for tabs in self.query(ModeTabs):
             tabs.note(self._known.source)
-        if self._known.trouble is not None:
-            self.notify(self._known.trouble, severity="warning", markup=False)
 
     def action_next(self, by: int) -> None:
         """Another workload."""
