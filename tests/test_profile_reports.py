@@ -137,6 +137,11 @@ HEAD = ('"ID","Process ID","Kernel Name","Stream",'
 UNITS = '"","","","","","Mbyte","byte","ns","%"'
 
 
+def _nvtx(name: str) -> str:
+    """A range as ncu writes those around a kernel, the outermost first."""
+    return f'""workbench:{name}:none:none:none:none:none:none""'
+
+
 def ncu_csv(*rows: str) -> str:
     """What `ncu --csv --page raw` prints, with its talk before it."""
     return "\n".join(["==PROF== Connected to process 7", HEAD, UNITS, *rows])
@@ -146,7 +151,7 @@ def test_counters_of_a_row_a_kernel_are_read(tmp_path: Path) -> None:
     """In base units whatever the units are, with the class of the innermost known range."""
     path = tmp_path / "ncu.csv"
     path.write_text(ncu_csv(
-        '"0","7","_skinny_kernel","7","workbench:labelled:none; workbench:gate_up:none",'
+        f'"0","7","_skinny_kernel","7","42  {_nvtx("labelled")}  {_nvtx("gate_up")}",'
         '"117.5","1,024","30,000","55.5"',
         '"1","7","void f<int>(int*)","7","","n/a","0","2,500",""',
     ))  # fmt: skip

@@ -106,10 +106,13 @@ def _long(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[NcuKernel]
     found: dict[str, tuple[dict[str, str], dict[str, float]]] = {}
     for row in rows:
         cells = dict(zip(head, row, strict=False))
+        if not cells["ID"]:  # a row of units
+            continue
         _, values = found.setdefault(cells["ID"], (cells, {}))
         number = _number(cells["Metric Value"])
         if number is not None:
-            values[cells["Metric Name"]] = number * _UNITS.get(cells["Metric Unit"], 1.0)
+            scale = _UNITS.get(cells.get("Metric Unit", ""), 1.0)
+            values[cells["Metric Name"]] = number * scale
     return [_made(cells, values) for cells, values in found.values()]
 
 

@@ -75,8 +75,8 @@ def _roof(axes: Axes, found: Roofline) -> None:
     x = np.geomspace(low, high, 200)
     axes.loglog(x, np.minimum(top.tflop_s, top.tb_s * x), color="#222222", linewidth=1.6)
     axes.axvline(top.ridge, color="#9A9A9A", linewidth=0.8, linestyle=":")
-    axes.text(top.ridge * 1.08, top.tflop_s * 1.12, f"ridge {top.ridge:,.0f} FLOP/byte",
-              fontsize=8, color=GREY)  # fmt: skip
+    axes.text(top.ridge * 1.06, 0.02, f"ridge {top.ridge:,.0f} FLOP/byte", fontsize=8,
+              color=GREY, transform=axes.get_xaxis_transform())  # fmt: skip
     axes.text(high / 1.1, top.tflop_s * 1.12, f"{top.tflop_s:,.0f} TFLOP/s", fontsize=8,
               color=GREY, ha="right")  # fmt: skip
     axes.text(low * 1.3, top.tb_s * low * 2.2, f"{top.tb_s:.2f} TB/s", fontsize=8, color=GREY,
@@ -99,27 +99,37 @@ def _dots(axes: Axes, points: Sequence[Point]) -> None:
     shown = _with_flops(points)
     most = max((point.time_us for point in shown), default=1.0)
     placed: list[tuple[float, float]] = []
+    dots = [_on_paper(point) for point in shown]
     for point in shown:
         colour = GROUP_COLOURS[point.group]
         size = 40 + 300 * point.time_us / most
         axes.scatter(point.intensity, point.tflop_s, s=size, color=colour, alpha=0.85,
                      edgecolors="white", linewidths=0.8, zorder=3)  # fmt: skip
-        at = _free_place(point, placed)
+        at = _free_place(point, placed, dots)
         axes.annotate(point.kind, (point.intensity, point.tflop_s), xytext=at, fontsize=8,
                       textcoords="offset points", color="#222222",
                       arrowprops=_LEADER)  # fmt: skip
 
 
-def _free_place(point: Point, placed: list[tuple[float, float]]) -> tuple[float, float]:
-    """Where its name can stand, in points from a dot, without covering another name."""
-    x, y = 60 * np.log10(point.intensity), 60 * np.log10(point.tflop_s)
-    for down in range(12):
-        for side in (14.0, -70.0):
+def _on_paper(point: Point) -> tuple[float, float]:
+    """Where a dot is, in points from anywhere, about."""
+    return 75 * float(np.log10(point.intensity)), 75 * float(np.log10(point.tflop_s))
+
+
+def _free_place(
+    point: Point, placed: list[tuple[float, float]], dots: Sequence[tuple[float, float]]
+) -> tuple[float, float]:
+    """Where its name can stand, in points from a dot, without covering a name or a dot."""
+    x, y = _on_paper(point)
+    for down in range(16):
+        for side in (16.0, -76.0):
             dx, dy = side, -14.0 - 12 * down
-            if all(abs(x + dx - a) > 72 or abs(y + dy - b) > 11 for a, b in placed):
-                placed.append((x + dx, y + dy))
+            left, low = x + dx, y + dy
+            clear = all(abs(left - a) > 78 or abs(low - b) > 11 for a, b in placed)
+            if clear and all(not -10 < a - left < 80 or abs(b - low - 3) > 12 for a, b in dots):
+                placed.append((left, low))
                 return dx, dy
-    return 14.0, -14.0
+    return 16.0, -14.0
 
 
 def _table(figure: Figure, found: Roofline) -> None:
