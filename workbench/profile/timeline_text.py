@@ -64,7 +64,7 @@ def _groups(found: Timeline) -> Iterator[str]:
     for group, us in found.groups.items():
         if us:
             bar = "█" * round(_BAR * us / total)
-            yield f"{group:<16}{us:>11,.1f}{us / total:>8.1%}  {bar}"
+            yield f"{group:<16}{us:>11,.1f}{us / total:>8.1%}  {bar}".rstrip()
     if found.device == "gpu":
         yield f"{'(idle)':<16}{found.idle_us:>11,.1f}{found.idle_us / total:>8.1%}"
 
