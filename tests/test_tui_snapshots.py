@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gap_stories import left_here
 from recorded_runs import forked, recorded
 from textual.pilot import Pilot
 from tui_pilot import drive, listed, shown, types, until
@@ -46,6 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(folder)
         run = recorded(*CHAT, name="prefix_cache_chat", detail="pages")
         fork = forked(run, 2500, "scheduler.max_prefill_tokens=128")
+        left_here(tmp_path_factory.mktemp("phases"))
         now = time.time()
         for reader, days in ((run, 2), (fork, 1)):
             written = now - 86_400 * days - 60
