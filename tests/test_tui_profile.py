@@ -177,11 +177,15 @@ def test_gaps_are_shown_at_any_size(tmp_path: Path, size: tuple[int, int]) -> No
             await pilot.pause(0.05)
             seen.append(screen_text(app))
             await pilot.press("n")
+        await pilot.press("v")
+        await pilot.pause(0.05)
+        seen.append(screen_text(app))
         await pilot.press("N")
         await until(pilot, lambda: pane.chosen == len(stories) - 1)
 
     drive(journey, size)
     if size[0] >= 80:
+        assert "first call as a graph: 100.0 ms" in seen.pop()
         for story, text in zip(stories, seen, strict=True):
             assert verdict(story)[:40] in text
             assert "GPU busy" in text

@@ -45,6 +45,7 @@ class StoryPane(ChartPane):
     Attributes:
         stories: all there are.
         chosen: which of them.
+        first_calls: on a narrow screen, first calls in place of the figures.
     """
 
     def __init__(self, stories: Sequence[GapStory], trouble: str | None = None) -> None:
@@ -52,10 +53,11 @@ class StoryPane(ChartPane):
         self.stories = stories
         self._trouble = trouble
         self.chosen = 0
+        self.first_calls = False
 
     def key(self) -> Hashable:
         """As `ChartPane.key`."""
-        return self.chosen
+        return self.chosen, self.first_calls
 
     def draw(self, canvas: Canvas, palette: Palette) -> None:
         """As `Pane.draw`."""
@@ -74,9 +76,10 @@ class StoryPane(ChartPane):
         if canvas.width >= _SIDE_FROM:
             _figures(canvas, palette, y + 1, story)
             _first_calls(canvas, palette, _FIGURES, y + 1, story)
-        else:
-            y = _figures(canvas, palette, y + 1, story)
+        elif self.first_calls:
             _first_calls(canvas, palette, 0, y + 1, story)
+        else:
+            _figures(canvas, palette, y + 1, story)
 
 
 def _lanes(canvas: Canvas, palette: Palette, y: int, story: GapStory) -> int:
@@ -115,11 +118,10 @@ def _lane(
         canvas.inks[y + row, _LEFT + drawn] = ground
 
 
-def _figures(canvas: Canvas, palette: Palette, y: int, story: GapStory) -> int:
+def _figures(canvas: Canvas, palette: Palette, y: int, story: GapStory) -> None:
     for number, line in enumerate(steady_lines(story)):
-        canvas.text(0, y, line, palette.ink("data-axis") if not number else palette.ink())
-        y += 1
-    return y
+        ink = palette.ink("data-axis") if not number else palette.ink()
+        canvas.text(0, y + number, line, ink)
 
 
 def _first_calls(canvas: Canvas, palette: Palette, x: int, y: int, story: GapStory) -> None:

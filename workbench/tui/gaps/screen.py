@@ -49,6 +49,8 @@ class GapsScreen(ChartScreen):
                 tooltip="The next workload"),
         Binding("N,left,up", "next(-1)", "Previous", id="gaps.previous", key_display="N",
                 tooltip="The one before"),
+        Binding("v", "view", "Figures/First calls", id="gaps.view",
+                tooltip="On a narrow screen: the figures, or what first calls took"),
     ]  # fmt: skip
     DEFAULT_CSS = """
     GapsScreen { layout: vertical; }
@@ -78,6 +80,12 @@ class GapsScreen(ChartScreen):
         if pane.stories:
             pane.chosen = (pane.chosen + by) % len(pane.stories)
             self.redraw()
+
+    def action_view(self) -> None:
+        """Figures or first calls, where there is no room for both."""
+        pane = self.query_one(StoryPane)
+        pane.first_calls = not pane.first_calls
+        self.redraw()
 
     def selection(self) -> dict[str, Any] | None:
         """The story that is shown."""
