@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from profile_traces import (
@@ -18,6 +20,7 @@ from profile_traces import (
     ranged,
 )
 
+import engine
 from engine.core.model_spec import load_model_spec
 from engine.profiling.op_classes import MEASURED
 from workbench.profile.ceilings import Ceilings
@@ -70,6 +73,21 @@ def test_a_mixture_has_a_router_and_experts() -> None:
              "_grouped_gate_up_kernel", "_grouped_down_kernel")  # fmt: skip
     wanted = [*STEP_CLASSES[2:8], "router", "routing", *4 * ["experts"]]
     assert classes(*layer, *layer, *END) == [*wanted, *wanted, *STEP_CLASSES[-4:]]
+
+
+def test_every_kernel_of_the_engine_has_a_class() -> None:
+    """Those that multiply by their place, all others by their name; a library's are its own."""
+    sources = Path(engine.__file__).parent.glob("kernels/*.py")
+    own = {
+        name
+        for path in sources
+        for name in re.findall(r"^@kernel.*\ndef (_\w+_kernel)\(", path.read_text(), re.MULTILINE)
+    }
+    assert len(own) > 15
+    unknown = {name for name in own if classes(name) == ["other"]}
+    assert not unknown
+    assert classes("at::native::vectorized_gather_kernel<16, long>") == ["other"]
+    assert classes("ncclDevKernel_AllReduce") == ["communication"]
 
 
 def test_places_are_held_against_ranges() -> None:

@@ -8,36 +8,27 @@ after attention its output, and then come the MLP's two; the one before sampling
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from engine.profiling.op_classes import GROUP_OF, RANGE
 from workbench.profile.trace import DeviceWork, HostWork, Trace
 
-# What the names of kernels that do one thing contain, in any case -> class; the first match counts.
-_NAMED: Final = (
-    ("decode_attention", "attention_decode"),
-    ("prefill_attention", "attention_prefill"),
-    ("rotary", "rotary"),
-    ("embed_tokens", "embedding"),
-    ("write_pages", "page_table"),
-    ("rms_norm", "norm"),
-    ("silu_mul", "activation"),
-    ("route", "routing"),
-    ("moe", "experts"),
-    ("pairs", "experts"),
-    ("count_kernel", "experts"),
-    ("grouped", "experts"),
-    ("nccl", "communication"),
-    ("all_reduce", "communication"),
-    ("allreduce", "communication"),
-    ("scan_kernel", "sampling"),
-    ("choose", "sampling"),
-    ("top_kernel", "sampling"),
-    ("masses_kernel", "sampling"),
-    ("gather_kernel", "sampling"),
-    ("sampl", "sampling"),
-)
+# The engine's own kernels that do one thing -> class.
+_OWN: Final[Mapping[str, str]] = {
+    "_write_pages_kernel": "page_table", "_embed_tokens_kernel": "embedding",
+    "_rms_norm_kernel": "norm", "_rotary_kernel": "rotary", "_silu_mul_kernel": "activation",
+    "_decode_attention_kernel": "attention_decode",
+    "_prefill_attention_kernel": "attention_prefill",
+    "_prefill_attention_hopper_kernel": "attention_prefill",
+    "_route_kernel": "routing", "_count_kernel": "experts", "_sort_pairs_kernel": "experts",
+    "_grouped_gate_up_kernel": "experts", "_grouped_down_kernel": "experts",
+    "_pairs_gate_up_kernel": "experts", "_pairs_down_kernel": "experts",
+    "_scan_kernel": "sampling", "_choose_kernel": "sampling", "_top_kernel": "sampling",
+    "_masses_kernel": "sampling", "_gather_kernel": "sampling",
+}  # fmt: skip
+# What the names of libraries' kernels contain, in lower case.
+_COMMUNICATION: Final = ("nccl", "all_reduce", "allreduce")
 _PRODUCTS: Final = (
     "gemv", "skinny", "linear_hopper", "nvjet", "gemm", "splitk", "cutlass", "cublas", "matmul",
 )  # fmt: skip
@@ -76,10 +67,13 @@ def classify(work: Sequence[DeviceWork]) -> list[str]:
 def _by_name(one: DeviceWork) -> str:
     if one.kind == "copy":
         return "copy"
+    own = _OWN.get(one.name)
+    if own is not None:
+        return own
     name = one.name.casefold()
     if any(part in name for part in _PRODUCTS):
         return "product"
-    return next((kind for part, kind in _NAMED if part in name), "other")
+    return "communication" if any(part in name for part in _COMMUNICATION) else "other"
 
 
 def _follows(found: Sequence[str], at: int, wanted: tuple[str, ...]) -> bool:
