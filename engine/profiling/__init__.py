@@ -1,5 +1,5 @@
 """Measuring the engine: which steps and kernels, what they take, and where that time goes.
 
-Files that need torch say so in their first line, and so do `kernel_bench`, `kernel_timing` and
-`kernel_device`; the others work without.
+Files that need torch say so in their first line; `kernel_bench`, `kernel_timing` and
+`kernel_device` need it, too.
 """
