@@ -12,66 +12,45 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import torch
 from engine_speed import Bench, Ceilings
 from measure_ceilings import environment
+
+from engine.profiling.traced_steps import Tracer
+from workbench.profile.gaps import occupation
+from workbench.profile.trace import Trace, parse_events
 
 PROMPT = 1024
 STEPS = 40
 SKIPPED = 8  # decode steps at either end that do not count
 
 
-class Event(NamedTuple):
-    """A kernel or copy, times in us."""
-
-    start: float
-    end: float
-    name: str
-
-
-def device_events(work: Callable[[], object]) -> list[Event]:
+def device_work(work: Callable[[], object]) -> Trace:
     """What the GPU did during `work`, in order of start."""
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profiler:
-        work()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    kinds = ("kernel", "gpu_memcpy", "gpu_memset")
-    return sorted(
-        Event(e["ts"], e["ts"] + e["dur"], e["name"])
-        for e in events
-        if e.get("cat") in kinds and "dur" in e
-    )
+    tracer = Tracer()
+    tracer.start()
+    work()
+    tracer.stop()
+    return parse_events(tracer.events)
 
 
-def summarize(events: list[Event], first: float, last: float, steps: int) -> dict[str, Any]:
-    """Idle time and kernels between two times, per step.
+def summarize(trace: Trace, first: float, last: float, steps: int) -> dict[str, Any]:
+    """Idle time and kernels between two times in us, per step.
 
-    With programmatic dependent launch a kernel starts while the one before it runs, and waits. What
-    it adds to the step is the time from the end of all kernels before it to its own end.
+    With programmatic dependent launch a kernel starts while the one before it runs, and waits: what
+    it adds is its time from the end of all kernels before it (`workbench.profile.gaps`).
     """
-    inside = [e for e in events if first < e.end <= last]
-    busy, at, gaps = 0.0, first, []
-    for event in inside:
-        if event.start > at:
-            gaps.append(event.start - at)
-        busy += max(0.0, event.end - max(event.start, at))
-        at = max(at, event.end)
+    inside = tuple(work for work in trace.device if first < work.end_us <= last)
+    spent = occupation(Trace(inside, trace.host))
     by_name: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    latest = first
-    for event in sorted(inside, key=lambda e: e.end):
-        by_name[event.name].append((event.end - latest, event.end - event.start))
-        latest = event.end
+    for work, added in zip(inside, spent.added_us, strict=True):
+        by_name[work.name].append((added, work.duration_us))
     kernels = [
         {
             "name": name[:90],
@@ -84,12 +63,13 @@ def summarize(events: list[Event], first: float, last: float, steps: int) -> dic
     ]
     kernels.sort(key=lambda kernel: -kernel["added_us_per_step"])
     total = last - first
+    idle = total - spent.busy_us
     return {
         "steps": steps,
         "us_per_step": total / steps,
-        "idle_percent": 100 * (total - busy) / total,
-        "gaps_per_step": len(gaps) / steps,
-        "longest_gap_us": max(gaps, default=0.0),
+        "idle_percent": 100 * idle / total,
+        "gaps_per_step": len(spent.gaps) / steps,
+        "longest_gap_us": max((gap.duration_us for gap in spent.gaps), default=0.0),
         "kernels": kernels,
     }
 
@@ -97,22 +77,22 @@ def summarize(events: list[Event], first: float, last: float, steps: int) -> dic
 def decode_timeline(bench: Bench, batch: int) -> dict[str, Any]:
     """The middle decode steps of one batch."""
     bench.serve([PROMPT] * batch, [4] * batch, mode="prefill_first")
-    events = device_events(
+    trace = device_work(
         lambda: bench.serve([PROMPT] * batch, [STEPS] * batch, mode="prefill_first")
     )
     # A step ends with its one copy to the host.
-    ends = [event.end for event in events if "DtoH" in event.name]
+    ends = [work.end_us for work in trace.device if "DtoH" in work.name]
     first, last = ends[-STEPS + SKIPPED], ends[-SKIPPED]
     steps = sum(first < end <= last for end in ends)
-    return {"what": f"decode, batch {batch}", **summarize(events, first, last, steps)}
+    return {"what": f"decode, batch {batch}", **summarize(trace, first, last, steps)}
 
 
 def prefill_timeline(bench: Bench, prompts: int, tokens: int) -> dict[str, Any]:
     """All steps of some prompts that come at once, together as one."""
     bench.serve([tokens] * prompts, [1] * prompts)
-    events = device_events(lambda: bench.serve([tokens] * prompts, [1] * prompts))
-    first, last = events[0].start, max(event.end for event in events)
-    return {"what": f"prefill, {prompts}x{tokens}", **summarize(events, first, last, 1)}
+    trace = device_work(lambda: bench.serve([tokens] * prompts, [1] * prompts))
+    first, last = trace.device[0].start_us, max(work.end_us for work in trace.device)
+    return {"what": f"prefill, {prompts}x{tokens}", **summarize(trace, first, last, 1)}
 
 
 def main() -> None:
@@ -125,7 +105,7 @@ def main() -> None:
     parser.add_argument("--commit")
     parser.add_argument("--top", type=int, default=14)
     arguments = parser.parse_args()
-    result: dict[str, Any] = {"schema": "timeline/v1", **environment(arguments.commit)}
+    result: dict[str, Any] = {"schema": "timeline/v2", **environment(arguments.commit)}
     result["model"] = arguments.model
     bench = Bench(arguments.model, Ceilings(1.0, 1.0))
     batches = [int(batch) for batch in arguments.batches.split(",") if batch]

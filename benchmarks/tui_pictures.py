@@ -27,6 +27,7 @@ os.environ.pop("NO_COLOR", None)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import matplotlib as mpl
+import numpy as np
 import resvg_py
 from textual.pilot import Pilot
 
@@ -161,6 +162,21 @@ async def scenarios(app: WorkbenchApp, pilot: Pilot[None]) -> None:
     await until(pilot, lambda: getattr(app.screen, "settled", False))
 
 
+async def roofline(app: WorkbenchApp, pilot: Pilot[None]) -> None:
+    """The classes of a step that computes a prompt beside decoding requests."""
+    run = app.current
+    if run is None:
+        raise RuntimeError("no run is open")
+    steps, player = run.player.steps, run.player
+    mixed = np.flatnonzero(
+        (steps.column("prefill_tokens") > 300) & (steps.column("decode_requests") > 8)
+    )
+    player.seek(steps.first + int(mixed[mixed > 100][0]))
+    await pilot.press("6")
+    await until(pilot, lambda: getattr(app.screen, "MODE", "") == "roofline")
+    await pilot.pause(0.2)
+
+
 def compare_with(fork: Path) -> Callable[[WorkbenchApp, Pilot[None]], Awaitable[None]]:
     """The run beside its fork."""
 
@@ -226,6 +242,7 @@ def main() -> None:
             Picture("compare", compare_with(fork)),
             Picture("requests", requests),
             Picture("scenarios", scenarios),
+            Picture("roofline", roofline),
         ):
             if not arguments.only or picture.name in arguments.only:
                 svg = asyncio.run(photograph(run, picture))

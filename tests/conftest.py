@@ -54,7 +54,9 @@ def run(own_folder: Path) -> "OpenedRun":
 # Triton exists for Linux only. Elsewhere the engine cannot be imported, and its tests are left out.
 if importlib.util.find_spec("triton") is None:
     collect_ignore_glob = [
-        "test_cli_run_real.py", "test_device_parts.py", "test_dummy_weights.py",
-        "test_engine_gpu.py", "test_engine_parity.py", "test_kernel_*.py",
-        "test_memory_measurement.py", "test_model_runner.py", "test_rope.py", "test_weights.py",
+        "test_cli_profile.py", "test_cli_run_real.py", "test_device_parts.py",
+        "test_dummy_weights.py", "test_engine_gpu.py", "test_engine_parity.py",
+        "test_first_costs.py", "test_kernel_*.py", "test_memory_measurement.py",
+        "test_model_runner.py", "test_op_ranges.py", "test_profile_gpu.py", "test_rope.py",
+        "test_weights.py",
     ]  # fmt: skip

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gap_stories import left_here
 from recorded_runs import forked, recorded
 from textual.pilot import Pilot
 from tui_pilot import drive, listed, shown, types, until
@@ -46,6 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(folder)
         run = recorded(*CHAT, name="prefix_cache_chat", detail="pages")
         fork = forked(run, 2500, "scheduler.max_prefill_tokens=128")
+        left_here(tmp_path_factory.mktemp("phases"))
         now = time.time()
         for reader, days in ((run, 2), (fork, 1)):
             written = now - 86_400 * days - 60
@@ -81,7 +83,7 @@ class Album:
 def test_screens_look_as_they_did(
     folder: Path, monkeypatch: pytest.MonkeyPatch, look: str, size: str
 ) -> None:
-    """Scenarios, live, compare, requests, why and help are the very pictures that were kept."""
+    """All screens are the very pictures that were kept."""
     monkeypatch.chdir(folder)
     monkeypatch.delenv("NO_COLOR", raising=False)
     if look == "no_color":
@@ -110,6 +112,14 @@ def test_screens_look_as_they_did(
         await shown(app, pilot, "why")
         await until(pilot, lambda: app.screen.query_one("#explanation", TextPane).count > 5)
         album.look_at("why")
+        await pilot.press("6")
+        await shown(app, pilot, "roofline")
+        await pilot.pause(0.1)
+        album.look_at("roofline")
+        await pilot.press("7")
+        await shown(app, pilot, "gaps")
+        await pilot.pause(0.1)
+        album.look_at("gaps")
         app.compare_runs(run, fork)
         await shown(app, pilot, "compare")
         screen = app.screen

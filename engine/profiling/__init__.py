@@ -1,4 +1,5 @@
-"""Measuring the engine: which steps and kernels, and what they take.
+"""Measuring the engine: which steps and kernels, what they take, and where that time goes.
 
-Only `kernel_bench`, `kernel_timing` and `kernel_device` import torch.
+Files that need torch say so in their first line; `kernel_bench`, `kernel_timing` and
+`kernel_device` need it, too.
 """

@@ -22,6 +22,7 @@ from workbench.cli import (
     kernels,
     native,
     parity,
+    profile,
     report,
     run,
     scenarios,
@@ -86,6 +87,7 @@ for _command in (
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name, epilog=_command.EPILOG)(_command.run)
 app.add_typer(kernels.app, name="kernels")
+app.add_typer(profile.app, name="profile")
 
 
 def main(arguments: list[str] | None = None) -> None:

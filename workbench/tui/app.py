@@ -170,7 +170,7 @@ class WorkbenchApp(App[None]):
     def _missing(self, mode: str) -> str | None:
         if mode == "compare" and self.compared is None:
             return "compare needs two runs: mark them with c in the list of scenarios, or fork one"
-        if mode in ("live", "requests", "why") and self.current is None:
+        if mode in ("live", "requests", "why", "roofline") and self.current is None:
             return "no run is open: start one in the list of scenarios, or open a recorded one"
         return None
 

@@ -19,8 +19,10 @@ MODES: Final[dict[str, str]] = {
     "compare": "Compare",
     "requests": "Requests",
     "why": "Why",
+    "roofline": "Roofline",
+    "gaps": "Gaps",
 }
-_SHORT: Final = {"Scenarios": "Scen", "Compare": "Cmp", "Requests": "Req"}
+_SHORT: Final = {"Scenarios": "Scen", "Compare": "Cmp", "Requests": "Req", "Roofline": "Roof"}
 _NAME: Final = " workbench "
 _ROOM_FOR_WORDS: Final = 90  # cells from which on the tabs are spelled out
 

@@ -25,14 +25,6 @@ def make_screen(app: WorkbenchApp, mode: str) -> WorkbenchScreen:
         if app.saved.page_mode in PAGE_MODES:
             live.state.page_mode = app.saved.page_mode
         return live
-    if mode == "live" and app.current is not None:
-        from workbench.tui.live.screen import LiveScreen
-        from workbench.tui.live.state import PAGE_MODES
-
-        live = LiveScreen(app.current.store, app.current.player)
-        if app.saved.page_mode in PAGE_MODES:
-            live.state.page_mode = app.saved.page_mode
-        return live
     if mode == "requests" and app.current is not None:
         from workbench.tui.requests.screen import RequestsScreen
 
@@ -47,12 +39,14 @@ def make_screen(app: WorkbenchApp, mode: str) -> WorkbenchScreen:
         from workbench.tui.why.screen import WhyScreen
 
         return WhyScreen(app.current.store)
-    if mode == "compare" and app.compared is not None:
-        from workbench.tui.compare.screen import CompareScreen
+    if mode == "roofline" and app.current is not None:
+        from workbench.tui.roofline.screen import RooflineScreen
 
-        compare = CompareScreen(*app.compared)
-        compare.state.lock = app.saved.lock
-        return compare
+        return RooflineScreen(app.current.store, app.current.player)
+    if mode == "gaps":
+        from workbench.tui.gaps.screen import GapsScreen
+
+        return GapsScreen()
     raise KeyError(mode)
 
 

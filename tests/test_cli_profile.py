@@ -1,0 +1,167 @@
+"""`workbench profile` on a machine without a GPU: what works there, and what is said instead."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import invoke
+from gap_stories import left_here
+from profile_traces import STEP_KERNELS, graph_steps
+
+from workbench.cli import profile_tools
+from workbench.profile import doctor, nsight
+from workbench.profile.gap_text import verdict
+from workbench.profile.latest_gaps import MEASURED_HERE
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own, on a machine that has none of Nsight's tools."""
+    monkeypatch.chdir(tmp_path)
+    for module in (profile_tools, doctor, nsight):
+        monkeypatch.setattr(module, "find_tool", lambda name: None, raising=False)
+    return tmp_path
+
+
+def test_a_step_of_the_cpus_engine_has_a_timeline() -> None:
+    """By the ranges of its ops; what only a GPU has is said to be missing."""
+    result = invoke("profile", "timeline", "--step", "mixed:1x16+2x32", "--device", "cpu",
+                    "--steps", "2", "--quiet")  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    for part in ("mixed:1x16+2x32", "2 steps", "attention_prefill", "gate_up", "lm_head", "no GPU"):
+        assert part in result.stdout
+    assert "ui.perfetto.dev" in result.stderr
+    again = invoke("profile", "import", "profile/timeline.json.gz")
+    assert again.stdout == result.stdout
+    found = json.loads(Path("profile/timeline.json").read_text())
+    assert (found["schema"], found["device"]) == ("profile_timeline/v1", "cpu")
+
+
+def test_steps_of_a_scenario_have_a_timeline() -> None:
+    """Those that were asked for, of the engine while it serves."""
+    result = invoke("profile", "timeline", "engine_on_cpu", "--load-format", "dummy", "--device",
+                    "cpu", "--first", "3", "--steps", "2", "--quiet", "--json")  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["steps"] == 2
+    assert found["about"]["scenario"] == "engine_on_cpu"
+    assert found["groups"]["attention"] > 0
+
+
+def test_a_run_that_is_too_short_says_so() -> None:
+    """With what to ask for instead."""
+    result = invoke("profile", "timeline", "engine_on_cpu", "--load-format", "dummy", "--device",
+                    "cpu", "--first", "100000", "--num-prompts", "2", "--quiet")  # fmt: skip
+    assert result.exit_code == 1
+    assert "the run ended before step 100000" in result.stderr
+
+
+def test_a_step_that_does_not_fit_is_refused() -> None:
+    """With what the engine has."""
+    result = invoke("profile", "timeline", "--step", "decode:300x100000", "--device", "cpu",
+                    "--model", "Qwen3-0.6B", "--layers", "1", "--quiet")  # fmt: skip
+    assert result.exit_code == 1
+    assert "cannot run decode:300x100000" in result.stderr
+
+
+@pytest.mark.parametrize("tool", ["--nsys", "--ncu"])
+def test_without_a_tool_its_command_is_told(tool: str) -> None:
+    """And how its report comes back; nothing else happens."""
+    result = invoke("profile", "timeline", "--step", "decode:1x8", "--model", "Qwen3-0.6B",
+                    "--load-format", "dummy", tool)  # fmt: skip
+    assert result.exit_code == 0
+    assert f"{tool[2:]} " in result.stderr
+    assert "is not installed here" in result.stderr
+    assert "$ workbench profile import profile/" in result.stderr
+    assert not Path("profile").exists()
+
+
+def test_a_roofline_can_be_predicted() -> None:
+    """For any GPU that is known, with pictures; of a model's first layers, too."""
+    result = invoke("profile", "roofline", "--step", "decode:32x1024", "--model", "Llama-3.1-8B",
+                    "--gpu", "h200")  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "gate_up is memory-bound" in result.stdout
+    whole = json.loads(Path("profile/roofline.json").read_text())
+    assert Path("profile/roofline.svg").read_text().startswith("<?xml")
+    assert Path("profile/roofline.png").read_bytes().startswith(b"\x89PNG")
+    result = invoke("profile", "roofline", "--step", "decode:32x1024", "--model", "Llama-3.1-8B",
+                    "--gpu", "h200", "--layers", "2", "--json")  # fmt: skip
+    part = {point["kind"]: point for point in json.loads(result.stdout)["points"]}
+    for point in whole["points"]:
+        if point["kind"] in ("qkv", "attention_decode"):
+            assert 16 * part[point["kind"]]["num_bytes"] == pytest.approx(point["num_bytes"])
+
+
+def test_a_roofline_is_not_measured_on_a_cpu() -> None:
+    """What can be had there is said."""
+    result = invoke("profile", "roofline", "--step", "decode:2x16", "--device", "cpu", "--quiet")
+    assert result.exit_code == 1
+    assert "--gpu h200 predicts" in result.stderr
+
+
+def test_gaps_need_a_gpu_or_a_file(elsewhere: Path) -> None:
+    """Of what was measured elsewhere."""
+    result = invoke("profile", "gaps")
+    assert result.exit_code == 1
+    assert "gaps between kernels need a GPU" in result.stderr
+    stories = left_here(elsewhere)
+    result = invoke("profile", "gaps", "--from", str(MEASURED_HERE), "--output", "here")
+    assert result.exit_code == 0, result.stderr
+    for story in stories:
+        assert verdict(story) in result.stdout
+    assert {path.name for path in Path("here").iterdir()} == {"gaps.svg", "gaps.png"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("timeline",), "which step?"),
+        (("timeline", "--step", "decode"), "is no step"),
+        (("timeline", "quickstart", "--step", "decode:1x1"), "not both"),
+        (("roofline", "--step", "decode:1x1", "--gpu", "h200"), "which model?"),
+        (("roofline", "--step", "decode:1x1", "--gpu", "h2000", "--model", "Qwen3-0.6B"), "h200"),
+        (("gaps", "--model", "dit-s"), "--workload"),
+        (("timeline", "--step", "decode:1x1", "--only", "qkv"), "goes with --ncu"),
+        (("timeline", "--step", "decode:1x1", "--ncu", "--only", "none"), "is one of"),
+        (("timeline", "--step", "decode:1x1", "--layers", "2", "--model", "none"), "model card"),
+        (("import", "none.json"), "none.json"),
+    ],
+)
+def test_what_makes_no_sense_is_told(arguments: tuple[str, ...], said: str) -> None:
+    """In a line, without a traceback."""
+    result = invoke("profile", *arguments)
+    assert result.exit_code in (1, 2)
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "defect" not in result.stderr
+
+
+def test_traces_counters_and_exports_are_told_apart(elsewhere: Path) -> None:
+    """By what they are; with a model and a step their rates are counted."""
+    trace = elsewhere / "trace.json"
+    trace.write_text(json.dumps({"traceEvents": graph_steps()}))
+    result = invoke("profile", "import", str(trace))
+    assert f"classes checked: {len(STEP_KERNELS)} of {len(STEP_KERNELS)}" in result.stdout
+    assert "does not say which model" in result.stdout
+    counters = elsewhere / "ncu.csv"
+    head = '"ID","Kernel Name","gpu__time_duration.sum","dram__bytes_read.sum"'
+    counters.write_text(f'{head}\n"","","ns","byte"\n"0","_decode_attention_kernel","9000","9e6"\n')
+    result = invoke("profile", "import", str(counters), "--model", "Qwen3-0.6B", "--step",
+                    "decode:1x64")  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "attention_decode" in result.stdout
+    assert "DRAM/counted" in result.stdout
+
+
+def test_the_doctor_says_what_is_missing() -> None:
+    """And what works: the CPU's ranges. Nothing fails."""
+    result = invoke("profile", "doctor")
+    assert result.exit_code == 0, result.stderr
+    for part in ("✗ GPU", "✗ nsys", "✗ ncu", "✓ torch.profiler", "· kernels"):
+        assert part in result.stdout
+    found = json.loads(invoke("profile", "doctor", "--json").stdout)
+    states = {finding["name"]: finding["state"] for finding in found["findings"]}
+    assert states["ncu"] == "missing"

@@ -1,0 +1,124 @@
+"""The story of a workload: first calls divided among causes, and steady states before and after."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from gap_stories import KERNELS, UNITS, phases
+from profile_traces import call, kernel, ranged
+
+from engine.profiling.op_classes import CAPTURE
+from workbench.profile.first_call import ALLOCATOR, GPU, OTHER, first_call
+from workbench.profile.gap_story import (
+    GapStory,
+    read_stories,
+    steady_state,
+    stories_to_json,
+)
+from workbench.profile.gap_text import lane_shares, stories_text, verdict
+from workbench.profile.latest_gaps import MEASURED_HERE, latest_stories
+from workbench.profile.pictures import draw_gaps
+from workbench.profile.trace import TraceFileError, parse_events
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> GapStory:
+    """Of a workload whose launches take longer than its kernels."""
+    return phases(tmp_path, 5.0, 0.5)
+
+
+def test_causes_of_a_first_call_sum_to_it() -> None:
+    """What was timed, then the allocator, then the GPU, then all that is left."""
+    trace = parse_events([
+        call("cudaMalloc", 0, 2_000, 1), call("cudaLaunchKernel", 2_000, 5, 2),
+        kernel("k", 2_100, 1_000, 2), ranged(CAPTURE, 5_000, 4_000),
+        call("cudaMalloc", 6_000, 500, 3),
+    ])  # fmt: skip
+    found = first_call(50.0, {"compiling": 30.0, "graph capture": 4.0}, {"compiling": 3}, trace)
+    assert found.causes == (
+        ("compiling", 30.0, 3), ("graph capture", 4.0, 0), (ALLOCATOR, 2.0, 1),
+        (GPU, 1.0, 0), (OTHER, 13.0, 0),
+    )  # fmt: skip
+    assert sum(ms for _, ms, _ in found.causes) == found.wall_ms
+
+
+def test_a_story_has_both_sides(story: GapStory) -> None:
+    """Kernels, gaps and idle time of a unit, and how much a graph gains."""
+    assert (story.eager.kernels, story.graph.kernels) == (KERNELS, KERNELS)
+    assert story.eager.idle_us == pytest.approx(5.0 * (UNITS * KERNELS - 1) / UNITS)
+    assert story.graph.busy_share == pytest.approx(3.0 / 3.5, rel=0.01)
+    assert story.gain == pytest.approx(8.0 / 3.5)
+    assert verdict(story).startswith("a graph makes a step 2.29 times as fast")
+
+
+def test_a_workload_that_a_graph_does_not_help_is_told_as_such(tmp_path: Path) -> None:
+    """With the little that it gains."""
+    assert verdict(phases(tmp_path, 0.01, 0.0)).startswith("a graph gains +0.3% a step")
+
+
+def test_lanes_are_the_busy_time(story: GapStory) -> None:
+    """However it is cut into cells, the shares sum to it; after the lane's end there is nothing."""
+    for width in (1, 7, 76, 500):
+        shares = lane_shares(story.eager, story.eager.lane_us, width)
+        busy = sum(end - start for start, end in story.eager.lane)
+        assert sum(shares) * story.eager.lane_us / width == pytest.approx(busy, rel=0.01)
+        assert all(0 <= share <= 1 for share in shares)
+    shares = lane_shares(story.graph, story.eager.lane_us, 80)
+    assert shares[-1] == -1
+    assert shares[0] >= 0
+
+
+def test_the_text_holds_both_columns(story: GapStory) -> None:
+    """Causes with bars, figures of both, both lanes, and the verdict."""
+    text = stories_text([story])
+    for part in ("compiling", "60.0 ms", "eager |", "graph |", "CUDA Graph", "GPU busy"):
+        assert part in text
+
+
+def test_stories_survive_json(story: GapStory, tmp_path: Path) -> None:
+    """What was written is what is read."""
+    path = tmp_path / "gaps.json"
+    path.write_text(json.dumps(stories_to_json([story], "abc")))
+    assert read_stories(path) == [story]
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"schema": "x"}',
+                                  '{"schema": "profile_gaps/v1", "stories": [{}]}'])  # fmt: skip
+def test_what_is_no_story_is_refused(tmp_path: Path, text: str) -> None:
+    """With the name of the file."""
+    path = tmp_path / "wrong.json"
+    path.write_text(text)
+    with pytest.raises(TraceFileError, match="wrong.json"):
+        read_stories(path)
+
+
+def test_the_picture_is_the_same_each_time(story: GapStory, tmp_path: Path) -> None:
+    """As SVG and PNG."""
+    for suffix in ("svg", "png"):
+        paths = [tmp_path / f"{name}.{suffix}" for name in "ab"]
+        for path in paths:
+            draw_gaps([story, story], path)
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_the_latest_stories_are_those_of_the_folder(
+    story: GapStory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None if nothing was measured there; a broken file is told of."""
+    monkeypatch.chdir(tmp_path)
+    assert latest_stories().stories == []
+    MEASURED_HERE.parent.mkdir()
+    MEASURED_HERE.write_text(json.dumps(stories_to_json([story], None)))
+    assert latest_stories().stories == [story]
+    MEASURED_HERE.write_text("{")
+    broken = latest_stories()
+    assert (broken.stories, broken.source) == ([], "profile/gaps.json")
+    assert "gaps.json" in (broken.trouble or "")
+
+
+def test_nothing_recorded_is_nothing() -> None:
+    """An empty trace has no lane."""
+    found = steady_state(parse_events([]), 1.0, 3)
+    assert (found.lane, found.kernels, found.busy_share) == ((), 0, 0)

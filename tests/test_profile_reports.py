@@ -1,0 +1,255 @@
+"""Reports of Nsight's tools are read back, and their commands are those that work."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from profile_traces import STEP_CLASSES, STEP_KERNELS
+
+from engine.profiling.op_classes import MEASURED, RANGE, STEP
+from workbench.cli.profile_tools import arguments_of
+from workbench.profile.gaps import occupation
+from workbench.profile.kernel_classes import classify
+from workbench.profile.ncu_report import METRICS, classes_of, read_ncu
+from workbench.profile.nsight import (
+    Command,
+    ToolError,
+    known_metrics,
+    ncu_command,
+    nsys_commands,
+    run_tool,
+)
+from workbench.profile.nsys_report import is_sqlite, read_nsys
+from workbench.profile.recording import StepRequest
+from workbench.profile.step_text import parse_step
+from workbench.profile.trace import TraceFileError
+
+# The tables of Nsight Systems' export, as its documentation describes them (columns that we read,
+# and some that we do not).
+SCHEMA = """
+CREATE TABLE StringIds (id INTEGER PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE CUPTI_ACTIVITY_KIND_KERNEL (
+    start INTEGER NOT NULL, end INTEGER NOT NULL, deviceId INTEGER NOT NULL,
+    contextId INTEGER NOT NULL, streamId INTEGER NOT NULL, correlationId INTEGER,
+    globalPid INTEGER, demangledName INTEGER NOT NULL, shortName INTEGER NOT NULL,
+    registersPerThread INTEGER NOT NULL, graphNodeId INTEGER);
+CREATE TABLE CUPTI_ACTIVITY_KIND_MEMCPY (
+    start INTEGER NOT NULL, end INTEGER NOT NULL, deviceId INTEGER NOT NULL,
+    streamId INTEGER NOT NULL, correlationId INTEGER, bytes INTEGER NOT NULL, copyKind INTEGER);
+CREATE TABLE CUPTI_ACTIVITY_KIND_RUNTIME (
+    start INTEGER NOT NULL, end INTEGER NOT NULL, eventClass INTEGER NOT NULL, globalTid INTEGER,
+    correlationId INTEGER, nameId INTEGER NOT NULL, returnValue INTEGER NOT NULL);
+CREATE TABLE NVTX_EVENTS (
+    start INTEGER NOT NULL, end INTEGER, eventType INTEGER NOT NULL, text TEXT, globalTid INTEGER,
+    domainId INTEGER, textId INTEGER);
+"""
+
+
+def nsys_report(path: Path) -> Path:
+    """A graph that replays a step, in its ranges, and a copy; times in ns."""
+    names = ["cudaGraphLaunch_v10000", STEP, MEASURED, *dict.fromkeys(STEP_KERNELS)]
+    ids = {name: number for number, name in enumerate(names, 1)}
+    database = sqlite3.connect(path)
+    database.executescript(SCHEMA)
+    database.executemany(
+        "INSERT INTO StringIds VALUES (?, ?)", [(n, name) for name, n in ids.items()]
+    )
+    at = 100_000
+    for node, name in enumerate(STEP_KERNELS):
+        database.execute(
+            "INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL VALUES (?, ?, 0, 1, 7, 5, 9, ?, ?, 32, ?)",
+            (at, at + 4_000, ids[name], ids[name], node),
+        )
+        at += 5_000
+    execute = database.execute
+    execute(
+        "INSERT INTO CUPTI_ACTIVITY_KIND_MEMCPY VALUES (?, ?, 0, 7, 6, 128, 2)", (at, at + 1_000)
+    )
+    execute("INSERT INTO CUPTI_ACTIVITY_KIND_RUNTIME VALUES (90000, 95000, 0, 42, 5, 1, 0)")
+    execute("INSERT INTO NVTX_EVENTS VALUES (80000, 99000, 59, NULL, 42, 0, 2)")
+    execute("INSERT INTO NVTX_EVENTS VALUES (70000, 900000, 59, 'measured', 42, 0, NULL)")
+    execute("INSERT INTO NVTX_EVENTS VALUES (70500, NULL, 34, 'a mark', 42, 0, NULL)")
+    database.commit()
+    database.close()
+    return path
+
+
+def test_an_export_of_nsys_is_a_trace(tmp_path: Path) -> None:
+    """Kernels with names and launches, copies, calls without their version, and ranges."""
+    path = nsys_report(tmp_path / "step.sqlite")
+    assert is_sqlite(path)
+    trace = read_nsys(path)
+    assert [work.name for work in trace.device] == [*STEP_KERNELS, "Memcpy"]
+    assert classify(trace.device) == [*STEP_CLASSES, "copy"]
+    assert [(work.name, work.kind) for work in trace.host] == [
+        (RANGE + MEASURED, "user_annotation"), (RANGE + STEP, "user_annotation"),
+        ("cudaGraphLaunch", "cuda_runtime"),
+    ]  # fmt: skip
+    spent = occupation(trace)
+    assert spent.busy_us == pytest.approx(4.0 * len(STEP_KERNELS) + 1.0)
+    assert len(spent.gaps) == len(STEP_KERNELS)
+    assert "unknown" not in spent.gaps[0].cause
+
+
+def test_tables_that_are_not_there_are_left_out(tmp_path: Path) -> None:
+    """nsys creates only those that it needs."""
+    path = nsys_report(tmp_path / "step.sqlite")
+    database = sqlite3.connect(path)
+    database.executescript("DROP TABLE NVTX_EVENTS; DROP TABLE CUPTI_ACTIVITY_KIND_RUNTIME;"
+                           "DROP TABLE CUPTI_ACTIVITY_KIND_MEMCPY")  # fmt: skip
+    database.close()
+    trace = read_nsys(path)
+    assert len(trace.device) == len(STEP_KERNELS)
+    assert not trace.host
+
+
+def test_what_is_no_export_is_refused(tmp_path: Path) -> None:
+    """And says what to record: whole graphs hide their kernels."""
+    text = tmp_path / "text.sqlite"
+    text.write_text("no database")
+    with pytest.raises(TraceFileError, match=r"text\.sqlite is no report"):
+        read_nsys(text)
+    assert not is_sqlite(text)
+    empty = tmp_path / "empty.sqlite"
+    sqlite3.connect(empty).executescript("CREATE TABLE a (b)").connection.close()
+    with pytest.raises(TraceFileError, match="no table StringIds"):
+        read_nsys(empty)
+    whole = nsys_report(tmp_path / "whole.sqlite")
+    database = sqlite3.connect(whole)
+    for change in (
+        "DELETE FROM CUPTI_ACTIVITY_KIND_KERNEL",
+        "DROP TABLE CUPTI_ACTIVITY_KIND_MEMCPY",
+        "CREATE TABLE CUPTI_ACTIVITY_KIND_GRAPH_TRACE (start)",
+    ):
+        database.execute(change)
+    database.commit()
+    database.close()
+    with pytest.raises(TraceFileError, match="--cuda-graph-trace=node"):
+        read_nsys(whole)
+
+
+HEAD = ('"ID","Process ID","Kernel Name","Stream",'
+        '"thread Domain:Push/Pop_Range:PL_Type:PL_Value:CLR_Type:Color:Msg_Type:Msg",'
+        '"dram__bytes_read.sum","dram__bytes_write.sum","gpu__time_duration.sum",'
+        '"sm__warps_active.avg.pct_of_peak_sustained_active"')  # fmt: skip
+UNITS = '"","","","","","Mbyte","byte","ns","%"'
+
+
+def _nvtx(name: str) -> str:
+    """A range as ncu writes those around a kernel, the outermost first."""
+    return f'""workbench:{name}:none:none:none:none:none:none""'
+
+
+def ncu_csv(*rows: str) -> str:
+    """What `ncu --csv --page raw` prints, with its talk before it."""
+    return "\n".join(["==PROF== Connected to process 7", HEAD, UNITS, *rows])
+
+
+def test_counters_of_a_row_a_kernel_are_read(tmp_path: Path) -> None:
+    """In base units whatever the units are, with the class of the innermost known range."""
+    path = tmp_path / "ncu.csv"
+    path.write_text(ncu_csv(
+        f'"0","7","_skinny_kernel","7","42  {_nvtx("labelled")}  {_nvtx("gate_up")}",'
+        '"117.5","1,024","30,000","55.5"',
+        '"1","7","void f<int>(int*)","7","","n/a","0","2,500",""',
+    ))  # fmt: skip
+    first, second = read_ncu(path)
+    assert (first.name, first.kind, first.time_us) == ("_skinny_kernel", "gate_up", 30.0)
+    assert first.dram_bytes == pytest.approx(117.5e6 + 1024)
+    assert (first.warps_active, first.tensor_active) == (55.5, None)
+    assert (second.name, second.kind, second.dram_bytes) == ("f<int>", None, 0.0)
+    assert second.warps_active is None
+    assert classes_of([first, second]) == ["gate_up", "other"]
+
+
+def test_counters_of_a_row_a_metric_are_read(tmp_path: Path) -> None:
+    """As `ncu --csv` prints them without `--page raw`."""
+    path = tmp_path / "ncu.csv"
+    head = '"ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value"'
+    begin = '"0","_rotary_kernel","Command line"'
+    path.write_text(
+        f'{head}\n{begin},"gpu__time_duration.sum","us","3.5"\n'
+        f'{begin},"dram__bytes_read.sum","Kbyte","12"\n'
+    )
+    (kernel,) = read_ncu(path)
+    assert (kernel.time_us, kernel.dram_bytes) == (3.5, 12e3)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "holds no kernel"),
+        ("==ERROR== ERR_NVGPUCTRPERM - The user does not have permission", "administrators"),
+        ("==ERROR== Failed to find metric dram__x", "ncu says: Failed to find metric"),
+        (f"{HEAD}\n{UNITS}", None),
+        (ncu_csv('"0","7","a","7","","1","1","n/a","1"'), "no gpu__time_duration.sum"),
+    ],
+)
+def test_what_ncu_says_instead_of_counters_is_told(
+    tmp_path: Path, text: str, said: str | None
+) -> None:
+    """And what would help; a list of no kernels is one."""
+    path = tmp_path / "ncu.csv"
+    path.write_text(text)
+    if said is None:
+        assert read_ncu(path) == []
+        return
+    with pytest.raises(TraceFileError, match=said):
+        read_ncu(path)
+
+
+REQUEST = StepRequest(text="decode:4x64", design=parse_step("decode:4x64"), model="Qwen3-0.6B",
+                      load_format="dummy", layers=2)  # fmt: skip
+
+
+def test_the_commands_are_exact(tmp_path: Path) -> None:
+    """Graphs node by node, from cudaProfilerStart to -Stop, with ranges; clocks are left alone."""
+    record, export, back = (
+        str(c) for c in nsys_commands(arguments_of(REQUEST), "out/step", python="py")
+    )
+    assert record == (
+        "WORKBENCH_NVTX=1 nsys profile --trace=cuda,nvtx,osrt --cuda-graph-trace=node "
+        "--capture-range=cudaProfilerApi --capture-range-end=stop --force-overwrite=true "
+        "--output=out/step py -m workbench profile step --step decode:4x64 --model Qwen3-0.6B "
+        "--layers 2 --load-format dummy"
+    )
+    assert export == (
+        "nsys export --type=sqlite --force-overwrite=true --output=out/step.sqlite "
+        "out/step.nsys-rep"
+    )
+    assert back == "workbench profile import out/step.sqlite"
+    command = str(ncu_command(["--step", "a b"], tmp_path / "x.csv", only="qkv", python="py"))
+    assert "--clock-control none" in command
+    assert "--nvtx-include workbench@qkv/ " in command
+    assert command.endswith("-m workbench profile step --eager --step 'a b'")
+    assert ",".join(METRICS) in command
+
+
+def tool(folder: Path, text: str) -> str:
+    """A program of shell script."""
+    path = folder / "tool"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_only_metrics_that_exist_are_asked_for(tmp_path: Path) -> None:
+    """By the list that the tool prints; facts of the launch are not in it."""
+    listed = "echo 'gpu__time_duration   Counter  ns'; echo 'dram__bytes_read  Counter  byte'"
+    assert known_metrics(tool(tmp_path, listed)) == (
+        "gpu__time_duration.sum", "dram__bytes_read.sum", "launch__registers_per_thread"
+    )  # fmt: skip
+    assert known_metrics(tool(tmp_path, "echo nothing")) == METRICS
+
+
+def test_a_tool_that_fails_is_told_with_its_words(tmp_path: Path) -> None:
+    """Whether it ends with an error, takes too long or is not there."""
+    with pytest.raises(ToolError, match=r"ended with 3:\n  oh"):
+        run_tool(Command((tool(tmp_path, "echo oh >&2; exit 3"),)), 5)
+    with pytest.raises(ToolError, match="longer than 0.1 s"):
+        run_tool(Command((tool(tmp_path, "exec sleep 5"),)), 0.1)
+    with pytest.raises(ToolError, match="cannot be run"):
+        run_tool(Command((str(tmp_path / "none"),)), 1)
+    assert run_tool(Command((tool(tmp_path, 'echo "$A"'),), (("A", "b"),)), 5) == "b\n"

@@ -1,0 +1,187 @@
+"""The roofline counts what the analytic cost model counts, and places and words follow from it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_roofline import decodes, prefills
+
+from engine.core.hardware_spec import load_hardware_spec
+from engine.core.model_spec import load_model_spec
+from simulator.cost_model import StepFeatures, StepShape
+from simulator.roofline import RooflineCostModel
+from workbench.profile.ceilings import Ceilings, assumed_ceilings, reached
+from workbench.profile.counted_work import ELEMENTWISE, Work, counted_work
+from workbench.profile.ncu_report import NcuKernel
+from workbench.profile.predicted import predicted_times
+from workbench.profile.roofline import COUNTERS, Roofline, merged, place, with_counters
+from workbench.profile.roofline_text import roofline_text
+from workbench.profile.step_text import StepTextError, parse_step, shape_of
+
+H200 = load_hardware_spec("h200")
+# (model, GPUs, dtype of weights, dtype of KV)
+DEPLOYMENTS = [
+    ("Llama-3.1-8B", 1, None, None),
+    ("Qwen3-0.6B", 2, "fp8", None),
+    ("Qwen3-30B-A3B", 1, None, "int8"),
+    ("DeepSeek-V3", 8, None, None),
+    ("Mixtral-8x7B", 2, None, None),
+]
+steps = st.one_of(
+    prefills(), decodes(), st.tuples(prefills(), decodes()).map(lambda p: p[0] | p[1])
+)
+
+
+def ns(num_bytes: float, bandwidth: float, flops: float, rate: float) -> float:
+    """The longer of two times."""
+    return 1e9 * max(num_bytes / bandwidth, flops / rate)
+
+
+@settings(deadline=None)
+@given(st.sampled_from(DEPLOYMENTS), steps, st.integers(0, 700), st.integers(0, 512))
+def test_counts_are_those_of_the_cost_model(
+    deployment: tuple, features: dict, sampled: int, graph_batch: int
+) -> None:
+    """Bytes over its bandwidths and FLOPs over its rates give its terms again, to the ns."""
+    name, tp, weights, kv = deployment
+    model = load_model_spec(name)
+    costs = RooflineCostModel(
+        model, H200, tensor_parallel_size=tp, weight_dtype=weights, kv_dtype=kv
+    )
+    shape = StepShape(**{"sampled_tokens": sampled, "graph_batch": graph_batch, **features})
+    work = counted_work(model, shape, tensor_parallel_size=tp, weight_dtype=weights, kv_dtype=kv)
+    terms = costs.step_costs(StepFeatures.from_shapes([shape])).terms
+    none, dtype = Work(0, 0), weights or model.weight_dtype
+    plain = model.dtype if dtype in ("fp8", "int8") else dtype
+
+    def total(*kinds: str) -> tuple[float, float]:
+        found = [work.get(kind, none) for kind in kinds]
+        return sum(one.num_bytes for one in found), sum(one.flops for one in found)
+
+    moved, flops = total("qkv", "output", "gate_up", "down")
+    rows = max(shape.prefill_tokens + shape.decode_tokens, shape.graph_batch)
+    weights_of = model.weight_bytes_by_group(weights, tp)
+    norms = weights_of.get("norm", 0)
+    router_bytes, router_flops = total("router")
+    linear = ns(moved, H200.weight_bandwidth, flops, H200.gemm_flops(dtype))
+    linear += ns(norms + router_bytes, H200.weight_bandwidth, router_flops, H200.gemm_flops(plain))
+    assert terms["linear"][0] == pytest.approx(linear, abs=1)
+    moved, flops = total("experts")
+    experts = ns(moved, H200.weight_bandwidth, flops, H200.gemm_flops(dtype))
+    assert terms["experts"][0] == pytest.approx(experts, abs=1)
+    moved, flops = total("attention_decode")
+    decode = ns(moved, H200.copy_bandwidth, flops, H200.attention_flops)
+    assert terms["attention_decode"][0] == pytest.approx(decode, abs=1)
+    if model.mla is None:  # latents are expanded at another rate
+        moved, flops = total("attention_prefill")
+        prefill = ns(moved, H200.copy_bandwidth, flops, H200.attention_flops)
+        assert terms["attention_prefill"][0] == pytest.approx(prefill, abs=1)
+    if tp == 1:
+        moved, flops = total("lm_head")
+        head = ns(moved, H200.weight_bandwidth, flops, H200.gemm_flops(plain))
+        head += ns(total("sampling")[0], H200.copy_bandwidth, 0, 1)
+        assert terms["lm_head"][0] == pytest.approx(head, abs=1)
+    elementwise = ns(total(ELEMENTWISE)[0] - norms, H200.copy_bandwidth, 0, 1)
+    assert terms["elementwise"][0] == pytest.approx(elementwise, abs=1)
+    assert rows > 0
+
+
+def test_predicted_classes_make_up_the_predicted_step() -> None:
+    """Their sum is the cost model's step without its launches, where no sum hides a crossing."""
+    model = load_model_spec("Llama-3.1-8B")
+    for text in ("decode:1x100", "decode:32x1024", "prefill:1x8192"):
+        shape = shape_of(parse_step(text))
+        times = predicted_times(counted_work(model, shape), H200, "bf16")
+        terms = RooflineCostModel(model, H200).step_costs(StepFeatures.from_shapes([shape])).terms
+        wanted = sum(int(term[0]) for name, term in terms.items() if name != "launch") / 1e3
+        assert sum(times.values()) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_bounds_follow_from_the_ridge() -> None:
+    """Left of it memory, right of it arithmetic; far below the roof neither."""
+    ceilings = Ceilings(4.0, 800.0, "made up")
+    assert ceilings.ridge == 200.0
+    memory = reached(Work(4e9, 4e9), 1250.0, ceilings)
+    assert (memory.bound, memory.fraction) == ("memory", pytest.approx(0.8))
+    assert memory.tb_s == pytest.approx(3.2)
+    compute = reached(Work(1e6, 8e11), 2000.0, ceilings)
+    assert (compute.bound, compute.fraction) == ("compute", pytest.approx(0.5))
+    assert compute.tflop_s == pytest.approx(400.0)
+    assert reached(Work(1e3, 1e3), 5.0, ceilings).bound == "latency"
+
+
+def roofline() -> Roofline:
+    """Of a decode step, as predicted, with norms and rotary embedding apart."""
+    model = load_model_spec("Llama-3.1-8B")
+    work = counted_work(model, shape_of(parse_step("decode:32x1024")))
+    times = predicted_times(work, H200, "bf16")
+    moved = times.pop(ELEMENTWISE)
+    apart = {**times, "norm": moved / 2, "rotary": moved / 4, "activation": moved / 4, "copy": 9.0}
+    return place("a step", merged(apart), 6000.0, work, assumed_ceilings(H200, "bf16"))
+
+
+def test_kernels_that_only_move_are_one_point() -> None:
+    """Their bytes are counted as one; what nothing is counted for is the rest."""
+    found = roofline()
+    kinds = [point.kind for point in found.points]
+    assert ELEMENTWISE in kinds
+    assert not {"norm", "rotary", "copy"} & set(kinds)
+    assert sum(point.time_us for point in found.points) + found.rest_us == pytest.approx(6000.0)
+    assert kinds[0] == "gate_up"
+
+
+def test_a_roofline_survives_json() -> None:
+    """What was written is what is read."""
+    found = roofline()
+    assert Roofline.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_counters_replace_counts() -> None:
+    """Bytes and times of the kernels of a class; classes without any stay counted."""
+    found = roofline()
+    kernel = NcuKernel("a", None, 500.0, 2e9, 40.0, 10.0, 90.0)
+    busier = replace(kernel, time_us=1500.0, warps_active=80.0)
+    read = with_counters(found, [("gate_up", kernel), ("gate_up", busier)])
+    by_kind = {point.kind: point for point in read.points}
+    gate_up, before = by_kind["gate_up"], found.points[0]
+    assert (gate_up.source, gate_up.num_bytes, gate_up.time_us) == (COUNTERS, 4e9, 2000.0)
+    assert (gate_up.flops, gate_up.counted_bytes) == (before.flops, before.num_bytes)
+    assert gate_up.warps_active == pytest.approx(70.0)
+    assert by_kind["down"] == {point.kind: point for point in found.points}["down"]
+    assert "DRAM/counted" in roofline_text(read)
+
+
+def test_the_text_says_what_bounds_each_class() -> None:
+    """In words, and as a picture with a letter for each class that computes."""
+    text = roofline_text(roofline())
+    assert "gate_up is memory-bound: it moves 7.5 GB at 3.80 TB/s" in text
+    assert "ridge at 165 FLOP/byte" in text
+    assert "FLOP/byte" in text.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "decode", "decode:", "decode:0x5", "decode:5", "decode:3x4+5x6", "mixed:3x4",
+     "prefill:axb", "train:1x1", "decode:1x1x1", "decode: 1x1", "decode:99999999x1"],
+)  # fmt: skip
+def test_what_is_no_step_is_refused(text: str) -> None:
+    """With examples of steps."""
+    with pytest.raises(StepTextError, match="decode:32x1024 decodes 32 requests"):
+        parse_step(text)
+
+
+def test_steps_are_what_their_text_says() -> None:
+    """Requests, tokens, pairs and the graph that replays them."""
+    assert shape_of(parse_step("decode:20x100")) == StepShape(
+        decode_requests=20, decode_tokens=20, decode_context=2000, decode_max_context=100,
+        sampled_tokens=20, graph_batch=20,
+    )  # fmt: skip
+    assert shape_of(parse_step("mixed:2x3+4x5"), (8,)) == StepShape(
+        prefill_tokens=6, prefill_requests=2, prefill_pairs=12, prefill_max_context=3,
+        decode_requests=4, decode_tokens=4, decode_context=20, decode_max_context=5,
+        sampled_tokens=6,
+    )  # fmt: skip

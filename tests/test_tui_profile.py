@@ -1,0 +1,210 @@
+"""The roofline moves with the cursor; the gaps screen shows one workload after the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from gap_stories import left_here
+from recorded_runs import recorded
+from textual.pilot import Pilot
+from tui_pilot import drive, shown, until
+
+from workbench.profile.gap_text import verdict
+from workbench.profile.latest_gaps import MEASURED_HERE
+from workbench.profile.run_roofline import NoRooflineError, RunRoofline, shape_of_row
+from workbench.tui.app import WorkbenchApp
+from workbench.tui.chart_screen import ChartScreen
+from workbench.tui.gaps.pane import StoryPane
+from workbench.tui.opened_run import OpenedRun
+from workbench.tui.roofline.screen import RooflineScreen
+from workbench.tui.roofline.state import TRAIL, RooflineState
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> OpenedRun:
+    """A simulated run of prompts among decode steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("run"))
+        record = recorded("workload.num_requests=40", name="prefill_interference")
+        return OpenedRun.recorded(record.path.absolute())
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was measured in the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def screen_text(app: WorkbenchApp) -> str:
+    """All that is shown."""
+    if isinstance(app.screen, ChartScreen):
+        app.screen.draw_panes()
+    width = app.size.width
+    lines = app.screen._compositor.render_strips()
+    return "\n".join(strip.text[:width] for strip in lines)
+
+
+def test_a_step_is_divided_whole(run: OpenedRun) -> None:
+    """The times of all classes sum to the step's; shares are the analytic model's."""
+    state = RooflineState(run.store, run.player)
+    for position in (0, 5, run.player.head // 2, run.player.head):
+        run.player.seek(position)
+        found = state.now()
+        assert found is not None
+        assert sum(point.time_us for point in found.points) == pytest.approx(found.step_us)
+        assert found.step_us == run.player.steps.at(position)["gpu_ns"] / 1e3
+        model = state.model()
+        assert model is not None
+        predicted = sum(point.time_us for point in found.points) / found.step_us
+        assert predicted * state.predicted_us() == pytest.approx(state.predicted_us())
+
+
+def test_points_move_with_the_batch(run: OpenedRun) -> None:
+    """A step that computes a prompt has its products further right than one that decodes."""
+    steps = run.player.steps
+    prompts = steps.column("prefill_tokens")
+    model = RunRoofline(run.store.header)
+    heavy = model.at(steps.at(int(prompts.argmax()) + steps.first))
+    light = model.at(steps.at(int((prompts == 0).argmax()) + steps.first))
+    points = [{point.kind: point for point in roof.points} for roof in (heavy, light)]
+    assert points[0]["qkv"].intensity > 2 * points[1]["qkv"].intensity
+    assert points[0]["qkv"].bound == "compute"
+    assert points[1]["qkv"].bound == "memory"
+    assert "attention_prefill" in points[0]
+    assert "attention_prefill" not in points[1]
+
+
+def test_what_ifs_are_predictions_of_the_same_step(run: OpenedRun) -> None:
+    """Half the bytes of weights take less time; twice the batch takes more, and gives more."""
+    steps = run.player.steps
+    row = steps.at(int((steps.column("prefill_tokens") == 0).argmax()) + steps.first)
+    batch, fp8, tp = RunRoofline(run.store.header).what_ifs(row)
+    count = row["decode_requests"]
+    assert batch.name == f"batch {count:,} → {2 * count:,}"
+    assert batch.step >= 1
+    assert batch.tokens_per_s == pytest.approx(2 / batch.step)
+    assert 0.5 < fp8.step < 1
+    assert tp.step == pytest.approx(0.5, abs=0.05)
+    assert shape_of_row(row).decode_requests == count
+
+
+def test_a_run_of_an_unknown_gpu_has_none(run: OpenedRun) -> None:
+    """And the reason is told; so it is of a model whose file is gone."""
+    other = RunHeaderOf(run)
+    with pytest.raises(NoRooflineError, match="nothing is known of the ceilings of cpu"):
+        RunRoofline(other.with_gpu("cpu"))
+    with pytest.raises(NoRooflineError, match="shape of its model"):
+        RunRoofline(other.with_model("nowhere.json"))
+
+
+class RunHeaderOf:
+    """Headers like that of a run."""
+
+    def __init__(self, run: OpenedRun) -> None:
+        self._header = run.store.header
+
+    def with_gpu(self, gpu: str):
+        from msgspec.structs import replace as changed
+
+        return changed(self._header, gpu=gpu)
+
+    def with_model(self, model: str):
+        from msgspec.structs import replace as changed
+
+        return changed(self._header, model=model, scenario={})
+
+
+def test_the_trail_is_the_steps_before(run: OpenedRun) -> None:
+    """As many columns back as it is long, fewer at the beginning."""
+    state = RooflineState(run.store, run.player)
+    for position, length in ((0, 0), (3, 3), (run.player.head, min(TRAIL, run.player.head))):
+        run.player.seek(position)
+        assert len(state.trail()) == length
+
+
+def test_the_roofline_screen_follows_the_cursor(run: OpenedRun) -> None:
+    """Another step, other figures; e tells them in words, and narrow screens choose with v."""
+    seen: list[str] = []
+
+    async def journey(app: WorkbenchApp, pilot: Pilot[None]) -> None:
+        await shown(app, pilot, "live")
+        await pilot.press("home", "6")
+        await shown(app, pilot, "roofline")
+        screen = app.screen
+        assert isinstance(screen, RooflineScreen)
+        for key in ("full_stop", "pagedown", "e", "e"):
+            await pilot.press(key)
+            await pilot.pause(0.05)
+            seen.append(screen_text(app))
+        assert screen.selection() is not None
+
+    drive(journey, start=run)
+    assert "gate_up" in seen[0]
+    assert seen[0] != seen[1]
+    assert "it moves" in seen[2] or "it does" in seen[2]
+    assert "TFLOP/s over FLOP/byte" in seen[1]
+    assert "TFLOP/s over FLOP/byte" not in seen[2]
+    assert "TFLOP/s over FLOP/byte" in seen[3]
+
+    async def narrow(app: WorkbenchApp, pilot: Pilot[None]) -> None:
+        await shown(app, pilot, "live")
+        await pilot.press("6")
+        await shown(app, pilot, "roofline")
+        await pilot.pause(0.05)
+        seen.append(screen_text(app))
+        await pilot.press("v")
+        await pilot.pause(0.05)
+        seen.append(screen_text(app))
+
+    drive(narrow, (80, 24), start=run)
+    assert "what if" in seen[-2]
+    assert "TFLOP/s over FLOP/byte" in seen[-1]
+
+
+@pytest.mark.parametrize("size", [(120, 36), (80, 24), (40, 10), (20, 5)])
+def test_gaps_are_shown_at_any_size(tmp_path: Path, size: tuple[int, int]) -> None:
+    """One workload after the other, around the end; no run need be open."""
+    stories = left_here(tmp_path)
+    seen: list[str] = []
+
+    async def journey(app: WorkbenchApp, pilot: Pilot[None]) -> None:
+        await shown(app, pilot, "scenarios")
+        await pilot.press("7")
+        await shown(app, pilot, "gaps")
+        pane = app.screen.query_one(StoryPane)
+        for _ in stories:
+            await pilot.pause(0.05)
+            seen.append(screen_text(app))
+            await pilot.press("n")
+        await pilot.press("v")
+        await pilot.pause(0.05)
+        seen.append(screen_text(app))
+        await pilot.press("N")
+        await until(pilot, lambda: pane.chosen == len(stories) - 1)
+
+    drive(journey, size)
+    if size[0] >= 80:
+        assert "first call as a graph: 100.0 ms" in seen.pop()
+        for story, text in zip(stories, seen, strict=True):
+            assert verdict(story)[:40] in text
+            assert "GPU busy" in text
+
+
+def test_without_stories_the_screen_says_how_to_get_them() -> None:
+    """With the command; what cannot be read is told."""
+    seen: list[str] = []
+
+    async def journey(app: WorkbenchApp, pilot: Pilot[None]) -> None:
+        await shown(app, pilot, "scenarios")
+        await pilot.press("7")
+        await shown(app, pilot, "gaps")
+        await pilot.pause(0.1)
+        seen.append(screen_text(app))
+
+    drive(journey)
+    assert "workbench profile gaps --before eager --after graph" in seen[0]
+    MEASURED_HERE.parent.mkdir()
+    MEASURED_HERE.write_text("{")
+    drive(journey)
+    assert "no result of" in seen[1]

@@ -1,0 +1,300 @@
+"""`workbench profile`: timeline, gaps, roofline, doctor and import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from workbench.cli.options import (
+    JsonOption,
+    NumPromptsOption,
+    QuietOption,
+    ScenarioArgument,
+    SetOption,
+)
+
+if TYPE_CHECKING:
+    from workbench.profile.recording import StepRequest
+
+EPILOG = """\b
+Examples:
+  workbench profile doctor
+  workbench profile timeline --step decode:32x1024 --model Llama-3.1-8B --load-format dummy
+  workbench profile roofline --step prefill:1x2048 --model Qwen3-0.6B --load-format dummy
+  workbench profile gaps --before eager --after graph"""
+
+_FOLDER = Path("profile")
+
+app = typer.Typer(
+    help="Show where the time of steps goes, and what bounds it.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+StepOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND:NxTOKENS",
+        help="decode:32x1024, prefill:1x2048, or mixed:1x512+32x1024.",
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CARD|FOLDER|ORG/NAME",
+        help="Default: the scenario's; for a step a tiny one with random weights.",
+    ),
+]
+LoadOption = Annotated[
+    Literal["auto", "dummy"],
+    typer.Option(help="auto reads the checkpoint; dummy makes random weights."),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(metavar="DEVICE", help="cuda, cuda:1 or cpu; default: a GPU if there is one."),
+]
+DtypeOption = Annotated[
+    Literal["bf16", "fp16", "fp32"] | None, typer.Option(help="Default: the model's own.")
+]
+StepsOption = Annotated[int | None, typer.Option(min=1, help="Steps to record.")]
+EagerOption = Annotated[
+    bool, typer.Option("--eager", help="Kernel by kernel, where a CUDA Graph would be replayed.")
+]
+LayersOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Only so many layers of a model card, which take less time."),
+]
+OutputOption = Annotated[Path, typer.Option(file_okay=False, help="Folder of what is written.")]
+
+
+def _request(
+    step: str | None,
+    model: str | None,
+    load_format: Literal["auto", "dummy"],
+    device: str | None,
+    dtype: Literal["bf16", "fp16", "fp32"] | None,
+    steps: int | None,
+    *,
+    eager: bool,
+    layers: int | None,
+) -> StepRequest:
+    from workbench.cli.failures import UsageError
+    from workbench.profile.recording import StepRequest
+    from workbench.profile.step_text import parse_step
+
+    if step is None:
+        raise UsageError("which step? --step decode:32x1024, or the name of a scenario")
+    return StepRequest(
+        text=step,
+        design=parse_step(step),
+        model=model,
+        load_format=load_format,
+        device=device,
+        dtype=dtype,
+        steps=steps,
+        eager=eager,
+        layers=layers,
+    )
+
+
+def _check_class(only: str | None, *, with_ncu: bool) -> None:
+    """Refuse a class that no kernel has, or that nobody asks for."""
+    from engine.profiling.op_classes import GROUP_OF
+    from workbench.cli.failures import UsageError
+
+    if only is not None and (only not in GROUP_OF or not with_ncu):
+        raise UsageError(f"--only goes with --ncu, and is one of {', '.join(GROUP_OF)}")
+
+
+@app.command()
+def timeline(
+    scenario: ScenarioArgument = None,
+    step: StepOption = None,
+    model: ModelOption = None,
+    load_format: LoadOption = "auto",
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    steps: StepsOption = None,
+    first: Annotated[int, typer.Option(min=0, help="Steps of a scenario that go by before.")] = 50,
+    eager: EagerOption = False,
+    layers: LayersOption = None,
+    overrides: SetOption = None,
+    num_prompts: NumPromptsOption = None,
+    kernels: Annotated[int, typer.Option(min=1, help="Kernels to list.")] = 12,
+    nsys: Annotated[
+        bool, typer.Option("--nsys", help="By Nsight Systems; without it, the commands to type.")
+    ] = False,
+    ncu: Annotated[
+        bool, typer.Option("--ncu", help="Counters of each kernel, by Nsight Compute, likewise.")
+    ] = False,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="CLASS", help="With --ncu: only kernels of a class, such as qkv."),
+    ] = None,
+    output: OutputOption = _FOLDER,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Record steps of the engine as a trace for Perfetto, and analyse it.
+
+    The analysis says how busy the GPU is, which gaps there are and what caused them, where the time
+    goes by range, class and kernel, and how near to the measured ceilings it comes.
+    """
+    from workbench.cli.failures import UsageError
+    from workbench.cli.profile_tools import run_ncu, run_nsys
+    from workbench.cli.profile_work import time_run, time_step
+
+    _check_class(only, with_ncu=ncu)
+    if scenario is not None and (step is not None or nsys or ncu or layers):
+        raise UsageError("a scenario, or --step with --nsys, --ncu and --layers: not both")
+    if scenario is not None:
+        time_run(
+            scenario, overrides or [], num_prompts, model, load_format, device, dtype,
+            first, steps or 30, output, kernels, as_json=as_json, quiet=quiet,
+        )  # fmt: skip
+        return
+    request = _request(step, model, load_format, device, dtype, steps, eager=eager, layers=layers)
+    if nsys:
+        run_nsys(request, output, as_json=as_json)
+        return
+    if ncu:
+        run_ncu(request, output, only, as_json=as_json)
+        return
+    time_step(request, output, kernels, as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def roofline(
+    step: StepOption = None,
+    model: ModelOption = None,
+    load_format: LoadOption = "auto",
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    steps: StepsOption = None,
+    eager: EagerOption = False,
+    layers: LayersOption = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="Measure nothing: predict the step on this GPU, by the cost model."),
+    ] = None,
+    ncu: Annotated[
+        bool,
+        typer.Option("--ncu", help="Bytes, warps and tensor cores by the device's counters."),
+    ] = False,
+    output: OutputOption = _FOLDER,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Place every kernel class of a step on the roofline, and say what bounds it.
+
+    Bytes and FLOPs are counted from the shape of the model, ceilings are measured beside the
+    engine. Writes roofline.json, .svg and .png.
+    """
+    from workbench.cli.profile_work import measure_roofline, predict_roofline
+
+    request = _request(step, model, load_format, device, dtype, steps, eager=eager, layers=layers)
+    if gpu is not None:
+        predict_roofline(request, gpu, output, as_json=as_json)
+    else:
+        measure_roofline(request, output, with_ncu=ncu, as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def gaps(
+    before: Annotated[Literal["eager"], typer.Option(help="What comes first.")] = "eager",
+    after: Annotated[Literal["graph"], typer.Option(help="What it is held against.")] = "graph",
+    workload: Annotated[
+        Literal["decode", "denoise", "all"],
+        typer.Option(help="Decode steps of an LLM, a diffusion transformer's steps, or both."),
+    ] = "all",
+    model: Annotated[
+        str | None, typer.Option(help="A model card, or dit-s or dit-xl; default: two of each.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Requests, or images.")] = 8,
+    context: Annotated[int, typer.Option(min=1, help="KV tokens of each request.")] = 1024,
+    from_file: Annotated[
+        Path | None,
+        typer.Option("--from", dir_okay=False, help="Show what was measured before."),
+    ] = None,
+    output: OutputOption = _FOLDER,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Tell what warming up and CUDA Graphs do to the gaps between kernels.
+
+    Each workload runs in a process of its own: its first call by cause, then warm and eager, then
+    as a CUDA Graph. Writes gaps.json, .svg and .png; `workbench tui` shows them, too.
+    """
+    from workbench.cli.profile_work import show_gaps
+
+    del before, after  # there is nothing else to choose from yet: they say what the picture shows
+    show_gaps(workload, model, batch, context, from_file, output, as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def doctor(
+    counters: Annotated[
+        bool, typer.Option("--counters/--no-counters", help="Start ncu to try whether it can read.")
+    ] = True,
+    ceilings: Annotated[
+        bool, typer.Option("--ceilings/--no-ceilings", help="Measure the ceilings.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what of profiling works on this machine: tools, counters, kernels, ceilings."""
+    import json
+
+    from workbench.profile.doctor import examine, finding_text, findings_json
+
+    findings = []
+    for finding in examine(counters=counters, ceilings=ceilings):
+        findings.append(finding)
+        if not as_json:
+            typer.echo(finding_text(finding))
+    if as_json:
+        typer.echo(json.dumps(findings_json(findings), indent=1))
+
+
+@app.command("import")
+def import_report(
+    report: Annotated[
+        Path,
+        typer.Argument(
+            metavar="REPORT",
+            dir_okay=False,
+            help="A trace (.json, .json.gz), `nsys export --type sqlite`, or a CSV of ncu.",
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="What ran, to count bytes and FLOPs; default: as it says.")
+    ] = None,
+    step: StepOption = None,
+    kernels: Annotated[int, typer.Option(min=1, help="Kernels to list.")] = 12,
+    as_json: JsonOption = False,
+) -> None:
+    """Read a report back into the same tables: of torch's profiler, nsys or ncu."""
+    from workbench.cli.profile_tools import read_report
+
+    read_report(report, model, step, kernels, as_json=as_json)
+
+
+@app.command("step", hidden=True)
+def run_step(
+    step: StepOption = None,
+    model: ModelOption = None,
+    load_format: LoadOption = "auto",
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    steps: StepsOption = None,
+    eager: EagerOption = False,
+    layers: LayersOption = None,
+) -> None:
+    """Run a step between cudaProfilerStart and -Stop, for a profiler that watches."""
+    from workbench.profile.recording import run_watched
+
+    run_watched(
+        _request(step, model, load_format, device, dtype, steps, eager=eager, layers=layers)
+    )

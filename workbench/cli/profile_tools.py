@@ -1,0 +1,132 @@
+"""`workbench profile` with Nsight's tools: run them where they are, and read what they wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from workbench.profile.ncu_report import NcuKernel
+    from workbench.profile.nsight import Command
+    from workbench.profile.recording import StepRequest
+
+_LIMIT_S = 580.0
+
+
+def arguments_of(request: StepRequest) -> list[str]:
+    """The arguments with which `workbench profile step` runs the same."""
+    found = ["--step", request.text]
+    for name, value in (
+        ("--model", request.model), ("--device", request.device), ("--dtype", request.dtype),
+        ("--steps", request.steps), ("--layers", request.layers),
+    ):  # fmt: skip
+        if value is not None:
+            found += [name, str(value)]
+    if request.load_format != "auto":
+        found += ["--load-format", request.load_format]
+    return found
+
+
+def run_nsys(request: StepRequest, output: Path, *, as_json: bool) -> None:
+    """Record and read a step with Nsight Systems; without it, the commands to type."""
+    from workbench.profile.nsight import find_tool, nsys_commands, run_tool
+
+    here = find_tool("nsys") is not None
+    python = None if here else "python"
+    commands = nsys_commands(arguments_of(request), str(output / "step"), python=python)
+    _print(commands)
+    if not here:
+        _missing("nsys", "Nsight Systems", "the last command reads its report back")
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    for command in commands[:2]:
+        run_tool(command, _LIMIT_S)
+    read_report(output / "step.sqlite", request.model, request.text, 12, as_json=as_json)
+
+
+def run_ncu(request: StepRequest, output: Path, only: str | None, *, as_json: bool) -> None:
+    """Read the counters of a step with Nsight Compute; without it, the command to type."""
+    if counters_of(request, output, only) is not None:
+        read_report(output / "ncu.csv", request.model, request.text, 12, as_json=as_json)
+
+
+def counters_of(
+    request: StepRequest, output: Path, only: str | None = None
+) -> list[tuple[str, NcuKernel]] | None:
+    """(class, counters) of each kernel of a step, or those of one class.
+
+    None: there is no ncu, and it was said.
+    """
+    from workbench.profile.ncu_report import classes_of, read_ncu
+    from workbench.profile.nsight import Command, find_tool, known_metrics, ncu_command, run_tool
+
+    log = output / "ncu.csv"
+    ncu = find_tool("ncu")
+    metrics = known_metrics(ncu) if ncu else None
+    command = (
+        ncu_command(arguments_of(request), log, only=only, python="python")
+        if ncu is None or metrics is None
+        else ncu_command(arguments_of(request), log, metrics=metrics, only=only, ncu=ncu)
+    )
+    _print([command, Command(("workbench", "profile", "import", str(log)))])
+    if ncu is None:
+        _missing("ncu", "Nsight Compute", "the last command reads its CSV back")
+        return None
+    output.mkdir(parents=True, exist_ok=True)
+    run_tool(command, _LIMIT_S)
+    kernels = read_ncu(log)
+    return list(zip(classes_of(kernels), kernels, strict=True))
+
+
+def _print(commands: Sequence[Command]) -> None:
+    for command in commands:
+        typer.echo(f"$ {command}", err=True)
+
+
+def _missing(tool: str, name: str, then: str) -> None:
+    typer.echo(
+        f"{tool} ({name}) is not installed here: run these commands where it is; {then}", err=True
+    )
+
+
+def read_report(
+    report: Path, model: str | None, step: str | None, kernels: int, *, as_json: bool
+) -> None:
+    """`workbench profile import`."""
+    from workbench.cli.profile_work import analysed
+    from workbench.profile.nsys_report import is_sqlite, read_nsys
+    from workbench.profile.timeline_text import timeline_text
+    from workbench.profile.trace import read_trace
+
+    if report.suffix == ".csv":
+        _read_counters(report, model, step, as_json=as_json)
+        return
+    trace = read_nsys(report) if is_sqlite(report) else read_trace(report)
+    found = analysed(trace, model, step)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=1))
+    else:
+        typer.echo(timeline_text(found, kernels))
+
+
+def _read_counters(report: Path, model: str | None, step: str | None, *, as_json: bool) -> None:
+    from workbench.profile.counted_work import counted_work
+    from workbench.profile.counters_text import counters_text
+    from workbench.profile.ncu_report import classes_of, read_ncu
+    from workbench.profile.recording import spec_of
+    from workbench.profile.step_text import parse_step, shape_of
+
+    kernels = read_ncu(report)
+    kinds = classes_of(kernels)
+    spec = spec_of({"model": model}) if model else None
+    work = counted_work(spec, shape_of(parse_step(step))) if spec and step else {}
+    if as_json:
+        rows = [{"class": kind, **asdict(one)} for kind, one in zip(kinds, kernels, strict=True)]
+        typer.echo(json.dumps({"schema": "profile_counters/v1", "kernels": rows}, indent=1))
+    else:
+        typer.echo(counters_text(kernels, kinds, work))

@@ -1,0 +1,241 @@
+"""What the commands of `workbench profile` do: measure, analyse, print and write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from workbench.profile.gap_story import Subject
+    from workbench.profile.recording import StepRequest
+    from workbench.profile.roofline import Roofline
+    from workbench.profile.timeline import Timeline
+    from workbench.profile.trace import Trace
+
+_RUN_DTYPES = Literal["bf16", "fp16", "fp32"]
+
+
+def analysed(trace: Trace, model: str | None = None, step: str | None = None) -> Timeline:
+    """The analysis of a trace, with counts where it is known what ran.
+
+    Args:
+        trace: recorded.
+        model: what ran; None: as the trace says.
+        step: likewise.
+    """
+    from workbench.profile.ceilings import measured_ceilings
+    from workbench.profile.recording import shape_of_trace, spec_of
+    from workbench.profile.step_text import parse_step, shape_of
+    from workbench.profile.timeline import analyse
+
+    about = {**trace.about, **({"model": model} if model else {})}
+    shape = shape_of(parse_step(step)) if step else shape_of_trace(about)
+    return analyse(trace, spec_of(about), shape, measured_ceilings(about.get("ceilings")))
+
+
+def time_step(
+    request: StepRequest, output: Path, kernels: int, *, as_json: bool, quiet: bool
+) -> None:
+    """`workbench profile timeline --step`."""
+    from workbench.cli.progress import ProgressLine
+    from workbench.profile.recording import record_step
+
+    path = _in(output, "timeline.json.gz")
+    with ProgressLine(enabled=not quiet) as line:
+        record_step(request, path, line.say)
+    _show_timeline(path, kernels, as_json=as_json)
+
+
+def time_run(
+    scenario: str,
+    overrides: list[str],
+    num_prompts: int | None,
+    model: str | None,
+    load_format: Literal["auto", "dummy"],
+    device: str | None,
+    dtype: _RUN_DTYPES | None,
+    first: int,
+    steps: int,
+    output: Path,
+    kernels: int,
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """`workbench profile timeline SCENARIO`."""
+    from workbench.cli.overrides import load_with_flags
+    from workbench.cli.progress import ProgressLine
+    from workbench.engine_setup import EngineOptions
+    from workbench.profile.recording import record_run
+
+    loaded = load_with_flags(scenario, overrides, None, num_prompts, [], None)
+    options = EngineOptions(model=model, load_format=load_format, device=device, dtype=dtype)
+    path = _in(output, "timeline.json.gz")
+    with ProgressLine(enabled=not quiet) as line:
+        record_run(loaded, options, path, first=first, steps=steps, say=line.say)
+    _show_timeline(path, kernels, as_json=as_json)
+
+
+def _show_timeline(path: Path, kernels: int, *, as_json: bool) -> None:
+    from workbench.profile.timeline_text import timeline_text
+    from workbench.profile.trace import read_trace
+
+    found = analysed(read_trace(path))
+    _write_json(path.with_name("timeline.json"), found.to_json())
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=1))
+        return
+    typer.echo(timeline_text(found, kernels))
+    _tell(f"{path} opens in https://ui.perfetto.dev or chrome://tracing")
+
+
+def measure_roofline(
+    request: StepRequest, output: Path, *, with_ncu: bool, as_json: bool, quiet: bool
+) -> None:
+    """`workbench profile roofline`."""
+    from workbench.cli.profile_tools import counters_of
+    from workbench.cli.progress import ProgressLine
+    from workbench.profile.recording import record_step, shape_of_trace, spec_of
+    from workbench.profile.roofline import measured_roofline, with_counters
+    from workbench.profile.trace import read_trace
+
+    path = _in(output, "timeline.json.gz")
+    with ProgressLine(enabled=not quiet) as line:
+        record_step(request, path, line.say)
+    trace = read_trace(path)
+    found = analysed(trace)
+    spec, shape = spec_of(trace.about), shape_of_trace(trace.about)
+    ceilings = _ceilings_of(trace)
+    if found.device == "cpu" or spec is None or shape is None:
+        from engine.runtime.executor import EngineError
+
+        raise EngineError(
+            "a roofline is measured on a GPU, and this engine runs on the CPU; "
+            "--gpu h200 predicts the step there, and `timeline` shows where the CPU's time goes"
+        )
+    roof = measured_roofline(found, spec, shape, ceilings)
+    if with_ncu:
+        kernels = counters_of(request, output)
+        if kernels is not None:
+            roof = with_counters(roof, kernels)
+    _show_roofline(roof, output, as_json=as_json)
+
+
+def _ceilings_of(trace: Trace) -> Any:
+    from engine.core.hardware_spec import load_hardware_spec
+    from workbench.profile.ceilings import assumed_ceilings, measured_ceilings
+
+    measured = measured_ceilings(trace.about.get("ceilings"))
+    return measured or assumed_ceilings(load_hardware_spec("h200"), "bf16")
+
+
+def predict_roofline(request: StepRequest, gpu: str, output: Path, *, as_json: bool) -> None:
+    """`workbench profile roofline --gpu`."""
+    from engine.core.hardware_spec import load_hardware_spec
+    from engine.core.model_spec import load_model_spec
+    from workbench.cli.failures import UsageError
+    from workbench.profile.ceilings import assumed_ceilings
+    from workbench.profile.counted_work import counted_work
+    from workbench.profile.predicted import predicted_times
+    from workbench.profile.recording import shortened
+    from workbench.profile.roofline import place
+    from workbench.profile.step_text import shape_of
+
+    if request.model is None:
+        raise UsageError("which model? --model Llama-3.1-8B, or any other model card")
+    spec, hardware = load_model_spec(request.model), load_hardware_spec(gpu)
+    if request.layers is not None:
+        spec = shortened(spec, request.layers)
+    shape, dtype = shape_of(request.design), request.dtype or spec.weight_dtype
+    work = counted_work(spec, shape, weight_dtype=dtype)
+    times = predicted_times(work, hardware, dtype)
+    title = f"{request.model}, {request.text}, {hardware.title}, predicted"
+    ceilings = assumed_ceilings(hardware, dtype)
+    roof = place(title, times, sum(times.values()), work, ceilings)
+    _show_roofline(roof, output, as_json=as_json)
+
+
+def _show_roofline(roof: Roofline, output: Path, *, as_json: bool) -> None:
+    from workbench.profile.pictures import draw_roofline
+    from workbench.profile.roofline_text import roofline_text
+
+    path = _in(output, "roofline.json")
+    _write_json(path, roof.to_json())
+    for suffix in (".svg", ".png"):
+        draw_roofline(roof, path.with_suffix(suffix))
+    if as_json:
+        typer.echo(json.dumps(roof.to_json(), indent=1))
+        return
+    typer.echo(roofline_text(roof))
+    _tell(f"pictures: {path.with_suffix('.svg')}, {path.with_suffix('.png')}")
+
+
+def show_gaps(
+    workload: Literal["decode", "denoise", "all"],
+    model: str | None,
+    batch: int,
+    context: int,
+    from_file: Path | None,
+    output: Path,
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """`workbench profile gaps`."""
+    from workbench.cli.failures import UsageError
+    from workbench.cli.progress import ProgressLine
+    from workbench.profile.gap_story import (
+        SUBJECTS,
+        Subject,
+        measure_story,
+        read_stories,
+        stories_to_json,
+    )
+    from workbench.profile.gap_text import stories_text
+    from workbench.profile.pictures import draw_gaps
+    from workbench.provenance import source_commit
+
+    if model is not None and workload == "all":
+        raise UsageError("--model needs --workload decode or --workload denoise")
+    if from_file is not None:
+        stories = read_stories(from_file)
+    else:
+        subjects: list[Subject] = [
+            subject for subject in SUBJECTS if workload in ("all", subject.kind)
+        ]
+        if model is not None:
+            subjects = [Subject(workload, model, batch, context)]
+        stories = []
+        with ProgressLine(enabled=not quiet) as line:
+            for subject in subjects:
+                line.say(f"{subject.model}: cold, eager and as a graph")
+                stories.append(measure_story(subject))
+    path = _in(output, "gaps.json")
+    if from_file is None:
+        _write_json(path, stories_to_json(stories, source_commit()))
+    for suffix in (".svg", ".png"):
+        draw_gaps(stories, path.with_suffix(suffix))
+    if as_json:
+        typer.echo(json.dumps(stories_to_json(stories, source_commit()), indent=1))
+        return
+    typer.echo(stories_text(stories))
+    _tell(f"pictures: {path.with_suffix('.svg')}, {path.with_suffix('.png')}")
+
+
+def _in(folder: Path, name: str) -> Path:
+    """A file in a folder, which is made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    from workbench.atomic_file import write_atomic
+
+    write_atomic(path, (json.dumps(data, indent=1) + "\n").encode())
+
+
+def _tell(text: str) -> None:
+    typer.echo(text, err=True)

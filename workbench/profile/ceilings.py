@@ -1,0 +1,115 @@
+"""What a GPU reaches at best, and what bounds a kernel that is below it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from engine.core.hardware_spec import HardwareSpec
+from workbench.profile.counted_work import Work
+
+MEMORY, COMPUTE, LATENCY = "memory", "compute", "latency"
+_LATENCY_BELOW: Final = 0.35  # of the ceiling: neither bytes nor FLOPs explain the time
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """The two limits of a roofline.
+
+    Attributes:
+        tb_s: 1e12 bytes a second, read and written, of a large copy.
+        tflop_s: of a large product of matrices.
+        source: where these figures come from, in words.
+    """
+
+    tb_s: float
+    tflop_s: float
+    source: str
+
+    @property
+    def ridge(self) -> float:
+        """FLOPs per byte from which on arithmetic takes longer than memory."""
+        return self.tflop_s / self.tb_s
+
+    def attainable_tflop_s(self, intensity: float) -> float:
+        """The height of the roof."""
+        return min(self.tflop_s, self.tb_s * intensity)
+
+    def floor_us(self, work: Work) -> float:
+        """The least time for some work."""
+        return max(work.num_bytes / self.tb_s, work.flops / self.tflop_s) / 1e6
+
+
+def measured_ceilings(values: Mapping[str, Any] | None) -> Ceilings | None:
+    """Ceilings as `engine.runtime.ceilings.measure_ceilings` tells them; None: it measured none."""
+    if not values:
+        return None
+    return Ceilings(
+        float(values["copy_tb_s"]), float(values["product_tflop_s"]), "measured beside the engine"
+    )
+
+
+def assumed_ceilings(gpu: HardwareSpec, dtype: str) -> Ceilings:
+    """Ceilings of a GPU by its entry, which says whether they were measured."""
+    source = gpu.achievable.source
+    return Ceilings(gpu.copy_bandwidth / 1e12, gpu.gemm_flops(dtype) / 1e12, source)
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """What some work reached in a time.
+
+    Attributes:
+        tb_s, tflop_s: as it went.
+        fraction: of the time, the least that it takes; above 1 data came from the cache.
+        bound: MEMORY, COMPUTE or LATENCY.
+    """
+
+    tb_s: float
+    tflop_s: float
+    fraction: float
+    bound: str
+
+
+def reached(work: Work, time_us: float, ceilings: Ceilings) -> Reached:
+    """How near to its ceiling some work came.
+
+    Args:
+        work: what was done.
+        time_us: how long it took, above 0.
+        ceilings: of the device.
+    """
+    fraction = ceilings.floor_us(work) / time_us
+    limit = COMPUTE if work.intensity > ceilings.ridge else MEMORY
+    bound = limit if fraction >= _LATENCY_BELOW else LATENCY
+    return Reached(work.num_bytes / time_us / 1e6, work.flops / time_us / 1e6, fraction, bound)
+
+
+def in_words(kind: str, work: Work, time_us: float, found: Reached) -> str:
+    """A sentence on what bounds a class of kernels.
+
+    Args:
+        kind: the class.
+        work: what it did.
+        time_us: how long it took.
+        found: what it reached.
+    """
+    if found.bound == MEMORY:
+        how = f"moves {_bytes(work.num_bytes)} at {found.tb_s:.2f} TB/s"
+        return f"{kind} is memory-bound: it {how}, {found.fraction:.0%} of a copy's rate"
+    if found.bound == COMPUTE:
+        how = f"does {work.flops / 1e9:,.1f} GFLOP at {found.tflop_s:,.0f} TFLOP/s"
+        return f"{kind} is compute-bound: it {how}, {found.fraction:.0%} of a large product's rate"
+    least = found.fraction * time_us
+    return (
+        f"{kind} is bound by latency: {time_us:,.1f} us for {_bytes(work.num_bytes)}, which need "
+        f"{least:,.1f} us"
+    )
+
+
+def _bytes(count: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count:,.0f} bytes"

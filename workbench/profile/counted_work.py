@@ -1,0 +1,132 @@
+"""Bytes and FLOPs that a step has to move and do, by class of kernels: the least there is to do.
+
+The counts are those of the analytic cost model (`simulator.roofline`), taken from the same
+functions of the model's shape: weights and KV are read once, multiply-adds count as two, inputs and
+outputs of products stay in the cache. `tests/test_profile_roofline.py` holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from engine.core.model_spec import ModelSpec
+from simulator.cost_model import StepShape
+from simulator.layer_kernels import elementwise_bytes_per_row, sampling_bytes_per_row
+from simulator.roofline_coefficients import expected_experts
+
+# Weight of a checkpoint -> class of the kernel that multiplies with it.
+_CLASS_OF: Final[Mapping[str, str]] = {
+    "q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "q_bias": "qkv", "k_bias": "qkv",
+    "v_bias": "qkv", "q_a_proj": "qkv", "q_b_proj": "qkv", "kv_a_proj_with_mqa": "qkv",
+    "kv_b_proj": "qkv", "o_proj": "output", "o_bias": "output", "lm_head": "lm_head",
+    "router": "router", "e_score_correction_bias": "router",
+}  # fmt: skip
+ELEMENTWISE: Final = "elementwise"
+"""Norms, rotary embedding with KV write and activations: kernels that only move data."""
+ELEMENTWISE_CLASSES: Final = ("embedding", "norm", "rotary", "activation")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a class of kernels has to do in a step.
+
+    Attributes:
+        num_bytes: that it moves, at least.
+        flops: that it does.
+    """
+
+    num_bytes: float
+    flops: float
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs per byte."""
+        return self.flops / self.num_bytes if self.num_bytes else 0.0
+
+
+def counted_work(
+    model: ModelSpec,
+    step: StepShape,
+    *,
+    tensor_parallel_size: int = 1,
+    weight_dtype: str | None = None,
+    kv_dtype: str | None = None,
+) -> dict[str, Work]:
+    """Class -> what it has to do in a step on one GPU; classes that have nothing are left out.
+
+    Args:
+        model: what runs.
+        step: the step.
+        tensor_parallel_size: on how many GPUs.
+        weight_dtype: of the projections; None is the checkpoint's own.
+        kv_dtype: of the KV cache; None is the model's dtype.
+    """
+    tp, kv_dtype = tensor_parallel_size, kv_dtype or model.dtype
+    rows = max(step.prefill_tokens + step.decode_tokens, step.graph_batch)
+    logits = max(step.sampled_tokens, step.graph_batch) if step.sampled_tokens else 0
+    found = _products(model, step, rows, logits, tp, weight_dtype or model.weight_dtype)
+    found |= _attention(model, step, tp, kv_dtype)
+    norms = found.pop(ELEMENTWISE).num_bytes
+    moved = rows * elementwise_bytes_per_row(model, kv_dtype, tp)
+    found[ELEMENTWISE] = Work(norms + moved, 0)
+    if logits:
+        found["sampling"] = Work(logits * sampling_bytes_per_row(model), 0)
+    return {kind: work for kind, work in found.items() if work.num_bytes or work.flops}
+
+
+def _products(
+    model: ModelSpec, step: StepShape, rows: int, logits: int, tp: int, weight_dtype: str
+) -> dict[str, Work]:
+    found: dict[str, Work] = {}
+    for matrix in model.weights:
+        kind = _CLASS_OF.get(matrix.name) or _class_of_group(matrix.group, matrix.name)
+        times = logits if kind == "lm_head" else rows
+        if kind is None or not times:
+            continue
+        stored: float = matrix.local_bytes(model.dtype, weight_dtype, tp)
+        if kind == "experts":
+            stored *= _share_of_experts(model, step, rows)
+        before = found.get(kind, Work(0, 0))
+        flops = matrix.local_flops_per_token(tp) * times
+        found[kind] = Work(before.num_bytes + stored, before.flops + flops)
+    return found
+
+
+def _class_of_group(group: str, name: str) -> str | None:
+    if group == "experts":
+        return "experts"
+    if group == "norm":
+        return ELEMENTWISE
+    if group in ("mlp", "shared_experts"):
+        return "down" if name == "down_proj" else "gate_up"
+    return None
+
+
+def _share_of_experts(model: ModelSpec, step: StepShape, rows: int) -> float:
+    """Of all experts that are stored, those that a step visits."""
+    moe = model.moe
+    if moe is None:
+        return 0.0
+    stored = moe.num_experts * len(moe.layers)
+    if step.active_experts >= 0:
+        return step.active_experts / stored
+    visited = expected_experts(model)
+    return visited[min(rows, len(visited) - 1)] / stored
+
+
+def _attention(model: ModelSpec, step: StepShape, tp: int, kv_dtype: str) -> dict[str, Work]:
+    kv_bytes = model.kv_bytes_per_token(kv_dtype, tp)
+    found: dict[str, Work] = {}
+    flops: float
+    if step.prefill_tokens:
+        flops = model.prefill_attention_flops_per_pair(tp) * step.prefill_pairs
+        flops += model.context_expansion_flops_per_token(tp) * step.prefill_context
+        tokens = step.prefill_context + step.prefill_tokens
+        found["attention_prefill"] = Work(kv_bytes * tokens, flops)
+    if step.decode_tokens:
+        queries = step.decode_tokens / max(step.decode_requests, 1)
+        flops = model.decode_attention_flops_per_pair(tp) * queries * step.decode_context
+        found["attention_decode"] = Work(kv_bytes * step.decode_context, flops)
+    return found

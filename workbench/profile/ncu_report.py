@@ -1,0 +1,156 @@
+"""Reads what `ncu --csv --page raw` prints: counters of the device, kernel by kernel.
+
+The first row after ncu's own talk names the columns, the second their units; each further one is a
+kernel. `ncu --csv` without `--page raw` prints a row for each metric instead; both are read.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from engine.profiling.op_classes import GROUP_OF
+from workbench.profile.kernel_classes import classify
+from workbench.profile.trace import DeviceWork, TraceFileError, kernel_name
+
+TIME: Final = "gpu__time_duration.sum"
+READ, WRITTEN = "dram__bytes_read.sum", "dram__bytes_write.sum"
+WARPS: Final = "sm__warps_active.avg.pct_of_peak_sustained_active"
+TENSOR: Final = (
+    "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed",
+    "sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active",
+    "sm__pipe_tensor_op_hmma_cycles_active.avg.pct_of_peak_sustained_active",
+)
+DRAM: Final = "dram__throughput.avg.pct_of_peak_sustained_elapsed"
+METRICS: Final = (TIME, READ, WRITTEN, DRAM, WARPS, *TENSOR, "launch__registers_per_thread")
+"""What is asked of ncu; of `TENSOR`, whose names differ from chip to chip, those that exist."""
+
+_UNITS: Final = {
+    "ns": 1e-3, "nsecond": 1e-3, "us": 1.0, "usecond": 1.0, "ms": 1e3, "msecond": 1e3,
+    "s": 1e6, "second": 1e6, "byte": 1.0, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9,
+}  # fmt: skip
+_FORBIDDEN: Final = "ERR_NVGPUCTRPERM"
+
+
+@dataclass(frozen=True, slots=True)
+class NcuKernel:
+    """One kernel.
+
+    Attributes:
+        name: of the kernel.
+        kind: class of the range that it was launched in; None: of no known one.
+        time_us: that it ran, alone on the device and with an empty cache.
+        dram_bytes: read from memory and written to it.
+        warps_active, tensor_active, dram_active: percent of their peaks; None: not read.
+    """
+
+    name: str
+    kind: str | None
+    time_us: float
+    dram_bytes: float
+    warps_active: float | None
+    tensor_active: float | None
+    dram_active: float | None
+
+
+def read_ncu(path: Path) -> list[NcuKernel]:
+    """All kernels of a file, in order.
+
+    Raises:
+        TraceFileError: it holds none; says what ncu wrote instead.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise TraceFileError(f"cannot read {path}: {error.strerror or error}") from error
+    rows = list(csv.reader(line for line in text.splitlines() if line.startswith('"')))
+    if len(rows) < 2 or "Kernel Name" not in rows[0]:
+        raise TraceFileError(_nothing(path, text))
+    head = rows[0]
+    try:
+        if "Metric Name" in head:
+            return _long(head, rows[1:])
+        return [_kernel(head, rows[1], row) for row in rows[2:]]
+    except (ValueError, KeyError, IndexError) as error:
+        raise TraceFileError(f"{path} is no CSV of ncu that can be read: {error}") from None
+
+
+def _nothing(path: Path, text: str) -> str:
+    if _FORBIDDEN in text:
+        return (
+            f"{path}: the driver lets only administrators read the counters; see "
+            "https://developer.nvidia.com/ERR_NVGPUCTRPERM, or run ncu as root"
+        )
+    errors = [line for line in text.splitlines() if line.startswith("==ERROR==")]
+    said = f"; ncu says: {errors[0].removeprefix('==ERROR==').strip()}" if errors else ""
+    return f"{path} holds no kernel as `ncu --csv --page raw` prints them{said}"
+
+
+def _kernel(head: Sequence[str], units: Sequence[str], row: Sequence[str]) -> NcuKernel:
+    cells = dict(zip(head, row, strict=False))
+    scale = {name: _UNITS.get(unit, 1.0) for name, unit in zip(head, units, strict=False)}
+    values = {
+        name: number * scale[name]
+        for name, cell in cells.items()
+        if "__" in name and (number := _number(cell)) is not None
+    }
+    return _made(cells, values)
+
+
+def _long(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[NcuKernel]:
+    """A row a metric."""
+    found: dict[str, tuple[dict[str, str], dict[str, float]]] = {}
+    for row in rows:
+        cells = dict(zip(head, row, strict=False))
+        if not cells["ID"]:  # a row of units
+            continue
+        _, values = found.setdefault(cells["ID"], (cells, {}))
+        number = _number(cells["Metric Value"])
+        if number is not None:
+            scale = _UNITS.get(cells.get("Metric Unit", ""), 1.0)
+            values[cells["Metric Name"]] = number * scale
+    return [_made(cells, values) for cells, values in found.values()]
+
+
+def _made(cells: dict[str, str], values: dict[str, float]) -> NcuKernel:
+    if TIME not in values:
+        raise KeyError(f"kernel {cells['Kernel Name']} has no {TIME}")
+    tensor = [values[name] for name in TENSOR if name in values]
+    return NcuKernel(
+        kernel_name(cells["Kernel Name"]),
+        _range(cells),
+        values[TIME],
+        values.get(READ, 0.0) + values.get(WRITTEN, 0.0),
+        values.get(WARPS),
+        tensor[0] if tensor else None,
+        values.get(DRAM),
+    )
+
+
+def _range(cells: dict[str, str]) -> str | None:
+    """The innermost range of a class that a kernel was launched in."""
+    text = " ".join(cell for name, cell in cells.items() if "Range" in name)
+    named = [word for word in re.split(r"[^A-Za-z_]+", text) if word in GROUP_OF]
+    return named[-1] if named else None
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell.replace(",", ""))
+    except ValueError:
+        return None
+
+
+def classes_of(kernels: Sequence[NcuKernel]) -> list[str]:
+    """Class of each kernel of a step, by its range or else by its place."""
+    work = [DeviceWork(one.name, "kernel", at, at, 0, -1) for at, one in enumerate(kernels)]
+    by_place = classify(work)
+    own = ("norm", "activation")
+    return [
+        place if one.kind is None or place in own else one.kind
+        for one, place in zip(kernels, by_place, strict=True)
+    ]

@@ -1,0 +1,97 @@
+"""A roofline as text: where each class is, what bounds it, and a small picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Final
+
+from workbench.profile.roofline import COUNTERS, Point, Roofline
+
+_WIDTH, _HEIGHT = 72, 18
+_LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"
+
+
+def roofline_text(found: Roofline) -> str:
+    """Table, sentences and picture."""
+    lines = [f"{found.title}: {found.step_us:,.1f} us a step", *_ceilings(found), ""]
+    lines += _table(found)
+    lines += ["", *(f"{point.words}" for point in found.points), ""]
+    lines += _picture(found)
+    return "\n".join(lines)
+
+
+def _ceilings(found: Roofline) -> Iterator[str]:
+    top = found.ceilings
+    yield (
+        f"ceilings ({top.source}): {top.tb_s:.2f} TB/s, {top.tflop_s:,.0f} TFLOP/s; ridge at "
+        f"{top.ridge:,.0f} FLOP/byte"
+    )
+
+
+def _table(found: Roofline) -> Iterator[str]:
+    counters = any(point.source == COUNTERS for point in found.points)
+    head = (
+        f"    {'class':<18}{'us a step':>10}{'share':>7}{'MB':>10}{'GFLOP':>10}{'FLOP/B':>9}"
+        f"{'TB/s':>7}{'TFLOP/s':>9}{'ceiling':>9}  bound by"
+    )
+    yield head + ("  DRAM/counted  warps  tensor" if counters else "")
+    for letter, point in zip(_LETTERS, found.points, strict=False):
+        yield _row(letter, point, found.step_us)
+    if found.step_us:
+        share = found.rest_us / found.step_us
+        yield f"    {'(rest and gaps)':<18}{found.rest_us:>10,.1f}{share:>7.1%}"
+
+
+def _row(letter: str, point: Point, step_us: float) -> str:
+    share = point.time_us / step_us if step_us else 0.0
+    row = (
+        f"  {letter} {point.kind:<18}{point.time_us:>10,.1f}{share:>7.1%}"
+        f"{point.num_bytes / 1e6:>10,.1f}{point.flops / 1e9:>10,.2f}{point.intensity:>9,.1f}"
+        f"{point.tb_s:>7.2f}{point.tflop_s:>9,.1f}{point.fraction:>9.0%}  {point.bound:<8}"
+    )
+    if point.source != COUNTERS or not point.counted_bytes:
+        return row.rstrip()
+    ratio = point.num_bytes / point.counted_bytes
+    return row + f"  {ratio:>12.2f}{_percent(point.warps_active)}{_percent(point.tensor_active)}"
+
+
+def _percent(value: float | None) -> str:
+    return f"{'-':>7}" if value is None else f"{value:>6.0f}%"
+
+
+def _picture(found: Roofline) -> Iterator[str]:
+    """Both axes logarithmic; a letter is a class."""
+    points = [point for point in found.points if point.flops and point.tflop_s]
+    if not points:
+        return
+    top = found.ceilings
+    low_x = math.floor(math.log10(min(point.intensity for point in points) / 2))
+    high_x = math.ceil(math.log10(max(4 * top.ridge, *(p.intensity * 2 for p in points))))
+    high_y = math.log10(top.tflop_s * 2)
+    low_y = math.floor(math.log10(min(point.tflop_s for point in points) / 2))
+    cells = [[" "] * _WIDTH for _ in range(_HEIGHT)]
+
+    def put(x: float, y: float, letter: str) -> None:
+        column = round((x - low_x) / (high_x - low_x) * (_WIDTH - 1))
+        row = round((high_y - y) / (high_y - low_y) * (_HEIGHT - 1))
+        if 0 <= column < _WIDTH and 0 <= row < _HEIGHT:
+            cells[row][column] = letter
+
+    for column in range(_WIDTH):
+        x = low_x + (high_x - low_x) * column / (_WIDTH - 1)
+        put(x, math.log10(top.attainable_tflop_s(10**x)), "·")
+    for letter, point in zip(_LETTERS, found.points, strict=False):
+        if point in points:
+            put(math.log10(point.intensity), math.log10(point.tflop_s), letter)
+    for row, line in enumerate(cells):
+        value = 10 ** (high_y - (high_y - low_y) * row / (_HEIGHT - 1))
+        label = f"{value:,.3g}" if row % 4 == 0 else ""
+        yield f"{label:>8} {''.join(line)}".rstrip()
+    decades = high_x - low_x
+    marks = [" "] * (_WIDTH + 6)
+    for decade in range(decades + 1):
+        text = f"{10.0 ** (low_x + decade):g}"
+        column = round(decade / decades * (_WIDTH - 1))
+        marks[column : column + len(text)] = text
+    yield f"{'TFLOP/s':>8} {''.join(marks).rstrip()}  FLOP/byte"

@@ -1,0 +1,189 @@
+"""What a trace says the device and the host did: Chrome's trace format, as torch's profiler has it.
+
+Only complete events are taken in (phase "X"); times are in us on the profiler's clock.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from engine.profiling.op_classes import RANGE
+
+_DEVICE: Final = {"kernel": "kernel", "gpu_memcpy": "copy", "gpu_memset": "copy"}
+_HOST: Final = frozenset({"cpu_op", "user_annotation", "cuda_runtime", "cuda_driver"})
+_GZIP: Final = b"\x1f\x8b"
+
+
+class TraceFileError(ValueError):
+    """A file that is no trace; says which, and what would be one."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceWork:
+    """A kernel, copy or fill.
+
+    Attributes:
+        name: of the kernel, without its arguments.
+        kind: "kernel" or "copy".
+        start_us, end_us: when it ran.
+        stream: of the device.
+        correlation: number of the call that launched it, -1 if unknown.
+    """
+
+    name: str
+    kind: str
+    start_us: float
+    end_us: float
+    stream: int
+    correlation: int
+
+    @property
+    def duration_us(self) -> float:
+        """How long it ran."""
+        return self.end_us - self.start_us
+
+
+@dataclass(frozen=True, slots=True)
+class HostWork:
+    """Something that a thread of the host did.
+
+    Attributes:
+        name: of an op, a range or a call of CUDA.
+        kind: "cpu_op", "user_annotation", "cuda_runtime" or "cuda_driver".
+        start_us, end_us: when.
+        thread: which.
+        correlation: number of a CUDA call, -1 for anything else.
+    """
+
+    name: str
+    kind: str
+    start_us: float
+    end_us: float
+    thread: str
+    correlation: int
+
+    @property
+    def duration_us(self) -> float:
+        """How long it took, with all that it contains."""
+        return self.end_us - self.start_us
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A recorded piece of time.
+
+    Attributes:
+        device: in order of start.
+        host: in order of start; of two that start together the longer comes first.
+        about: what was recorded, as whoever recorded it said.
+    """
+
+    device: tuple[DeviceWork, ...]
+    host: tuple[HostWork, ...]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def ranges(self, name: str) -> list[HostWork]:
+        """Ranges of the workbench that are called so, in order."""
+        wanted = RANGE + name
+        return [work for work in self.host if work.name == wanted]
+
+    def during(self, span: HostWork) -> Trace:
+        """What began on the device during a range that waits for it, and what the host did."""
+        host = tuple(work for work in self.host if _overlaps(span, work))
+        device = tuple(
+            work for work in self.device if span.start_us <= work.start_us <= span.end_us
+        )
+        return Trace(device, host, self.about)
+
+
+def _overlaps(span: HostWork, work: HostWork) -> bool:
+    return span.start_us <= work.end_us and work.start_us <= span.end_us
+
+
+def read_trace(path: Path) -> Trace:
+    """Read a trace, compressed or not.
+
+    Raises:
+        TraceFileError: it is none, or cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+        if data.startswith(_GZIP):
+            data = gzip.decompress(data)
+        whole = json.loads(data)
+    except OSError as error:
+        raise TraceFileError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, EOFError) as error:
+        raise TraceFileError(f"{path} is no JSON, as a trace is: {error}") from None
+    events = whole.get("traceEvents") if isinstance(whole, dict) else whole
+    if not isinstance(events, list):
+        raise TraceFileError(
+            f"{path} has no list `traceEvents`: give a trace of torch's profiler, as "
+            "`workbench profile timeline` writes it"
+        )
+    about = whole.get("workbench") if isinstance(whole, dict) else None
+    try:
+        return parse_events(events, about or {})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise TraceFileError(f"{path} holds an event that is none of a trace: {error!r}") from None
+
+
+def parse_events(
+    events: Iterable[Mapping[str, Any]], about: Mapping[str, Any] | None = None
+) -> Trace:
+    """The trace of these events; such of other categories are left out."""
+    device, host = [], []
+    for event in events:
+        category = event.get("cat")
+        if event.get("ph") != "X":
+            continue
+        if category in _DEVICE:
+            device.append(_device_work(event, _DEVICE[category]))
+        elif category in _HOST:
+            host.append(_host_work(event, category))
+    device.sort(key=lambda work: (work.start_us, work.end_us))
+    host.sort(key=lambda work: (work.start_us, -work.end_us))
+    return Trace(tuple(device), tuple(host), about or {})
+
+
+def _device_work(event: Mapping[str, Any], kind: str) -> DeviceWork:
+    arguments, start = event.get("args", {}), float(event["ts"])
+    return DeviceWork(
+        kernel_name(str(event["name"])),
+        kind,
+        start,
+        start + float(event["dur"]),
+        int(arguments.get("stream", 0)),
+        int(arguments.get("correlation", -1)),
+    )
+
+
+def _host_work(event: Mapping[str, Any], kind: str) -> HostWork:
+    arguments, start = event.get("args", {}), float(event["ts"])
+    return HostWork(
+        str(event["name"]),
+        kind,
+        start,
+        start + float(event["dur"]),
+        f"{event.get('pid')}/{event.get('tid')}",
+        int(arguments.get("correlation", -1)) if kind.startswith("cuda") else -1,
+    )
+
+
+def kernel_name(signature: str) -> str:
+    """A C++ kernel's name without return type, namespaces of no interest and arguments."""
+    name = signature.removeprefix("void ")
+    depth = 0
+    for at, letter in enumerate(name):
+        if letter == "<":
+            depth += 1
+        elif letter == ">":
+            depth -= 1
+        elif letter == "(" and depth == 0 and at and not name.startswith("Mem"):
+            return name[:at]
+    return name

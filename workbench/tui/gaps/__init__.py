@@ -1,0 +1,1 @@
+"""The gaps screen: before and after CUDA Graphs, side by side."""
