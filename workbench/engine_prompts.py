@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final, NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.core.token_ids import SyntheticTokens, TokenBuffer
 from engine.core.workload import NEVER, PromptSegments, Workload
+from engine.demo import demo_model_folder, held_out_text
+from engine.runtime.tokenizer import Tokenizer
 from workbench.random_streams import Stream, generator
 
 Int32 = NDArray[np.int32]
@@ -58,12 +62,16 @@ class RealPrompts:
         ids[0] = request_id % self._vocab_size
         return ids
 
+    def _synthetic(self, keys: list[int], lengths: list[int]) -> Int32:
+        """The ids that stand for these segments of text."""
+        return SyntheticTokens(keys, lengths, self._vocab_size).ids(0, sum(lengths))
+
     def _spliced(self, request_id: int, segments: PromptSegments) -> Int32:
         """Synthetic text, with the engine's own answers in their places."""
         first, last = segments.offsets[request_id : request_id + 2].tolist()
         keys = segments.keys[first:last].tolist()
         lengths = segments.lengths[first:last].tolist()
-        ids = SyntheticTokens(keys, lengths, self._vocab_size).ids(0, sum(lengths))
+        ids = self._synthetic(keys, lengths)
         at = 0
         for key, length in zip(keys, lengths, strict=True):
             source = self._by_answer.get(key)
@@ -72,3 +80,76 @@ class RealPrompts:
                 ids[at : at + length] = self._answering[source].ids(begin, begin + length)
             at += length
         return ids
+
+
+class ShownText(NamedTuple):
+    """A request as a person reads it.
+
+    Attributes:
+        request_id: whose text.
+        prompt: its last lines.
+        answer: what the model wrote.
+    """
+
+    request_id: int
+    prompt: str
+    answer: str
+
+
+class TextPrompts(RealPrompts):
+    """The same for the demo models, out of text that they were not trained on.
+
+    The first id of each text says whose it is, as there; text follows. So what is shared does not
+    depend on what is written.
+
+    Args:
+        workload, vocab_size, seed: see there.
+    """
+
+    def __init__(self, workload: Workload, vocab_size: int, seed: int) -> None:
+        super().__init__(workload, vocab_size, seed)
+        folder = demo_model_folder("demo-dense")  # all have its tokenizer
+        if folder is None:
+            raise ValueError("the demo models have gone")
+        self._tokenizer = Tokenizer.from_folder(folder)
+        ids = self._tokenizer.encode(held_out_text(), add_special_tokens=False)
+        self._text: Int32 = np.asarray(ids, np.int32)
+        self._sent: dict[int, TokenBuffer] = {}
+
+    def __call__(self, request_id: int) -> TokenBuffer:
+        """As there; the first texts are kept, to be shown."""
+        buffer = super().__call__(request_id)
+        if len(self._sent) < _KEPT_TEXTS:
+            self._sent[request_id] = buffer
+        return buffer
+
+    def shown(self, count: int) -> list[ShownText]:
+        """The first texts that have an answer, `count` of them at most."""
+        shown: list[ShownText] = []
+        for request_id, buffer in self._sent.items():
+            begin = int(self._workload.prompt_tokens[request_id])
+            if len(buffer) > begin and len(shown) < count:
+                ids = buffer.ids(0, len(buffer)).tolist()
+                parts = ids[max(1, begin - _SHOWN_PROMPT_TOKENS) : begin], ids[begin:]
+                shown.append(ShownText(request_id, *map(self._tokenizer.decode, parts)))
+        return shown
+
+    def _unshared(self, request_id: int) -> Int32:
+        length = int(self._workload.prompt_tokens[request_id])
+        rng = generator(self._seed, Stream.PROMPT_IDS, request_id)
+        return self._cut(request_id, int(rng.integers(len(self._text))), length)
+
+    def _synthetic(self, keys: list[int], lengths: list[int]) -> Int32:
+        rngs = [generator(self._seed, Stream.PROMPT_IDS, key) for key in keys]
+        starts = [int(rng.integers(len(self._text))) for rng in rngs]
+        parts = [self._cut(*row) for row in zip(keys, starts, lengths, strict=True)]
+        return np.concatenate(parts) if parts else np.empty(0, np.int32)
+
+    def _cut(self, key: int, start: int, length: int) -> Int32:
+        ids = self._text.take(np.arange(start, start + length), mode="wrap")
+        ids[:1] = key % self._vocab_size
+        return ids
+
+
+_KEPT_TEXTS: Final = 8
+_SHOWN_PROMPT_TOKENS: Final = 48

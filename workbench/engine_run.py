@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,14 +12,22 @@ from engine.core.config import SchedulerConfig
 from engine.core.journal import Journal
 from engine.core.model_spec import ModelSpec
 from engine.core.workload import Workload
-from engine.runtime.executor import EngineError, Executor
+from engine.runtime.executor import Executor
 from engine.runtime.runner_config import RunnerConfig
 from simulator.world import Outcome
 from workbench.capacity import Capacity
 from workbench.deployment import replica_facts, scheduler_config
 from workbench.engine_driver import Driver, HostClock, WallClock
-from workbench.engine_prompts import RealPrompts
-from workbench.engine_setup import EngineOptions, model_spec, runner_config, substitutions
+from workbench.engine_packages import import_engine, use_one_thread
+from workbench.engine_prompts import RealPrompts, ShownText, TextPrompts
+from workbench.engine_setup import (
+    EngineOptions,
+    asked_model,
+    is_demo,
+    model_spec,
+    runner_config,
+    substitutions,
+)
 from workbench.execution import (
     DetailName,
     Ended,
@@ -37,7 +44,6 @@ from workbench.scenario_source import LoadedScenario
 from workbench.workload import BuiltWorkload, build_workload
 
 COST_MODEL: Final = "measured"
-_PACKAGES: Final = ("torch", "triton", "tokenizers", "nvtx")
 
 
 class Runner(Executor, Protocol):
@@ -94,21 +100,9 @@ def build_runner(config: RunnerConfig, clock: Callable[[], int], say: Say) -> Ru
         EngineError: a package of the engine is not installed. More from the engine itself: the
             checkpoint is broken, it does not fit, there is no such device.
     """
-    try:
-        # By name: mypy, which checks this package, does not have the types of torch.
-        module = importlib.import_module("engine.runtime.build")
-    except ModuleNotFoundError as error:
-        if error.name not in _PACKAGES:
-            raise
-        raise EngineError(
-            f"the engine needs {error.name}, which is not installed: "
-            "pip install -e '.[engine]' in the folder of the workbench"
-        ) from None
-    runner: Runner = module.build_runner(config, clock, say)
+    runner: Runner = import_engine("engine.runtime.build").build_runner(config, clock, say)
     if runner.facts()["device"] == "cpu" and runner.spec.num_parameters < _SMALL_MODEL:
-        # The process is ours. Threads that wait for each other cost a small model more than they
-        # save, and many times more while others use the processor.
-        importlib.import_module("torch").set_num_threads(1)
+        use_one_thread()
     return runner
 
 
@@ -123,6 +117,7 @@ class EngineRun:
         max_concurrency: the clients' own cap, or None.
         runner: computes it.
         clock: the runner's too.
+        prompts: the ids of each request's prompt.
     """
 
     header: RunHeader
@@ -131,6 +126,7 @@ class EngineRun:
     max_concurrency: int | None
     runner: Runner
     clock: WallClock
+    prompts: RealPrompts
 
     def run(
         self,
@@ -148,13 +144,12 @@ class EngineRun:
         """
         outlet = Outlet(self.header, sinks, live, on_progress)
         recorded = Journal() if journal else None
-        vocab_size, seed = self.runner.spec.vocab_size, self.header.seed
         driver = Driver(
             self.workload,
             self.scheduler,
             self.runner,
             self.clock,
-            RealPrompts(self.workload, vocab_size, seed),
+            self.prompts,
             max_concurrency=self.max_concurrency,
             log=outlet.log,
             journal=recorded,
@@ -180,6 +175,10 @@ class EngineRun:
             _faults(driver),
             driver.failed_requests + driver.broken_requests + driver.lost_requests,
         )
+
+    def shown_texts(self, count: int) -> list[ShownText]:
+        """The first answers in words, where prompts are words."""
+        return self.prompts.shown(count) if isinstance(self.prompts, TextPrompts) else []
 
     def close(self) -> None:
         """Let go of the device's memory."""
@@ -212,18 +211,15 @@ def prepare(
     More as `build_runner`.
     """
     config, scenario = runner_config(loaded, options), loaded.scenario
-    spec = model_spec(config)
     (pool,) = scenario.deployment.pools
-    budget = scheduler_config(
-        scenario, pool, num_pages=1, max_model_len=spec.max_model_len
-    ).prefill_budget
+    name = asked_model(scenario, options)
     # The KV pool is known only when the model is loaded, which takes long; the context is now.
-    refuse_too_long(loaded, Capacity(config.model, spec.max_model_len, (), budget))
+    budget = refuse_too_long_prompts(loaded, options)
     clock = clock or HostClock()
-    runner = (build or build_runner)(config, clock, lambda text: say(f"{config.model}: {text}"))
+    runner = (build or build_runner)(config, clock, lambda text: say(f"{name}: {text}"))
     try:
         facts = replica_facts(pool, runner.num_pages, runner.max_model_len)
-        capacity = Capacity(config.model, runner.max_model_len, (facts,), budget)
+        capacity = Capacity(name, runner.max_model_len, (facts,), budget)
         refuse_too_long(loaded, capacity)
         built = build_workload(
             scenario,
@@ -244,7 +240,26 @@ def prepare(
         runner.close()
         raise
     cap = scenario.load.max_concurrency
-    return EngineRun(header, built.workload, scheduler, cap, runner, clock)
+    kind = TextPrompts if is_demo(scenario, options) else RealPrompts
+    prompts = kind(built.workload, runner.spec.vocab_size, scenario.seed)
+    return EngineRun(header, built.workload, scheduler, cap, runner, clock, prompts)
+
+
+def refuse_too_long_prompts(loaded: LoadedScenario, options: EngineOptions) -> int:
+    """Compare a scenario's requests with the model's context; the prefill tokens of a step.
+
+    Raises:
+        ScenarioErrors: some can never be served, or the engine cannot do what is asked for.
+        ModelConfigError, ModelNotFoundError: the model is not there, or not supported.
+    """
+    spec, scenario = model_spec(runner_config(loaded, options)), loaded.scenario
+    (pool,) = scenario.deployment.pools
+    budget = scheduler_config(
+        scenario, pool, num_pages=1, max_model_len=spec.max_model_len
+    ).prefill_budget
+    name = asked_model(scenario, options)
+    refuse_too_long(loaded, Capacity(name, spec.max_model_len, (), budget))
+    return budget
 
 
 def _header(
@@ -257,19 +272,20 @@ def _header(
 ) -> RunHeader:
     # Through JSON, because headers take no subclasses of str, such as torch's version.
     facts: dict[str, Any] = json.loads(json.dumps(runner.facts()))
-    config = runner.config
+    config, model = runner.config, asked_model(loaded.scenario, options)
+    is_named = options.model is not None or is_demo(loaded.scenario, options)
     return scenario_header(
         loaded,
         detail,
         kind="engine",
         # What a simulation of the scenario would call it, so that a comparison finds them alike.
-        model=runner.spec.name if options.model is None else config.model,
+        model=model if is_named else runner.spec.name,
         gpu=str(facts["device"]),
         cost_model=COST_MODEL,
         replicas=(replica,),
         notes=(*built.notes, *substitutions(loaded.scenario, options, facts)),
         engine={
-            "model": config.model,
+            "model": model,
             "load_format": config.load_format,
             "vocab_size": runner.spec.vocab_size,
             **facts,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from engine.core.model_spec import ModelSpec, load_model_spec, model_card_names
+from engine.demo import demo_model_folder
 from engine.models.model_folder import find_model_folder
 from engine.runtime.runner_config import LoadFormat, RunnerConfig
 from workbench.profile_match import is_gpu
@@ -22,7 +23,8 @@ class EngineOptions:
     """What the command line says besides the scenario.
 
     Attributes:
-        model: a folder, or org/name in the Hugging Face cache; None: the scenario's model.
+        model: a folder, org/name in the Hugging Face cache, or the name of a demo model; None: the
+            scenario's model.
         load_format: "auto" reads a checkpoint, "dummy" makes random weights.
         device: "cuda", "cuda:1", "cpu"; None: a GPU if there is one.
         dtype: one of `DTYPES`; None: the scenario's, or else the model's own.
@@ -47,7 +49,7 @@ def runner_config(loaded: LoadedScenario, options: EngineOptions) -> RunnerConfi
         raise ScenarioErrors(errors)
     (pool,) = scenario.deployment.pools
     return RunnerConfig(
-        model=options.model or _named_model(scenario.model),
+        model=checkpoint_of(asked_model(scenario, options), options.load_format),
         load_format=options.load_format,
         device=options.device,
         dtype=options.dtype or scenario.model.weight_dtype,
@@ -59,6 +61,28 @@ def runner_config(loaded: LoadedScenario, options: EngineOptions) -> RunnerConfi
         max_running_requests=pool.max_running_requests,
         cuda_graph_batch_sizes=pool.cuda_graph_batch_sizes,
     )
+
+
+def asked_model(scenario: Scenario, options: EngineOptions) -> str:
+    """The model to serve, as a person named it."""
+    return options.model or _named_model(scenario.model)
+
+
+def is_demo(scenario: Scenario, options: EngineOptions) -> bool:
+    """Whether a demo model will be served with its own weights."""
+    is_auto = options.load_format == "auto"
+    return is_auto and _demo_folder(asked_model(scenario, options)) is not None
+
+
+def _demo_folder(name: str) -> Path | None:
+    """The folder of a demo model, unless there is a folder of that name right here."""
+    return None if Path(name).is_dir() else demo_model_folder(name)
+
+
+def checkpoint_of(name: str, load_format: LoadFormat = "auto") -> str:
+    """The name of a model as the engine knows it: demo models are folders to it."""
+    folder = _demo_folder(name) if load_format == "auto" else None
+    return name if folder is None else str(folder)
 
 
 def model_spec(config: RunnerConfig) -> ModelSpec:
@@ -83,6 +107,8 @@ def substitutions(scenario: Scenario, options: EngineOptions, facts: dict[str, A
     named = _named_model(scenario.model)
     if options.model is not None and options.model != named:
         notes.append(f"the scenario names model {named}; this ran {options.model}")
+    if is_demo(scenario, options):
+        notes.append("prompts are text that the demo models were not trained on")
     if options.load_format == "dummy":
         notes.append("the weights are random (--load-format dummy)")
     written = scenario.model.weight_dtype
@@ -121,6 +147,8 @@ def _replica_errors(loaded: LoadedScenario) -> list[ScenarioError]:
 def _model_errors(loaded: LoadedScenario, options: EngineOptions) -> list[ScenarioError]:
     model = loaded.scenario.model
     if options.model is not None or options.load_format == "dummy":
+        return []
+    if is_demo(loaded.scenario, options):
         return []
     if model.name is not None:
         key, what, shape = "name", f"`{model.name}` is a model card", "card"

@@ -97,6 +97,22 @@ class Lognormal:
 
 
 @dataclass(frozen=True, slots=True)
+class Recorded:
+    """Each of `values`, which were measured, as often as it is in there."""
+
+    values: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise ValueError("there must be at least one recorded value")
+        for value in self.values:
+            _check_finite("a recorded value", value, 0)
+
+    def draw(self, rng: np.random.Generator, n: int, /) -> Float64:
+        return rng.choice(np.asarray(self.values, np.float64), n)
+
+
+@dataclass(frozen=True, slots=True)
 class Zipf:
     """Whole numbers k in [min, max] with probability proportional to k ** -alpha."""
 

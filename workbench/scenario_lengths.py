@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from engine.demo import recorded_behaviour
 from workbench.scenario_base import WHOLE, Problem, ScenarioModel, Seconds, Tokens, refusal
 
 
@@ -98,6 +99,25 @@ class ZipfLength(ScenarioModel):
         return self
 
 
+class RecordedLength(ScenarioModel):
+    """Drawn from lengths of texts that a demo model wrote, at temperature 1 (demo_models.md)."""
+
+    kind: Literal["recorded"]
+    model: Literal["demo-dense"]
+    """Whose lengths."""
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """All that were recorded, in tokens."""
+        recorded = recorded_behaviour("output_lengths")[self.model]
+        return tuple(recorded["output_tokens"])
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Smallest and largest possible value."""
+        return min(self.values), max(self.values)
+
+
 class FixedDuration(ScenarioModel):
     """Always the same time."""
 
@@ -147,7 +167,8 @@ def _fixed_if_number(value: Any) -> Any:
 
 
 _AnyLength = Annotated[
-    FixedLength | UniformLength | LognormalLength | ZipfLength, Field(discriminator="kind")
+    FixedLength | UniformLength | LognormalLength | ZipfLength | RecordedLength,
+    Field(discriminator="kind"),
 ]
 _AnyDuration = Annotated[
     FixedDuration | UniformDuration | LognormalDuration, Field(discriminator="kind")
@@ -160,8 +181,8 @@ LengthOrNone = Annotated[
 
 
 def _at_least_one(
-    length: FixedLength | UniformLength | LognormalLength | ZipfLength,
-) -> FixedLength | UniformLength | LognormalLength | ZipfLength:
+    length: FixedLength | UniformLength | LognormalLength | ZipfLength | RecordedLength,
+) -> FixedLength | UniformLength | LognormalLength | ZipfLength | RecordedLength:
     if length.bounds[0] < 1:
         key = "value" if isinstance(length, FixedLength) else "min"
         raise refusal(Problem((key,), "S105", f"`{key}` must be at least 1, not 0"))

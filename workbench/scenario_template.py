@@ -26,6 +26,7 @@ hardware:
 # What is asked. A length is a number of tokens, short for {{kind: fixed, value: 100}}, or one of
 #   {{kind: uniform, min: 1, max: 100}}    {{kind: zipf, alpha: 1.1, min: 1, max: 1000}}
 #   {{kind: lognormal, mean: 100, std_dev: 50, min: 1, max: 1000}}
+#   {{kind: recorded, model: demo-dense}}: as long as texts that this model really wrote
 workload:
   kind: synthetic           # synthetic | shared_prefix | conversation | trace
   num_requests: 1000        # default: 1000

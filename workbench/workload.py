@@ -9,7 +9,16 @@ import numpy as np
 
 from engine.core.workload import NEVER, Int32, Int64, Workload
 from workbench import arrivals, prompts, scenario_lengths, scenario_traffic
-from workbench.lengths import Distribution, Fixed, Lognormal, Uniform, UniformWhole, Zipf, sample_ns
+from workbench.lengths import (
+    Distribution,
+    Fixed,
+    Lognormal,
+    Recorded,
+    Uniform,
+    UniformWhole,
+    Zipf,
+    sample_ns,
+)
 from workbench.prompts import Requests
 from workbench.random_streams import Stream, generator
 from workbench.scenario import Scenario
@@ -142,6 +151,8 @@ def _length(length: scenario_lengths.Length) -> Distribution:
             return Lognormal(length.mean, length.std_dev, length.min, length.max)
         case scenario_lengths.ZipfLength():
             return Zipf(length.alpha, length.min, length.max)
+        case scenario_lengths.RecordedLength():
+            return Recorded(length.values)
 
 
 def _duration(duration: scenario_lengths.Duration) -> Distribution:

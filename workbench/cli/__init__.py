@@ -14,6 +14,7 @@ import typer
 
 from workbench.cli import (
     calibrate,
+    chat,
     compare,
     explain,
     fidelity,
@@ -81,8 +82,8 @@ def workbench(
 
 
 for _command in (
-    simulate, run, tui, calibrate, fidelity, parity, fuzz, explain, compare, report, scenarios,
-    init, schema, native, version,
+    simulate, run, chat, tui, calibrate, fidelity, parity, fuzz, explain, compare, report,
+    scenarios, init, schema, native, version,
 ):  # fmt: skip
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name, epilog=_command.EPILOG)(_command.run)

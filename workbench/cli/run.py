@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -29,9 +30,14 @@ from workbench.cli.options import (
     TraceOption,
 )
 
+if TYPE_CHECKING:
+    from workbench.engine_prompts import ShownText
+    from workbench.scenario_source import LoadedScenario
+
 EPILOG = """\b
 Examples:
   workbench run quickstart --model ~/models/Llama-3.1-8B
+  workbench run quickstart --model demo-dense
   workbench run quickstart --load-format dummy --num-prompts 500
   workbench run my.yaml --model Qwen/Qwen3-0.6B --set load.request_rate=20 --json > result.json"""
 
@@ -41,9 +47,9 @@ def run(
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="FOLDER|ORG/NAME",
-            help="Checkpoint to serve, by folder or from the local Hugging Face cache; "
-            "default: the scenario's.",
+            metavar="NAME|FOLDER|ORG/NAME",
+            help="What to serve: a demo model (demo-dense, demo-draft, demo-moe), the folder of a "
+            "checkpoint, or one in the local Hugging Face cache; default: the scenario's.",
         ),
     ] = None,
     load_format: Annotated[
@@ -72,12 +78,17 @@ def run(
     record: RecordOption = True,
     emit: EmitOption = None,
     trace: TraceOption = None,
+    show_texts: Annotated[
+        int,
+        typer.Option(metavar="N", min=0, help="Of a demo model, show the first texts; default: 1."),
+    ] = 1,
     quiet: QuietOption = False,
 ) -> None:
     """Serve a scenario on the real engine and print its metrics.
 
     The result and the record are those of `workbench simulate`, with measured step times. Texts end
-    where the scenario says: a token that would end them is ignored.
+    where the scenario says: a token that would end them is ignored. On a CPU a demo model serves
+    the first 16 requests, unless their number is given.
     """
     from workbench.cli.failures import UsageError
 
@@ -95,18 +106,40 @@ def run(
     )
     if scenario is None:
         raise UsageError(WHICH_SCENARIO)
+    from workbench.cli.demo_load import overrides_for_demo
     from workbench.cli.overrides import load_with_flags
     from workbench.cli.progress import ProgressLine
     from workbench.engine_run import prepare
     from workbench.engine_setup import EngineOptions
     from workbench.execution import slo_facts
 
-    loaded = load_with_flags(
-        scenario, overrides or [], seed, num_prompts, goodput or [], metric_percentiles
-    )
+    def load(added: Sequence[str]) -> LoadedScenario:
+        changes = [*added, *(overrides or [])]
+        return load_with_flags(
+            scenario, changes, seed, num_prompts, goodput or [], metric_percentiles
+        )
+
+    loaded = load(())
     flags.check_objective(slo_facts(loaded.scenario).given())
     options = EngineOptions(model=model, load_format=load_format, device=device, dtype=dtype)
+    given = [*(overrides or []), *([] if num_prompts is None else ["workload=", "load="])]
+    if changes := overrides_for_demo(loaded, options, given):
+        if not quiet:
+            typer.echo(f"note: so that a demo model can serve it: {' '.join(changes)}", err=True)
+        loaded = load(changes)
     with ProgressLine(enabled=not quiet) as line:
         ready = prepare(loaded, detail, options, say=line.say)
     with closing(ready):
-        flags.deliver(ready)
+        try:
+            flags.deliver(ready)
+        finally:
+            if not (quiet or as_json or emit):
+                _show(ready.shown_texts(show_texts))
+
+
+def _show(texts: Sequence[ShownText]) -> None:
+    """Write texts to stderr, the prompts dimmed."""
+    for text in texts:
+        typer.secho(f"\nrequest {text.request_id}: …", err=True, bold=True)
+        typer.secho(text.prompt, err=True, dim=True, nl=False)
+        typer.echo(text.answer, err=True)

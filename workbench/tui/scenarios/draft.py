@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from engine.demo import demo_model_folder
 from workbench.tui.child_run import RunCommand
 from workbench.tui.scenarios.settings import settings_between
 
@@ -54,7 +55,7 @@ class Draft:
         settings: dotted key -> value as YAML, from the form; they count over the text.
         executor: what runs it.
         detail: how much of the run is recorded.
-        dummy_weights: whether the engine makes random weights.
+        dummy_weights: whether the engine makes random weights; None: unless the model ships.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Draft:
     settings: dict[str, str] = field(default_factory=dict)
     executor: Executor = "simulate"
     detail: DetailName = "pages"
-    dummy_weights: bool = True
+    dummy_weights: bool | None = None
 
     @classmethod
     def of(cls, name: str, executor: Executor, detail: DetailName) -> Draft:
@@ -78,6 +79,12 @@ class Draft:
     def overrides(self) -> tuple[str, ...]:
         """The settings of the form as `--set` takes them."""
         return tuple(f"{key}={value}" for key, value in self.settings.items())
+
+    def makes_weights(self, model: str | None) -> bool:
+        """Whether the engine makes random weights for the model of that name."""
+        if self.dummy_weights is not None:
+            return self.dummy_weights
+        return model is None or demo_model_folder(model) is None
 
     @property
     def changed(self) -> bool:
@@ -205,7 +212,7 @@ def _command(draft: Draft, loaded: LoadedScenario) -> RunCommand:
     arguments = [draft.executor, draft.name]
     for setting in _settings(draft, loaded):
         arguments += ["--set", setting]
-    if draft.executor == "run" and draft.dummy_weights:
+    if draft.executor == "run" and draft.makes_weights(loaded.scenario.model.name):
         arguments += ["--load-format", "dummy"]
     return RunCommand((*arguments, "--detail", draft.detail))
 

@@ -65,7 +65,7 @@ def in_short(value: str) -> str:
 def form_rows(draft: Draft, resolved: Mapping[str, Any]) -> list[FormRow]:
     """The rows of a draft whose text resolves to `resolved`."""
     rows = [
-        *_run_rows(draft),
+        *_run_rows(draft, resolved["model"]["name"]),
         *(row for section in _SECTIONS for row in _section(draft, resolved, section)),
     ]
     for key in _ALONE:
@@ -75,11 +75,11 @@ def form_rows(draft: Draft, resolved: Mapping[str, Any]) -> list[FormRow]:
     return rows
 
 
-def _run_rows(draft: Draft) -> Iterator[FormRow]:
+def _run_rows(draft: Draft, model: str | None) -> Iterator[FormRow]:
     yield _run_row("executor", "on", draft.executor, EXECUTORS)
     yield _run_row("detail", "detail", draft.detail, DETAILS)
     if draft.executor == "run":
-        weights = "dummy" if draft.dummy_weights else "auto"
+        weights = "dummy" if draft.makes_weights(model) else "auto"
         yield _run_row("weights", "weights", weights, ("dummy", "auto"))
 
 

@@ -1,0 +1,1 @@
+"""Trains the demo models: data, tokenizer, training, judgement. `train_demo.py` runs it."""

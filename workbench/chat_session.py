@@ -1,0 +1,203 @@
+"""A growing text that a person and a model write in turns.
+
+The model sees all of it each time. What it has seen is in the prefix cache, so that a turn computes
+only what is new.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from engine.core.config import SchedulerConfig
+from engine.runtime.executor import EngineError
+from engine.runtime.outputs import RequestOutput
+from engine.runtime.tokenizer import Tokenizer
+from engine.sampling_params import SamplingParams
+from workbench.engine_packages import import_engine, use_one_thread
+from workbench.engine_setup import checkpoint_of
+
+_TEXTS_IN_CACHE: Final = 4  # of the longest kind
+
+
+class Engine(Protocol):
+    """An engine that is ready; `engine.runtime.local_engine.LocalEngine` is one."""
+
+    config: SchedulerConfig
+    tokenizer: Tokenizer | None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """JSON data; `device` is the device's own name."""
+        ...
+
+
+class Streams(Protocol):
+    """What answers; `engine.AsyncLLM` is one."""
+
+    def generate(
+        self, prompt: list[int], sampling_params: SamplingParams, *, delta: bool
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """What is new of a text, as it comes."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the device."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TurnFigures:
+    """What a turn took.
+
+    Attributes:
+        prompt_tokens: that the model saw.
+        cached_tokens: of them, that were in the prefix cache.
+        output_tokens: that it wrote.
+        first_token_s: from the question to the first token; None: there was none.
+        tokens_per_s: after the first one; None with fewer than two.
+        finish_reason: "stop", "length", or "abort" if it was interrupted.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    first_token_s: float | None
+    tokens_per_s: float | None
+    finish_reason: str
+
+    def line(self) -> str:
+        """All of it on one line."""
+        parts = [f"{self.output_tokens} tokens"]
+        if self.tokens_per_s is not None:
+            parts.append(f"{self.tokens_per_s:,.0f} tokens/s")
+        if self.first_token_s is not None:
+            parts.append(f"first after {self.first_token_s * 1e3:,.0f} ms")
+        share = 100 * self.cached_tokens / self.prompt_tokens
+        parts.append(f"prefix hit {self.cached_tokens} of {self.prompt_tokens} ({share:.0f} %)")
+        endings = {"stop": "ended", "length": "cut", "abort": "interrupted"}
+        return f"[{' · '.join((*parts, endings.get(self.finish_reason, self.finish_reason)))}]"
+
+
+class ChatSession:
+    """One conversation.
+
+    Args:
+        engine: that writes; it closes with this.
+        params: how it writes.
+
+    Attributes:
+        last: what the last turn took.
+
+    Raises:
+        EngineError: the model has no tokenizer, or its context has no room for `max_tokens`.
+    """
+
+    def __init__(self, engine: Engine, params: SamplingParams) -> None:
+        self.last: TurnFigures | None = None
+        if engine.tokenizer is None:
+            raise EngineError("the model has no tokenizer.json: it cannot read a text")
+        self._longest_prompt = engine.config.max_model_len - params.max_tokens
+        if self._longest_prompt < 1:
+            raise EngineError(
+                f"the model sees {engine.config.max_model_len} tokens at most, prompt included:"
+                f" {params.max_tokens} leave no room for one"
+            )
+        self._llm: Streams = import_engine("engine.runtime.async_llm").AsyncLLM(engine)
+        self._tokenizer = engine.tokenizer
+        self._params = params
+        self._ids: list[int] = []
+
+    async def close(self) -> None:
+        """Let go of the device; idempotent."""
+        await self._llm.close()
+
+    def forget(self) -> None:
+        """Begin a new text."""
+        self._ids = []
+
+    async def turn(self, text: str) -> AsyncGenerator[str, None]:
+        """Add a text and give the model's continuation in pieces, as they come.
+
+        When it is closed or cancelled before its end, what was written until then stays.
+        `last` has the figures afterwards.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        if self._ids and self.last is not None and self.last.finish_reason != "stop":
+            text = f"\n{text}"
+        self._ids += self._tokenizer.encode(text, add_special_tokens=not self._ids)
+        self._ids = self._ids[-self._longest_prompt :]  # the oldest part is forgotten
+        meter = _Meter(len(self._ids))
+        stream = self._llm.generate(list(self._ids), self._params, delta=True)
+        try:
+            async with aclosing(stream) as outputs:
+                async for output in outputs:
+                    meter.cached_tokens = output.num_cached_tokens
+                    for piece in output.outputs:
+                        self._ids += piece.token_ids
+                        meter.count(len(piece.token_ids), piece.finish_reason)
+                        if piece.text:
+                            yield piece.text
+        finally:
+            self.last = meter.figures()
+
+
+def open_session(
+    model: str, params: SamplingParams, *, device: str | None = None, dtype: str | None = None
+) -> ChatSession:
+    """Load a model and begin a conversation with it.
+
+    Args:
+        model: a demo model, a folder, or org/name in the local Hugging Face cache.
+        params: how it writes.
+        device: "cuda", "cuda:1", "cpu"; None: a GPU if there is one.
+        dtype: None: the model's own, fp32 on a CPU.
+
+    Raises:
+        EngineError: a package is missing, the model does not fit, or it cannot read a text.
+        ValueError: no such model on this machine.
+    """
+    import_engine("engine.runtime.build")
+    open_engine = import_engine("engine.runtime.local_engine").open_engine
+    options = {"device": device, "dtype": dtype, "max_running_requests": _TEXTS_IN_CACHE}
+    checkpoint = checkpoint_of(model)
+    engine: Engine = open_engine(checkpoint, options)
+    if checkpoint != model and engine.facts["device"] == "cpu":
+        use_one_thread()
+    return ChatSession(engine, params)
+
+
+class _Meter:
+    """Times the tokens of one turn."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self.cached_tokens = 0
+        self._prompt_tokens = prompt_tokens
+        self._tokens = self._first_batch = 0
+        self._reason = "abort"
+        self._start = self._last = time.perf_counter()
+        self._first: float | None = None
+
+    def count(self, tokens: int, finish_reason: str | None) -> None:
+        """So many tokens have come."""
+        self._tokens += tokens
+        self._last = time.perf_counter()
+        if self._first is None and tokens:
+            self._first, self._first_batch = self._last, tokens
+        self._reason = finish_reason or self._reason
+
+    def figures(self) -> TurnFigures:
+        """What was seen so far."""
+        rate = None
+        later = self._tokens - self._first_batch
+        if self._first is not None and later and self._last > self._first:
+            rate = later / (self._last - self._first)
+        first_s = None if self._first is None else self._first - self._start
+        return TurnFigures(
+            self._prompt_tokens, self.cached_tokens, self._tokens, first_s, rate, self._reason
+        )

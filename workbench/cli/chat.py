@@ -1,0 +1,144 @@
+"""`workbench chat`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from workbench.chat_session import ChatSession
+
+EPILOG = """\b
+Examples:
+  workbench chat
+  workbench chat --model Qwen/Qwen3-0.6B --temperature 0
+  echo 'def parse_date(text):' | workbench chat --quiet"""
+
+_HELP: Final = """\
+Type the beginning of a text; the model goes on with it. It sees everything so far.
+A line that ends with \\ goes on in the next line. Ctrl-C stops the model.
+/new begins a new text, /help shows this, /quit or Ctrl-D ends."""
+_DEMO: Final = """\
+The demo models complete Python code and its documentation; they answer no questions.
+Try: def read_lines(path):"""
+_INTERRUPTED: Final = 130
+
+
+def run(
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FOLDER|ORG/NAME",
+            help="A demo model, the folder of a checkpoint, or one in the Hugging Face cache.",
+        ),
+    ] = "demo-dense",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest continuation.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.8,
+    top_p: Annotated[float, typer.Option(help="Share of the probability to draw from.")] = 0.95,
+    seed: Annotated[int | None, typer.Option(help="The same seed draws the same texts.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="DEVICE", help="cuda, cuda:1 or cpu; default: a GPU if there is one."),
+    ] = None,
+    dtype: Annotated[
+        Literal["bf16", "fp16", "fp32"] | None,
+        typer.Option(help="Number format; default: the model's own, fp32 on a CPU."),
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Write the model's text and nothing else.")
+    ] = False,
+) -> None:
+    """Write a text in turns with a model.
+
+    Its text streams; each turn says how fast it came and how much of the prompt was a prefix hit.
+    Lines are read from a terminal or a pipe. The text goes to stdout, everything else to stderr.
+    """
+    from engine.demo import demo_model_folder
+    from engine.sampling_params import SamplingParams
+    from workbench.chat_session import open_session
+
+    is_talking = not quiet and sys.stdin.isatty()
+    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    with asyncio.Runner() as runner:
+        if not quiet:
+            typer.echo(f"loading {model}", err=True)
+        session = open_session(model, params, device=device, dtype=dtype)
+        try:
+            if is_talking:
+                demo = _DEMO if demo_model_folder(model) else ""
+                typer.echo(f"{_HELP}\n{demo}".rstrip(), err=True)
+            _converse(runner, session, prompt="> " if is_talking else "", quiet=quiet)
+        finally:
+            runner.run(session.close())
+
+
+def _converse(runner: asyncio.Runner, session: ChatSession, prompt: str, *, quiet: bool) -> None:
+    for text in _texts(prompt):
+        command = text.strip()
+        if command == "/quit":
+            return
+        if command == "/new":
+            session.forget()
+        elif command == "/help":
+            typer.echo(_HELP, err=True)
+        elif text:
+            _turn(runner, session, text, quiet=quiet)
+
+
+def _texts(prompt: str) -> Iterator[str]:
+    """What is typed until the end of the input. Ctrl-C instead of a text ends the program."""
+    if prompt:
+        import readline  # noqa: F401 - makes `input` edit lines and remember them
+    while True:
+        lines = []
+        try:
+            lines.append(input(prompt))
+            while lines[-1].endswith("\\"):
+                lines[-1] = lines[-1][:-1]
+                lines.append(input("… " if prompt else ""))
+        except EOFError:
+            if prompt:
+                typer.echo(err=True)
+            if lines:
+                yield "\n".join(lines)
+            return
+        except KeyboardInterrupt:
+            typer.echo(err=True)
+            raise typer.Exit(_INTERRUPTED) from None
+        yield "\n".join(lines)
+
+
+def _turn(runner: asyncio.Runner, session: ChatSession, text: str, *, quiet: bool) -> None:
+    screen = _Screen()
+    try:
+        runner.run(screen.write(session, text))
+    except KeyboardInterrupt:
+        if not sys.stdin.isatty():  # nobody will type a next text
+            raise typer.Exit(_INTERRUPTED) from None
+    finally:
+        screen.end_line()
+        if session.last is not None and not quiet:
+            typer.secho(session.last.line(), err=True, dim=True)
+
+
+class _Screen:
+    """Where the model's text goes."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    async def write(self, session: ChatSession, text: str) -> None:
+        """Show a turn as it comes."""
+        async for piece in session.turn(text):
+            self._last = piece
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+
+    def end_line(self) -> None:
+        """Let the next text begin on a line of its own."""
+        if not self._last.endswith("\n"):
+            typer.echo()

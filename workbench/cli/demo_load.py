@@ -1,0 +1,77 @@
+"""What of a scenario is changed so that a demo model can serve it: little, and said aloud.
+
+A demo model sees 2,048 tokens, and a CPU takes some 4 ms for each of its tokens. So prompts that do
+not fit are cut, and on a CPU only the first requests are sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from workbench.cli.overrides import NUM_PROMPTS_KEYS
+from workbench.engine_packages import import_engine
+from workbench.engine_run import refuse_too_long_prompts
+from workbench.engine_setup import EngineOptions, is_demo
+from workbench.scenario_errors import ScenarioErrors
+
+if TYPE_CHECKING:
+    from workbench.scenario import Scenario
+    from workbench.scenario_source import LoadedScenario
+
+CPU_REQUESTS: Final = 16
+_CPU_WARM_UP_REQUESTS: Final = 4
+
+
+def overrides_for_demo(
+    loaded: LoadedScenario, options: EngineOptions, given: Sequence[str]
+) -> list[str]:
+    """The settings to add; none for other models, and none for keys that are `given`.
+
+    Args:
+        loaded: the scenario.
+        options: of the engine.
+        given: overrides of the command line.
+
+    Raises:
+        ScenarioErrors: the engine cannot do what the scenario asks for, whatever is cut.
+        EngineError: a package of the engine is missing, or there is no such device.
+    """
+    if not is_demo(loaded.scenario, options):
+        return []
+    changes = []
+    if _on_cpu(options):
+        changes += _fewer_requests(loaded.scenario)
+    if _has_too_long_prompts(loaded, options):
+        changes.append("too_long=truncate")
+    keys = {setting.partition("=")[0].strip() for setting in given}
+    return [c for c in changes if not keys & {c.partition("=")[0], c.partition(".")[0]}]
+
+
+def _on_cpu(options: EngineOptions) -> bool:
+    device = import_engine("engine.runtime.build").find_device(options.device)
+    return bool(device.type == "cpu")
+
+
+def _fewer_requests(scenario: Scenario) -> list[str]:
+    key = NUM_PROMPTS_KEYS.get(scenario.workload.kind)
+    if key is None:
+        return []
+    count = getattr(scenario.workload, key.rpartition(".")[2])
+    if count is not None and count <= CPU_REQUESTS:
+        return []
+    changes = [f"{key}={CPU_REQUESTS}"]
+    if scenario.load.warmup_requests > _CPU_WARM_UP_REQUESTS:
+        changes.append(f"load.warmup_requests={_CPU_WARM_UP_REQUESTS}")
+    return changes
+
+
+def _has_too_long_prompts(loaded: LoadedScenario, options: EngineOptions) -> bool:
+    try:
+        refuse_too_long_prompts(loaded, options)
+    except ScenarioErrors as errors:
+        return all(error.code == _TOO_LONG for error in errors.errors)
+    return False
+
+
+_TOO_LONG: Final = "S205"
