@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.calibrated import Curve
 from simulator.cost_model import Int64, StepFeatures
+from simulator.curves import Curve
 from simulator.fit_base import LAST_INTERVAL, Float64, Steps, may_be_knots
 from simulator.profile import DecodeTable, ProfileError
 

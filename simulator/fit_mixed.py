@@ -13,9 +13,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.calibrated import launch_kinds, padded_tokens
 from simulator.cost_model import Int64, StepFeatures
 from simulator.fit_base import Float64, Steps, may_be_knots, nonnegative_costs
+from simulator.mixed_costs import launch_kinds, padded_tokens
 from simulator.profile import LaunchFit, MixedFit, ProfileError
 
 FEWEST_MIXED: Final = 20  # twice as many as a fit with two knots has unknowns

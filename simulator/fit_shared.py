@@ -1,32 +1,64 @@
-"""The fit of what a context costs that several decode items of a step share.
+"""The fit of what decode items save that share their context.
 
-One of them reads it from memory, the others find it in the GPU's cache. What a token costs those
-others, as a share of one that is read alone, is the one number that brings the tables of steps
-without shared context nearest to steps with it.
+One of them reads it from memory, the others may find it in the GPU's cache: the sooner, the shorter
+the text is. What they save is context that costs nothing: a table, by how much each item shares,
+which brings the tables of steps without shared context nearest to steps with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
-from simulator.calibrated import DecodeCurves, MixedCosts, attended_context
 from simulator.cost_model import Int64, sum_of_terms
-from simulator.fit_base import Float64, Steps
-from simulator.profile import DecodeTable, MixedFit
+from simulator.curves import DecodeCurves, SharedContext
+from simulator.fit_base import Float64, Steps, nonnegative_costs
+from simulator.mixed_costs import MixedCosts
+from simulator.profile import DecodeTable, MixedFit, SharedFit
 
-_TRIED: Final = np.linspace(0.0, 1.0, 201)  # shares; finer than any measurement tells them apart
-_FEWEST: Final = 3  # steps that tell a share
+_KNOTS: Final = (0, 512, 2048, 8192)  # tokens that an item shares
+_FEWEST: Final = 6  # steps that tell what the table says
 _FOLDS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Predictions:
+    """What fits to other steps say of steps that share context.
+
+    Attributes:
+        curves: of decode graphs.
+        mixed: all other steps, if anything is known of them.
+    """
+
+    curves: DecodeCurves
+    mixed: MixedCosts | None
+
+    def known(self, steps: Steps) -> Steps:
+        """Those steps of which they say anything."""
+        f = steps.features
+        graphed = (f.prefill_tokens == 0) & (f.graph_batch > 0) & bool(self.curves)
+        return steps if self.mixed is not None else steps.at(graphed)
+
+    def ns(self, steps: Steps, context: Int64) -> Int64:
+        """gpu_ns, if decode items attended to so much: int64[n]."""
+        f = steps.features
+        graphed = (f.prefill_tokens == 0) & (f.graph_batch > 0) & bool(self.curves)
+        ns = np.zeros(len(steps), np.int64)
+        if graphed.any():
+            ns[graphed] = sum(self.curves.terms(f.graph_batch[graphed], context[graphed]))
+        if not graphed.all() and self.mixed is not None:
+            others = replace(steps, features=replace(f, decode_context=context)).at(~graphed)
+            ns[~graphed] = sum_of_terms(self.mixed.terms(others.features))
+        return ns
 
 
 def fit_shared(
     steps: Steps, tables: Sequence[DecodeTable], mixed: MixedFit | None, graph_tokens: Sequence[int]
-) -> tuple[float, Float64]:
-    """(share, percent by which steps are missed that the share was not fitted to: float64[n]).
+) -> tuple[SharedFit, Float64]:
+    """(fit, percent by which steps are missed that it was not made of: float64[n]).
 
     Args:
         steps: n that share context.
@@ -35,35 +67,33 @@ def fit_shared(
         graph_tokens: to which steps with prefill are padded.
 
     Returns:
-        The share is 1 if there are too few steps.
+        The fit says that nothing is saved if there are too few steps.
     """
-    curves = DecodeCurves(tables)
-    costs = None if mixed is None else MixedCosts(mixed, graph_tokens)
-    f = steps.features
-    known = (f.prefill_tokens == 0) & (f.graph_batch > 0) & bool(curves)
-    steps = steps if costs is not None else steps.at(known)
+    predictions = _Predictions(
+        DecodeCurves(tables), None if mixed is None else MixedCosts(mixed, graph_tokens)
+    )
+    steps = predictions.known(steps.at(steps.features.decode_requests > 0))
     if len(steps) < _FEWEST:
-        return 1.0, np.zeros(0)
-    errors = np.array([_predicted(steps, 1.0 - share, curves, costs) for share in _TRIED])
-    errors = 100 * (errors / steps.ns - 1)
+        return SharedFit(), np.zeros(0)
     fold = np.random.default_rng(0).permutation(len(steps)) % _FOLDS
-    unseen = np.empty(len(steps))
+    errors = np.zeros(len(steps))
     for index in np.unique(fold).tolist():
-        best = np.abs(errors[:, fold != index]).mean(axis=1).argmin()
-        unseen[fold == index] = errors[best, fold == index]
-    return float(_TRIED[np.abs(errors).mean(axis=1).argmin()]), unseen
+        unseen = steps.at(fold == index)
+        shared = SharedContext(_fit(steps.at(fold != index), predictions))
+        predicted = predictions.ns(unseen, shared.attended(unseen.features))
+        errors[fold == index] = 100 * (predicted / unseen.ns - 1)
+    return _fit(steps, predictions), errors
 
 
-def _predicted(steps: Steps, saved: float, curves: DecodeCurves, costs: MixedCosts | None) -> Int64:
-    """gpu_ns of all steps, if shared tokens save such a share: int64[n]."""
+def _fit(steps: Steps, predictions: _Predictions) -> SharedFit:
+    """The table whose relative errors are least, as far as time is linear in the context."""
     f = steps.features
-    features = replace(f, decode_context=attended_context(f, saved))
-    graphed = (f.prefill_tokens == 0) & (f.graph_batch > 0) & bool(curves)
-    ns = np.zeros(len(steps), np.int64)
-    at = replace(steps, features=features)
-    if graphed.any():
-        chosen = at.at(graphed).features
-        ns[graphed] = sum(curves.terms(chosen.graph_batch, chosen.decode_context))
-    if not graphed.all() and costs is not None:
-        ns[~graphed] = sum_of_terms(costs.terms(at.at(~graphed).features))
-    return ns
+    whole_ns = predictions.ns(steps, f.decode_context)
+    least_ns = predictions.ns(steps, f.decode_context - f.shared_context)
+    token_ns = (whole_ns - least_ns) / f.shared_context
+    each = f.shared_context / f.decode_requests
+    parts = np.clip(each[:, None] - np.array(_KNOTS[:-1]), 0, np.diff(_KNOTS))
+    columns = parts * (token_ns * f.decode_requests)[:, None]
+    slopes = nonnegative_costs(columns, np.maximum(whole_ns - steps.ns, 0.0), 1 / steps.ns)
+    saved = np.cumsum(np.minimum(slopes, 1.0) * np.diff(_KNOTS))
+    return SharedFit(shared=_KNOTS, saved=(0.0, *saved.tolist()))

@@ -18,7 +18,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.calibrated import MixedCosts
 from simulator.cost_model import StepFeatures, StepShape
 from simulator.fit_base import Float64, Steps
 from simulator.fit_decode import GraphKnots, decode_tables, knots_by_graph
@@ -26,6 +25,7 @@ from simulator.fit_host import fit_host
 from simulator.fit_mixed import best_mixed_fit, fit_mixed
 from simulator.fit_power import fit_power
 from simulator.fit_shared import fit_shared
+from simulator.mixed_costs import MixedCosts
 from simulator.profile import (
     EngineFacts,
     Fit,
@@ -83,14 +83,14 @@ def fit_profile(
     graphs = list(knots_by_graph(decode))
     tables = tuple(decode_tables(graphs))
     mixed = fit_mixed(others, engine.graph_tokens) if len(others) else None
-    share, errors = fit_shared(steps.at(sharing), tables, mixed, engine.graph_tokens)
+    shared, errors = fit_shared(steps.at(sharing), tables, mixed, engine.graph_tokens)
     return Fit(
         decode=tables,
         mixed=mixed,
         host=fit_host(host_samples),
         limits=_limits(steps.features),
         residuals=tuple(_residuals(graphs, others, engine.graph_tokens, errors)),
-        shared_share=share,
+        shared=shared,
         power=fit_power(steps, power_samples, 0.0 if mixed is None else mixed.pair_ns),
     )
 

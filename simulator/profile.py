@@ -15,7 +15,7 @@ import numpy as np
 
 from engine.core.defaults import MEMORY_FRACTION
 from simulator.cost_model import StepFeatures, StepShape
-from simulator.power_state import Cost, PowerFit, Share
+from simulator.power_state import Cost, PowerFit
 
 SCHEMA: Final = "profile/v4"
 _SLOWEST: Final = 9.0  # no GPU lowers its clocks to less than a tenth
@@ -200,6 +200,19 @@ class MixedFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     launches: LaunchFit = LaunchFit()
 
 
+class SharedFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Context that costs decode items nothing, because others of the step attend to it as well.
+
+    Attributes:
+        shared: ascending tokens that an item shares, from 0 on; the mean of all items is looked up.
+        saved: tokens that it saves, not descending and no more than those; linear in between, and
+            beyond the last with its slope. By default nothing is saved, or it is not known.
+    """
+
+    shared: tuple[Count, ...] = (0, 1)
+    saved: tuple[Cost, ...] = (0.0, 0.0)
+
+
 class HostFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Host time of a step: `step_ns`, and so much for each request, each prompt and each token."""
 
@@ -234,8 +247,7 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         decode: tables, by ascending graph batch.
         mixed: all other steps, or None where none were measured.
         host: CPU time.
-        shared_share: what a token costs that another decode item of the step attends to as well, as
-            a share of one that nobody else does; 1: as much, or it is not known.
+        shared: what is saved by context that decode items share.
         power: what lower clocks make of all that; None: it is not known.
         limits: feature -> largest value measured; beyond it a prediction extrapolates.
         residuals: by region of shapes, cross-validated.
@@ -246,7 +258,7 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     host: HostFit
     limits: dict[str, int]
     residuals: tuple[Residual, ...]
-    shared_share: Share = 1.0
+    shared: SharedFit = SharedFit()
     power: PowerFit | None = None
 
 
@@ -356,6 +368,13 @@ def _problem(profile: Profile) -> str | None:
         problem = _table_problem(fit.mixed.decode_context, fit.mixed.decode_context_ns)
         if problem:
             return f"the table of decode_context {problem}"
+    problem = _table_problem(fit.shared.shared, fit.shared.saved)
+    if problem:
+        return f"the table of shared context {problem}"
+    if any(
+        saved > shared for shared, saved in zip(fit.shared.shared, fit.shared.saved, strict=True)
+    ):
+        return "the table of shared context saves more than there is"
     if fit.power is not None and (problem := _power_problem(fit.power)):
         return f"the table of slowdowns {problem}"
     unknown = sorted(set(fit.limits) - set(StepShape._fields))

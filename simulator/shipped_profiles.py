@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
+from simulator.kernel_file import PREFIX, KernelIdentity
 from simulator.profile import Identity, ProfileError
 
 FOLDER = Path(__file__).with_name("profiles")  # tests put another one in its place
@@ -17,6 +19,15 @@ class _Head(msgspec.Struct):
     """The part of a profile that says what was measured."""
 
     identity: Identity
+
+
+class _KernelHead(msgspec.Struct):
+    """The part of kernel tables that says what was measured."""
+
+    identity: KernelIdentity
+
+
+_AnyHead = TypeVar("_AnyHead", _Head, _KernelHead)
 
 
 def words(text: str) -> frozenset[str]:
@@ -31,7 +42,13 @@ def words(text: str) -> frozenset[str]:
 def shipped_profiles(*wanted_words: str) -> list[Path]:
     """Profiles whose file names hold all of these words, by name; no file is opened."""
     wanted = {part.casefold() for part in wanted_words}
-    return sorted(path for path in FOLDER.glob("*.json") if wanted <= words(path.stem))
+    files = (path for path in FOLDER.glob("*.json") if not path.stem.startswith(PREFIX))
+    return sorted(path for path in files if wanted <= words(path.stem))
+
+
+def shipped_kernels() -> list[Path]:
+    """Files of kernel tables, by name; none is opened."""
+    return sorted(FOLDER.glob(f"{PREFIX}*.json"))
 
 
 def read_identity(path: Path) -> Identity:
@@ -40,8 +57,21 @@ def read_identity(path: Path) -> Identity:
     Raises:
         ProfileError: it cannot be read, or says no such thing.
     """
+    return _read_head(path, _Head).identity
+
+
+def read_kernel_identity(path: Path) -> KernelIdentity:
+    """What the kernel tables in a file were measured of; the rest is not checked.
+
+    Raises:
+        ProfileError: it cannot be read, or says no such thing.
+    """
+    return _read_head(path, _KernelHead).identity
+
+
+def _read_head(path: Path, head: type[_AnyHead]) -> _AnyHead:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_Head).identity
+        return msgspec.json.decode(path.read_bytes(), type=head)
     except OSError as error:
         raise ProfileError(f"{path}: {error.strerror or error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

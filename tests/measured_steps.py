@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, fields
 import msgspec
 import numpy as np
 
-from simulator.calibrated import launch_kinds, padded_tokens
 from simulator.cost_model import StepFeatures, StepShape
 from simulator.fitting import fit_profile
+from simulator.mixed_costs import launch_kinds, padded_tokens
 from simulator.profile import (
     SCHEMA,
     EngineFacts,

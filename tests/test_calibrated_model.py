@@ -23,8 +23,9 @@ from measured_steps import (
     samples_of,
 )
 
-from simulator.calibrated import TERMS, CalibratedCostModel, launch_kinds, padded_tokens
+from simulator.calibrated import TERMS, CalibratedCostModel
 from simulator.cost_model import CostModel, StepFeatures, StepShape
+from simulator.mixed_costs import launch_kinds, padded_tokens
 from simulator.profile import (
     DecodeTable,
     Fit,
@@ -32,6 +33,7 @@ from simulator.profile import (
     LaunchFit,
     MixedFit,
     ProfileError,
+    SharedFit,
 )
 
 GPU = profile_of(samples_of(gpu_shapes()))
@@ -62,6 +64,7 @@ TABLES = (
     DecodeTable(graph_batch=4, context=(100, 400, 1000), ns=(5000.0, 5300.0, 7100.0)),
     DecodeTable(graph_batch=8, context=(200, 800, 2000), ns=(6000.0, 6600.0, 10_200.0)),
 )
+NOTHING_SHARED = SharedFit()
 LIMITS = {"prefill_tokens": 1024, "decode_context": 2000, "decode_max_context": 500}
 
 
@@ -69,7 +72,7 @@ def model_of(
     decode: tuple[DecodeTable, ...] = TABLES,
     mixed: MixedFit | None = MIXED,
     graph_tokens: tuple[int, ...] = (),
-    shared_share: float = 1.0,
+    shared: SharedFit = NOTHING_SHARED,
 ) -> CalibratedCostModel:
     """A model with costs that a person can add up."""
     fit = Fit(
@@ -80,7 +83,7 @@ def model_of(
         ),
         limits=LIMITS,
         residuals=(),
-        shared_share=shared_share,
+        shared=shared,
     )
     engine = msgspec.structs.replace(GPU_ENGINE, graph_tokens=graph_tokens)
     return CalibratedCostModel(msgspec.structs.replace(GPU, name="by hand", fit=fit, engine=engine))
@@ -179,6 +182,8 @@ def test_more_of_anything_never_costs_less(model, shape, feature, more):
     """
     if feature == "prefill_tokens" and not shape.prefill_tokens:
         return
+    if feature == "decode_requests":  # the same shared by more is a shorter text, read more cheaply
+        shape = shape._replace(shared_context=0)
     larger = shape._replace(**{feature: getattr(shape, feature) + more})
     if feature == "prefill_requests" and launch_kind_of(model, larger) != launch_kind_of(
         model, shape
@@ -195,12 +200,13 @@ def test_more_of_it_shared_never_costs_more(model, shape, more):
     assert gpu_ns(model, shared) <= gpu_ns(model, shape)
 
 
-def test_a_shared_token_costs_its_share():
-    """Read in the tables at what is left of the context, of graphs and of steps with prefill."""
-    model = model_of(shared_share=0.25)
-    assert gpu_ns(model, decode(4, 200, 4, shared=100)) == gpu_ns(model, decode(5, 115, 4)) == 5825
+def test_shared_context_saves_what_its_table_says():
+    """Tables are read at what is left of the context, of graphs and of steps with prefill."""
+    model = model_of(shared=SharedFit(shared=(0, 60, 100), saved=(0.0, 60.0, 75.0)))
+    # 75 tokens each: 60 and three eighths of the next 15
+    assert gpu_ns(model, decode(4, 200, 4, shared=100)) == gpu_ns(model, decode(3, 179, 4)) == 5711
     beside = StepShape(prefill_tokens=1, prefill_requests=1, decode_requests=4, decode_tokens=4)
-    alone = gpu_ns(model, beside._replace(decode_context=575))
+    alone = gpu_ns(model, beside._replace(decode_context=537))
     shared = gpu_ns(model, beside._replace(decode_context=800, shared_context=300))
     assert shared == alone < gpu_ns(model, beside._replace(decode_context=800))
 

@@ -40,9 +40,9 @@ class Model:
     Each method makes one call and compares the answer.
     """
 
-    def __init__(self, page_size: int, lfu: bool) -> None:
+    def __init__(self, page_size: int, lfu: bool, make: type[RadixCache] = RadixCache) -> None:
         self.size, self.lfu = page_size, lfu
-        self.cache = RadixCache(page_size, "lfu" if lfu else "lru")
+        self.cache = make(page_size, "lfu" if lfu else "lru")
         self.model: dict[Key, Cached] = {}
         self.locks: list[tuple[RadixNode, Key]] = []
         self.clock = 0
@@ -206,9 +206,11 @@ def texts(draw: st.DrawFn, page_size: int) -> Ids:
 class CacheMachine(RuleBasedStateMachine):
     """Any calls, in any order."""
 
+    make: type[RadixCache] = RadixCache
+
     @initialize(page_size=st.sampled_from([1, 2, 4, 16]), lfu=st.booleans())
     def start(self, page_size: int, lfu: bool) -> None:
-        self.both = Model(page_size, lfu)
+        self.both = Model(page_size, lfu, self.make)
 
     def _text(self, data: st.DataObject) -> Ids:
         return data.draw(texts(self.both.size))
@@ -258,10 +260,10 @@ class TestCache(CacheMachine.TestCase):
     settings = machine_settings(80, steps=40)
 
 
-def swarm(seed: int, calls: int = 120) -> int:
+def swarm(seed: int, calls: int = 120, make: type[RadixCache] = RadixCache) -> int:
     """Random calls in proportions of their own; how often evict had a choice."""
     rng = random.Random(seed)
-    both = Model(rng.choice([1, 2, 4, 16]), rng.random() < 0.5)
+    both = Model(rng.choice([1, 2, 4, 16]), rng.random() < 0.5, make)
     pages = blocks(both.size)
     weights = [rng.choice([0, 1, 4]) for _ in range(7)]
     choices = 0

@@ -20,10 +20,12 @@ Prefix = tuple[int, ...]
 class Model:
     """A cache, what it should hold, and the requests that hold prefixes of it."""
 
-    def __init__(self, seed: int, page_size: int, eviction: str) -> None:
+    def __init__(
+        self, seed: int, page_size: int, eviction: str, make: type[RadixCache] = RadixCache
+    ) -> None:
         self.random = Random(seed)
         self.size = page_size
-        self.cache = RadixCache(page_size, eviction)  # type: ignore[arg-type]
+        self.cache = make(page_size, eviction)  # type: ignore[arg-type]
         self.pages: dict[Prefix, int] = {}
         self.held: list[tuple[RadixNode, Prefix]] = []
         self.next_page = 0
@@ -92,7 +94,11 @@ class Model:
 @pytest.mark.parametrize("seed", range(8))
 def test_growing_leaves_equal_brute_force(seed: int, page_size: int, eviction: str) -> None:
     """Hits, duplicates, locks, evictions and totals are those of a plain dict of prefixes."""
-    model = Model(seed, page_size, eviction)
+    serve(Model(seed, page_size, eviction))
+
+
+def serve(model: Model) -> None:
+    """Random requests come, publish, and go, and every answer is compared."""
     for _ in range(300):
         steps = [model.start, model.evict]
         if model.held:

@@ -13,9 +13,8 @@ from engine.core.hardware_spec import HardwareSpec, UnsupportedGpuDtypeError, lo
 from engine.core.hf_config import ModelConfigError
 from engine.core.memory_plan import MemoryPlan, MemoryPlanError, plan_kv_pages
 from engine.core.model_spec import ModelSpec, TensorParallelError, load_model_spec
-from simulator.calibrated import CalibratedCostModel
 from simulator.cost_model import CostModel
-from simulator.profile import Profile, ProfileError, read_profile
+from simulator.profile import Profile, ProfileError
 from simulator.roofline import RooflineCostModel
 from simulator.router import RouterConfig
 from simulator.world import ReplicaConfig
@@ -26,12 +25,12 @@ from workbench.profile_match import (
     find_shipped,
     holds_pages_of,
     nearest_shipped,
-    refuse_other,
 )
 from workbench.run_header import ReplicaFacts
 from workbench.scenario import Pool, Scenario
 from workbench.scenario_errors import ScenarioError, ScenarioErrors
 from workbench.scenario_source import LoadedScenario
+from workbench.step_times import Measured, find_kernels, measured_cost_model, read_measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,8 @@ class Deployment:
     """Replicas behind a router, all of one model on one kind of GPU.
 
     Attributes:
-        profile: the file that says how long steps take; None: the analytic cost model does.
+        profile: the file that says how long steps take, a profile or kernel tables; None: the
+            analytic cost model does.
     """
 
     model: ModelSpec
@@ -133,8 +133,8 @@ class _NoRoomError(Exception):
 
 def _profile(
     loaded: LoadedScenario, model: ModelSpec, gpu: HardwareSpec
-) -> tuple[Path, Profile] | tuple[None, None]:
-    """The profile that a scenario names, or else the shipped one that fits all its pools."""
+) -> tuple[Path, Measured] | tuple[None, None]:
+    """The file that a scenario names, or else the shipped one that fits all its pools."""
     hardware = loaded.scenario.hardware
     try:
         if hardware.profile is None:
@@ -143,17 +143,20 @@ def _profile(
         else:
             help_ = "`workbench calibrate` writes one"
             path = hardware.profile_path
-        return (path, read_profile(path)) if path else (None, None)
+        return (path, read_measured(path)) if path else (None, None)
     except ProfileError as error:
         wrong = loaded.error(("hardware", "profile"), "S211", str(error), help_)
         raise ScenarioErrors([wrong]) from None
 
 
 def _shipped(scenario: Scenario, model: ModelSpec, gpu: HardwareSpec) -> Path | None:
+    """The profile of the very model, or else kernels to compose it of, or else None."""
     pools = scenario.deployment.pools
-    if len({(pool.tensor_parallel_size, pool.page_size) for pool in pools}) > 1:
-        return None  # a profile is of one
-    return find_shipped(_wanted(scenario, model, gpu, pools[0]))
+    if len({pool.page_size for pool in pools}) > 1:
+        return None  # whatever was measured is of one
+    wanted = _wanted(scenario, model, gpu, pools[0])
+    one_size = len({pool.tensor_parallel_size for pool in pools}) == 1
+    return (find_shipped(wanted) if one_size else None) or find_kernels(wanted)
 
 
 def profile_notes(loaded: LoadedScenario, deployment: Deployment) -> tuple[str, ...]:
@@ -187,12 +190,12 @@ def _dtypes(scenario: Scenario, model: ModelSpec) -> tuple[str, str]:
 
 
 def _replica(
-    scenario: Scenario, model: ModelSpec, gpu: HardwareSpec, pool: Pool, profile: Profile | None
+    scenario: Scenario, model: ModelSpec, gpu: HardwareSpec, pool: Pool, profile: Measured | None
 ) -> Replica:
     memory = memory_of(scenario, model, gpu, pool)
     costs = _costs(scenario, model, gpu, pool, profile)
     most, share = memory.num_pages, scenario.hardware.memory_fraction
-    if profile is not None and holds_pages_of(profile, pool, share):
+    if isinstance(profile, Profile) and holds_pages_of(profile, pool, share):
         most = profile.engine.num_pages  # the engine has counted them, we only estimate
     num_pages = pool.num_pages or most
     if num_pages > most:
@@ -257,11 +260,10 @@ def scheduler_config(
 
 
 def _costs(
-    scenario: Scenario, model: ModelSpec, gpu: HardwareSpec, pool: Pool, profile: Profile | None
+    scenario: Scenario, model: ModelSpec, gpu: HardwareSpec, pool: Pool, profile: Measured | None
 ) -> CostModel:
     if profile is not None:
-        refuse_other(profile, _wanted(scenario, model, gpu, pool))
-        return CalibratedCostModel(profile)
+        return measured_cost_model(profile, _wanted(scenario, model, gpu, pool))
     return RooflineCostModel(
         model,
         gpu,

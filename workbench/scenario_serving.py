@@ -90,7 +90,8 @@ class Hardware(ScenarioModel):
     profile: Annotated[str, Field(min_length=1)] | None = None
     """What `workbench calibrate` wrote, of this model on this GPU: steps cost what it has measured.
     A relative path starts as that of `model.path`. `analytic`: the analytic cost model. If absent:
-    the shipped profile that fits all pools, or else the analytic cost model."""
+    the shipped profile that fits all pools, or else shipped kernel tables of the GPU, of which
+    steps of other models are composed, or else the analytic cost model."""
 
     @property
     def profile_path(self) -> Path | None:

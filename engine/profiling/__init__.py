@@ -1,1 +1,4 @@
-"""Measuring the engine: which steps, made up as plans, and what they take. No torch in here."""
+"""Measuring the engine: which steps and kernels, and what they take.
+
+Only `kernel_bench`, `kernel_timing` and `kernel_device` import torch.
+"""

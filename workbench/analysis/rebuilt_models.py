@@ -14,7 +14,11 @@ from workbench.provenance import input_file, place_now
 from workbench.run_header import RunHeader
 
 if TYPE_CHECKING:
+    from engine.core.hardware_spec import HardwareSpec
+    from engine.core.model_spec import ModelSpec
     from simulator.cost_model import CostModel
+    from simulator.kernel_file import KernelFile
+    from simulator.profile import Profile
 
 _CHECKED_STEPS: Final = 4096
 
@@ -27,18 +31,19 @@ def rebuild_cost_models(run: RunTables) -> dict[int, CostModel]:
     or config file cannot be found any more.
     """
     found: dict[int, CostModel] = {}
-    calibrated = _calibrated(run.header)
+    measured = _measured(run.header)
     for replica, facts in enumerate(run.header.replicas):
-        model = calibrated or _analytic(run.header, facts.tensor_parallel_size)
+        tp = facts.tensor_parallel_size
+        model = _of_file(run.header, measured, tp) or _analytic(run.header, tp)
         if model is not None and _agrees(model, run.table("steps"), replica, run.header):
             found[replica] = model
     return found
 
 
-def _calibrated(header: RunHeader) -> CostModel | None:
-    """The cost model of the profile that the run was made with, if the file is still that one."""
-    from simulator.calibrated import CalibratedCostModel
-    from simulator.profile import ProfileError, read_profile
+def _measured(header: RunHeader) -> Profile | KernelFile | None:
+    """What the run was made with, if the file is still that one."""
+    from simulator.profile import ProfileError
+    from workbench.step_times import read_measured
 
     file = header.inputs.get("hardware.profile")
     if file is None:
@@ -47,29 +52,59 @@ def _calibrated(header: RunHeader) -> CostModel | None:
         path = place_now(file)
         if input_file(path).sha256 != file.sha256:
             return None
-        return CalibratedCostModel(read_profile(path))
+        return read_measured(path)
     except (ProfileError, OSError):
         return None
 
 
-def _analytic(header: RunHeader, tensor_parallel_size: int) -> CostModel | None:
+def _of_file(
+    header: RunHeader, measured: Profile | KernelFile | None, tensor_parallel_size: int
+) -> CostModel | None:
+    """The cost model of what was measured; None if that is not the run's."""
+    from simulator.calibrated import CalibratedCostModel
+    from simulator.composed import ComposedCostModel
+    from simulator.profile import Profile
+
+    found: CostModel | None = None
+    if isinstance(measured, Profile):
+        found = CalibratedCostModel(measured)
+    elif measured is not None and (shape := _shape(header)) is not None:
+        try:
+            found = ComposedCostModel(measured, *shape, tensor_parallel_size=tensor_parallel_size)
+        except ValueError:
+            return None
+    return found if found is not None and found.name == header.cost_model else None
+
+
+def _shape(header: RunHeader) -> tuple[ModelSpec, HardwareSpec] | None:
+    """The model and the GPU of a run, where they can still be found."""
     from engine.core.hardware_spec import load_hardware_spec
     from engine.core.model_spec import load_model_spec
-    from simulator.roofline import NAME, RooflineCostModel
 
     model, hardware = (_section(header, name) for name in ("model", "hardware"))
     wanted = model.get("name") or model.get("path")
-    if header.cost_model != NAME or not wanted or "gpu" not in hardware:
+    if not wanted or "gpu" not in hardware:
+        return None
+    try:
+        return load_model_spec(wanted), load_hardware_spec(hardware["gpu"])
+    except (ValueError, OSError):
+        return None
+
+
+def _analytic(header: RunHeader, tensor_parallel_size: int) -> CostModel | None:
+    from simulator.roofline import NAME, RooflineCostModel
+
+    shape, wish = _shape(header), _section(header, "model")
+    if header.cost_model != NAME or shape is None:
         return None
     try:
         return RooflineCostModel(
-            load_model_spec(wanted),
-            load_hardware_spec(hardware["gpu"]),
+            *shape,
             tensor_parallel_size=tensor_parallel_size,
-            weight_dtype=model.get("weight_dtype"),
-            kv_dtype=model.get("kv_dtype"),
+            weight_dtype=wish.get("weight_dtype"),
+            kv_dtype=wish.get("kv_dtype"),
         )
-    except (ValueError, OSError):
+    except ValueError:
         return None
 
 

@@ -19,6 +19,7 @@ from workbench.cli import (
     fidelity,
     fuzz,
     init,
+    kernels,
     native,
     parity,
     report,
@@ -84,6 +85,7 @@ for _command in (
 ):  # fmt: skip
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name, epilog=_command.EPILOG)(_command.run)
+app.add_typer(kernels.app, name="kernels")
 
 
 def main(arguments: list[str] | None = None) -> None:

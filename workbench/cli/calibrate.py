@@ -12,15 +12,17 @@ import typer
 if TYPE_CHECKING:
     from engine.runtime.runner_config import RunnerConfig
     from workbench.calibrate import Calibration
+    from workbench.calibrate_kernels import KernelCalibration
 
 EPILOG = """\b
 Examples:
   workbench calibrate --model Llama-3.1-8B --load-format dummy
   workbench calibrate --model ~/models/Qwen3-30B-A3B --minutes 8
   workbench calibrate --cpu
+  workbench calibrate --kernels
   workbench calibrate --refit profiles/nvidia-h200-llama-3.1-8b-bf16-tp1.json"""
 
-_CPU_MINUTES, _GPU_MINUTES = 0.5, 5.0
+_CPU_MINUTES, _GPU_MINUTES, _KERNEL_MINUTES = 0.5, 5.0, 3.0
 _FOLDER = Path("profiles")
 
 
@@ -51,9 +53,20 @@ def run(
     tensor_parallel_size: Annotated[
         int, typer.Option("--tp", "--tensor-parallel-size", min=1, help="GPUs of the engine.")
     ] = 1,
+    kernels: Annotated[
+        bool,
+        typer.Option(
+            "--kernels",
+            help="Measure single kernels instead of a model: tables from which models that never "
+            "ran are composed. --model adds its sizes to those of the cards.",
+        ),
+    ] = False,
     minutes: Annotated[
         float | None,
-        typer.Option(min=0.02, help="For measuring; default: 5, or half a minute with --cpu."),
+        typer.Option(
+            min=0.02,
+            help="For measuring; default: 5, with --kernels 3, or half a minute with --cpu.",
+        ),
     ] = None,
     output_dir: Annotated[
         Path, typer.Option(file_okay=False, help="Where the profile goes.")
@@ -63,12 +76,15 @@ def run(
         typer.Option(
             dir_okay=False,
             metavar="PROFILE",
-            help="Measure nothing: fit this profile anew to its samples, as a newer version does.",
+            help="Measure nothing: fit this profile anew to its samples, as a newer version does; "
+            "or kernel tables, to the profiles beside them and those that ship.",
         ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
     """Measure what the engine's steps take here, and write a profile.
+
+    With --kernels: what its kernels take, for all models of this GPU; see docs/calibration.md.
 
     Steps of all shapes run through the engine as they do when it serves: with its CUDA Graphs, its
     sampling and its host work. The profile holds every sample, a fit, and how far that was from
@@ -80,6 +96,7 @@ def run(
     if refit is not None:
         given = (
             cpu,
+            kernels,
             model,
             device,
             dtype,
@@ -89,12 +106,17 @@ def run(
         )
         if any(given) or output_dir != _FOLDER:
             raise UsageError("--refit measures nothing, and writes where the profile is: no more")
-        _tell(_module().refit(refit))
+        _refit(refit)
         return
     if tensor_parallel_size > 1:
         raise UsageError(f"the engine runs on one GPU, --tp is {tensor_parallel_size}")
     if cpu and (model or device):
         raise UsageError("--cpu calibrates a tiny model: give it, or --model and --device")
+    if kernels:
+        if dtype is not None or load_format != "auto":
+            raise UsageError("--kernels measures in the engine's own number format, no checkpoint")
+        _calibrate_kernels(model, "cpu" if cpu else device or "cuda", output_dir, minutes, quiet)
+        return
     if not cpu and model is None:
         raise UsageError("which model? --model, or --cpu for a tiny one")
     # Without a GPU a large model would be measured on the CPU for hours: that must be asked for.
@@ -104,18 +126,49 @@ def run(
     with ProgressLine(enabled=not quiet) as line:
         done = calibrate(config, output_dir, limit, say=line.say)
     _tell(done)
+    if done.complete:
+        taught = _module("workbench.calibrate_kernels").teach(done.profile, output_dir)
+        if taught is not None:
+            _tell_of_kernels(taught)
 
 
-def _module() -> ModuleType:
-    """What measures and fits: `workbench.calibrate`.
+def _refit(path: Path) -> None:
+    from simulator.kernel_file import is_kernel_file
+
+    if is_kernel_file(path):
+        _tell_of_kernels(_module("workbench.calibrate_kernels").refit_kernels(path))
+    else:
+        _tell(_module().refit(path))
+
+
+def _calibrate_kernels(
+    model: str | None, device: str, output_dir: Path, minutes: float | None, quiet: bool
+) -> None:
+    from engine.core.model_spec import model_card_names
+    from workbench.cli.progress import ProgressLine
+
+    cpu = device == "cpu"
+    models = [str(_tiny_model())] if cpu else list(model_card_names())
+    limit = minutes or (_CPU_MINUTES if cpu else _KERNEL_MINUTES)
+    with ProgressLine(enabled=not quiet) as line:
+        done = _module("workbench.calibrate_kernels").calibrate_kernels(
+            device, output_dir, limit, models=[*models, model] if model else models, say=line.say
+        )
+    _tell_of_kernels(done)
+
+
+def _module(name: str = "workbench.calibrate") -> ModuleType:
+    """What measures and fits.
 
     Raises:
         EngineError: a package that only the engine's users have is missing.
     """
+    from importlib import import_module
+
     from engine.runtime.executor import EngineError
 
     try:
-        from workbench import calibrate
+        return import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "scipy":
             raise
@@ -123,17 +176,20 @@ def _module() -> ModuleType:
             "calibrating needs scipy, which is not installed: "
             "pip install -e '.[engine]' in the folder of the workbench"
         ) from None
-    return calibrate
+
+
+def _tiny_model() -> Path:
+    from importlib.resources import files
+
+    return Path(str(files("scenarios") / "tiny_model.json"))
 
 
 def _cpu_config() -> RunnerConfig:
-    from importlib.resources import files
-
     from engine.runtime.runner_config import RunnerConfig
 
     # Small enough that every step takes milliseconds.
     return RunnerConfig(
-        model=str(files("scenarios") / "tiny_model.json"),
+        model=str(_tiny_model()),
         load_format="dummy",
         device="cpu",
         num_pages=512,
@@ -168,3 +224,26 @@ def _tell(done: Calibration) -> None:
         numbers = (r.median_percent, r.p90_percent, r.p99_percent)
         columns = "".join(f"{number:>8.2f}" for number in numbers)
         typer.echo(f"  {r.region:22}{r.count:>7,}{columns}{r.bias_percent:>+8.2f}")
+
+
+def _tell_of_kernels(done: KernelCalibration) -> None:
+    """Where the tables are, and how good steps are that are composed of them."""
+    kernels, errors = done.kernels, done.kernels.composition.errors
+    points = sum(len(series.points) for series in kernels.series)
+    typer.echo(f"{points:,} kernels in {len(kernels.series):,} series: {done.path}")
+    if not done.complete:
+        typer.echo("time ran out before all passes: the same command goes on where this stopped")
+    if not errors:
+        typer.echo("no model was measured whole on this GPU: the error of composed steps is not")
+        typer.echo("known; calibrate one or two, and --refit these tables")
+        return
+    typer.echo("error of steps composed without any step of their model, in % (analytic model's):")
+    typer.echo(f"  {'':16}{'':22}{'steps':>7}{'median':>16}{'p90':>16}{'bias':>8}")
+    for error in errors:
+        ours, other = error.composed, error.analytic
+        median = f"{ours.median_percent:.1f} ({other.median_percent:.1f})"
+        p90 = f"{ours.p90_percent:.1f} ({other.p90_percent:.1f})"
+        typer.echo(
+            f"  {error.model:16}{ours.region:22}{ours.count:>7,}{median:>16}{p90:>16}"
+            f"{ours.bias_percent:>+8.1f}"
+        )

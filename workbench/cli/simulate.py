@@ -69,7 +69,8 @@ def run(
 
     Labels and formulas are those of `vllm bench serve`. The run is recorded for `explain`,
     `compare` and `report`. Step times are those of the profile that `hardware.profile` names; if it
-    names none, of the shipped one that fits, or else, as with `analytic`, of the analytic model.
+    names none, of the shipped one that fits, or else of shipped kernels of the GPU, or else, as
+    with `analytic`, of the analytic model.
     """
     from workbench.cli.failures import UsageError
     from workbench.cli.forks import fork_of, fork_sentence

@@ -1,0 +1,155 @@
+"""The prefix cache and the hashes of pages in C++, and the decision to use them.
+
+The core never imports this. A driver calls `inject(scheduler)`, which puts the C++ cache in the
+place of the Python one if it has been built (`workbench native`) and was faster when it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from functools import cache
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.compiled import active_build, builds_dir
+from engine.core.enums import RadixOp
+from engine.core.radix_cache import Eviction, RadixCache, RadixListener
+from engine.core.scheduler import Scheduler
+from engine.core.token_ids import Int32
+from engine.native.build import PREFIX_CACHE, build, existing, key_of
+
+Hashes = npt.NDArray[np.uint64]
+
+# Handing the interpreter's lock over can cost 5 ms, when another thread computes in Python; from
+# so many tokens on, a comparison takes long enough for others to gain more by it.
+RELEASE_TOKENS = 262_144
+_OPS = (
+    RadixOp.TOUCH, RadixOp.SPLIT, RadixOp.INSERT, RadixOp.LOCK, RadixOp.UNLOCK, RadixOp.EVICT,
+    RadixOp.WITHDRAW,
+)  # fmt: skip
+_MULTIPLIER, _MASK = 0xFF51AFD7ED558CCD, (1 << 64) - 1
+
+
+@cache
+def _load(path: Path) -> ModuleType:
+    loader = ExtensionFileLoader(PREFIX_CACHE.name, str(path))
+    spec = spec_from_file_location(PREFIX_CACHE.name, path, loader=loader)
+    if spec is None:
+        raise ImportError(f"{path} is no module")
+    module = module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def native_module() -> Any:
+    """The extension module, built now if need be.
+
+    Raises:
+        NativeUnavailableError: it cannot be built here; says why.
+    """
+    return _load(build(PREFIX_CACHE))
+
+
+def native_cache(
+    page_size: int,
+    eviction: Eviction = "lru",
+    listener: RadixListener | None = None,
+    *,
+    release_tokens: int = RELEASE_TOKENS,
+) -> RadixCache:
+    """A prefix cache in C++ with the interface of `RadixCache`.
+
+    Args:
+        page_size: tokens of a page.
+        eviction: as `RadixCache`.
+        listener: called as by `RadixCache`; it may not call the cache.
+        release_tokens: texts as long or longer are looked up without the interpreter's lock.
+
+    Raises:
+        NativeUnavailableError: it cannot be built here; says why.
+    """
+    cache_type = native_module().PrefixCache
+    made = cache_type(page_size, eviction == "lfu", listener, list(_OPS), release_tokens)
+    return cast("RadixCache", made)
+
+
+def hash_pages_reference(ids: Int32, page_size: int, parent: int = 0) -> Hashes:
+    """Hashes of whole pages, each of everything up to its end: h = mix((h ^ id) * constant).
+
+    Args:
+        ids: int32[n].
+        page_size: ids of a page; ids after the last whole page are left out.
+        parent: the hash of what is before, 0 at the beginning.
+
+    Returns:
+        uint64[n // page_size].
+    """
+    hashes = np.empty(len(ids) // page_size, np.uint64)
+    state = parent
+    for page in range(len(hashes)):
+        for token in ids[page * page_size : (page + 1) * page_size].tolist():
+            state = (state ^ (token & 0xFFFFFFFF)) * _MULTIPLIER & _MASK
+            state ^= state >> 32
+        hashes[page] = state
+    return hashes
+
+
+def hash_pages(ids: Int32, page_size: int, parent: int = 0, *, release_gil: bool = True) -> Hashes:
+    """`hash_pages_reference` in C++, on the ids where they lie; the result is not copied either.
+
+    Args:
+        ids: contiguous int32[n].
+        page_size: as there.
+        parent: as there.
+        release_gil: let other threads run meanwhile.
+
+    Raises:
+        NativeUnavailableError: it cannot be built here; says why.
+        TypeError: the ids are of another type or have gaps, so they would have to be copied.
+    """
+    hashes: Hashes = native_module().hash_pages(ids, page_size, parent, release_gil)
+    return hashes
+
+
+def speed_file() -> Path:
+    """Where `workbench native` writes down how fast both caches were on this machine."""
+    return builds_dir() / f"{PREFIX_CACHE.name}-{key_of(PREFIX_CACHE)}-speed.json"
+
+
+def is_faster() -> bool:
+    """Whether the C++ cache is built, was measured here, and was faster."""
+    if os.environ.get("WORKBENCH_NATIVE") == "0" or existing(PREFIX_CACHE) is None:
+        return False
+    file = speed_file()
+    if not file.is_file():
+        return False
+    speed = json.loads(file.read_text(encoding="utf-8"))
+    return bool(speed["native_us"] < speed["python_us"])
+
+
+def inject(scheduler: Scheduler, wanted: Callable[[], bool] = is_faster) -> bool:
+    """Give a scheduler that has served nothing yet the C++ cache; returns whether it got it.
+
+    It keeps its own where it has none, where the core itself is machine code (which takes no
+    other), and where `wanted` says no.
+
+    Raises:
+        ValueError: the scheduler has served already.
+    """
+    own = scheduler.kv.cache
+    if own is None or active_build() is not None or not wanted():
+        return False
+    if own.lookups or next(iter(own.nodes()), None) is not None:
+        raise ValueError("the cache of a scheduler can be changed only before it serves")
+    listener = own._listener  # noqa: SLF001 - who listens to it listens to the other instead
+    config = scheduler.config
+    scheduler.kv.cache = native_cache(config.page_size, config.eviction, listener)
+    return True

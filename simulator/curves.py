@@ -1,0 +1,157 @@
+"""Functions linear between knots: time over context of decode graphs, and what sharing saves.
+
+Whole places give whole ns, by the same operations one by one and in numpy.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.cost_model import Int64, StepFeatures, whole_ns
+from simulator.profile import DecodeTable, SharedFit
+
+
+class Curve:
+    """A function linear between knots: flat before the first, beyond the last with its slope.
+
+    At whole places it never descends: what rounding adds to a segment is less than what the place
+    before its end falls short of the end, unless knots are 2**51 apart.
+
+    Args:
+        at: ascending whole places, two at least.
+        ns: values there, not descending.
+        least: no whole value is less: 0 or 1.
+    """
+
+    def __init__(self, at: Sequence[float], ns: Sequence[float], *, least: int = 1) -> None:
+        self._least = least
+        self.at = np.array(at, np.float64)
+        self._ns = np.array(ns, np.float64)
+        self._slope = np.diff(self._ns) / np.diff(self.at)
+        segments = (self.at[:-1].tolist(), self._ns[:-1].tolist(), self._slope.tolist())
+        self._segments: list[tuple[float, float, float]] = list(zip(*segments, strict=True))
+        self._inner: list[float] = self.at[1:-1].tolist()
+        self.first_ns = max(least, int(self._ns[0] + 0.5))
+
+    def whole_ns(self, place: int) -> int:
+        """The value at a place in whole ns."""
+        start, ns, slope = self._segments[bisect_right(self._inner, place)]
+        beyond = place - start
+        return int(ns + slope * (beyond if beyond > 0.0 else 0.0) + 0.5) or self._least
+
+    def whole_column(self, places: Int64) -> Int64:
+        """`whole_ns` of many places."""
+        return np.maximum(whole_ns(self.column(places)), self._least)
+
+    def column(self, places: NDArray[np.integer | np.floating]) -> NDArray[np.float64]:
+        """Values at many places, not rounded."""
+        index = np.searchsorted(self.at[1:-1], places.astype(np.float64), side="right")
+        beyond = np.maximum(places - self.at[index], 0.0)
+        values: NDArray[np.float64] = self._ns[index] + self._slope[index] * beyond
+        return values
+
+    def run(self, places: range) -> list[int]:
+        """`whole_ns` of ascending places."""
+        whole: list[int] = []
+        least = self._least
+        while len(whole) < len(places):
+            rest = places[len(whole) :]
+            segment = bisect_right(self._inner, rest[0])
+            if segment < len(self._inner):
+                rest = rest[: bisect_left(rest, self._inner[segment])]
+            start, ns, slope = self._segments[segment]
+            if rest[0] < start:  # before the first knot
+                whole += map(self.whole_ns, rest)
+            else:
+                whole += [int(ns + slope * (place - start) + 0.5) or least for place in rest]
+        return whole
+
+
+class DecodeCurves:
+    """Pure decode steps by the batch of their graph; false if there are none.
+
+    Args:
+        tables: by ascending graph batch.
+    """
+
+    def __init__(self, tables: Sequence[DecodeTable]) -> None:
+        self._measured = [table.graph_batch for table in tables]
+        self._curves = {table.graph_batch: Curve(table.context, table.ns) for table in tables}
+
+    def __bool__(self) -> bool:
+        return bool(self._measured)
+
+    def curve(self, graph_batch: int) -> Curve:
+        """Time over decode_context of a graph batch, measured or not."""
+        known = self._curves.get(graph_batch)
+        if known is not None:
+            return known
+        if self.is_outside(graph_batch):
+            nearest = 0 if graph_batch < self._measured[0] else -1
+            return self._curves[self._measured[nearest]]
+        at = bisect_left(self._measured, graph_batch)
+        curve = self._between(self._measured[at - 1], self._measured[at], graph_batch)
+        self._curves[graph_batch] = curve  # there are no more of these than rows of a graph
+        return curve
+
+    def is_outside(self, graph_batch: int) -> bool:
+        """Whether a graph batch is smaller or larger than all that were measured."""
+        return graph_batch < self._measured[0] or graph_batch > self._measured[-1]
+
+    def are_outside(self, graph_batches: Int64) -> NDArray[np.bool_]:
+        """`is_outside` of many graph batches."""
+        return (graph_batches < self._measured[0]) | (graph_batches > self._measured[-1])
+
+    def terms(self, graph_batches: Int64, contexts: Int64) -> tuple[Int64, Int64]:
+        """(tokens, attention_decode) of many steps."""
+        tokens, attention = np.zeros_like(contexts), np.zeros_like(contexts)
+        for graph_batch in np.unique(graph_batches).tolist():
+            rows = np.flatnonzero(graph_batches == graph_batch)
+            curve = self.curve(graph_batch)
+            tokens[rows] = curve.first_ns
+            attention[rows] = curve.whole_column(contexts[rows]) - curve.first_ns
+        return tokens, attention
+
+    def _between(self, smaller: int, larger: int, graph_batch: int) -> Curve:
+        """Both neighbours at the same context per row, mixed: linear between the knots of both."""
+        low, high = self._curves[smaller], self._curves[larger]
+        per_row = np.union1d(low.at / smaller, high.at / larger)
+        at = np.unique(np.floor(per_row * graph_batch + 0.5))  # knots that are one in truth
+        low_ns = low.column(at * (smaller / graph_batch))
+        high_ns = high.column(at * (larger / graph_batch))
+        share = (graph_batch - smaller) / (larger - smaller)
+        ns = np.maximum.accumulate(low_ns + share * (high_ns - low_ns))
+        return Curve(at.tolist(), ns.tolist())
+
+
+class SharedContext:
+    """What decode items save that share their context."""
+
+    def __init__(self, fit: SharedFit) -> None:
+        self._at = np.array(fit.shared, np.float64)
+        self._saved = np.array(fit.saved, np.float64)
+        self._slope = np.diff(self._saved) / np.diff(self._at)
+        segments = (self._at[:-1].tolist(), self._saved[:-1].tolist(), self._slope.tolist())
+        self._segments: list[tuple[float, float, float]] = list(zip(*segments, strict=True))
+        self._inner: list[float] = self._at[1:-1].tolist()
+
+    def saved(self, shared: int, requests: int) -> int:
+        """Tokens of decode_context that cost nothing, of so many items that share so much."""
+        if not requests:
+            return 0
+        each = shared / requests
+        start, saved, slope = self._segments[bisect_right(self._inner, each)]
+        return int(requests * (saved + slope * (each - start)) + 0.5)
+
+    def attended(self, features: StepFeatures) -> Int64:
+        """decode_context without what costs nothing: int64[n]."""
+        requests = features.decode_requests
+        each = features.shared_context / np.maximum(requests, 1)
+        index = np.searchsorted(self._at[1:-1], each, side="right")
+        saved = self._saved[index] + self._slope[index] * (each - self._at[index])
+        attended: Int64 = features.decode_context - whole_ns(requests * saved)
+        return attended

@@ -1,0 +1,259 @@
+"""What the steps of a model are made of: the sums of kernels that its layers launch.
+
+R rows of a layer are a norm with the product for queries, keys and values, rotation with the write
+to the cache, attention, the product that brings it back, and the MLP: a norm, two products and the
+activation between them, or a norm, the router, the choice and the experts. Tables that have these
+parts measured in one piece say what the pieces take; of others single kernels are summed up. A step
+adds embedding, the product for logits and sampling. With several GPUs each has its shard, and sums
+are exchanged.
+
+In a step with prompts the last layer goes on only with the rows whose logits are wanted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.core.hardware_spec import HardwareSpec
+from engine.core.model_spec import ModelSpec
+from simulator.kernel_curves import DecodeAttention, RowCurves, Sizes, of_op, similar_heads
+from simulator.kernel_file import AttentionFit, KernelFile
+from simulator.profile import ProfileError
+from simulator.roofline_coefficients import RooflineCoefficients, roofline_coefficients
+
+Float64 = NDArray[np.float64]
+
+_ROW_OPS: Final = (
+    "norm_linear", "residual_linear", "norm_gated_linear", "lm_head", "linear", "norm",
+    "embed_tokens", "sample", "rotary_kv_write", "route", "moe_mlp",
+)  # fmt: skip
+
+
+class KernelTables:
+    """A file's series as functions.
+
+    Args:
+        kernels: the file.
+    """
+
+    def __init__(self, kernels: KernelFile) -> None:
+        self.attention_fits: dict[Sizes, AttentionFit] = {
+            (fit.heads, fit.kv_heads, fit.head_dim): fit for fit in kernels.composition.attention
+        }
+        self._series = kernels.series
+        self._curves: dict[str, RowCurves] = {}
+
+    def rows(self, op: str) -> RowCurves:
+        """An op that depends on rows. Raises ProfileError if it was not measured."""
+        if op not in self._curves:
+            self._curves[op] = RowCurves(of_op(self._series, op))
+        return self._curves[op]
+
+    def has(self, op: str) -> bool:
+        """Whether an op was measured."""
+        return any(each.op == op for each in self._series)
+
+    @cached_property
+    def decode(self) -> DecodeAttention:
+        """Attention of decode items. Raises ProfileError if it was not measured."""
+        return DecodeAttention(of_op(self._series, "decode_attention"))
+
+    def prefill(self, heads: Sizes) -> AttentionFit:
+        """Attention of prompts; of heads that were not measured in proportion to similar ones.
+
+        Raises:
+            ProfileError: it was not measured at all.
+        """
+        if not self.attention_fits:
+            raise ProfileError("the kernel tables have no prefill_attention")
+        nearest = similar_heads(heads, self.attention_fits)
+        fit = self.attention_fits[nearest]
+        if nearest == heads:
+            return fit
+        scale = heads[0] * heads[2] / (nearest[0] * nearest[2])
+        return AttentionFit(
+            heads=heads[0], kv_heads=heads[1], head_dim=heads[2], call_ns=fit.call_ns,
+            chunk_ns=fit.chunk_ns * scale, token_ns=fit.token_ns * scale,
+            pair_ns=fit.pair_ns * scale, context_ns=fit.context_ns * scale,
+            max_context_ns=fit.max_context_ns,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """Sizes of a model's ops on one GPU."""
+
+    heads: Sizes
+    qkv: Sizes
+    output: Sizes
+    gate_up: Sizes
+    down: tuple[int, int]
+    lm_head: Sizes
+    experts: tuple[int, int, int, int]
+
+
+class KernelParts:
+    """Sums of kernels of one model, in ns, uncorrected.
+
+    Args:
+        tables: of the GPU.
+        model: without latent attention.
+        gpu: for what GPUs send to each other, which no table tells.
+        tensor_parallel_size: GPUs.
+
+    Attributes:
+        layers: of the model.
+        prefill: attention of prompts in one layer.
+        rows: ascending numbers of tokens at which products were measured.
+        most_requests, most_context: of decode items, up to which their attention was measured.
+
+    Raises:
+        ProfileError: the tables lack an op of this model, or the model has ops of another kind.
+        TensorParallelError: the model does not divide over that many GPUs.
+    """
+
+    def __init__(
+        self, tables: KernelTables, model: ModelSpec, gpu: HardwareSpec, tensor_parallel_size: int
+    ) -> None:
+        model.check_tensor_parallel(tensor_parallel_size)
+        if model.mla is not None:
+            raise ProfileError(f"{model.name} has latent attention, which kernel tables have not")
+        self._tables, self._model, self._tp = tables, model, tensor_parallel_size
+        self._sizes = _sizes(model, tensor_parallel_size)
+        self.layers = model.num_layers
+        self.prefill = tables.prefill(self._sizes.heads)
+        self.rows = tables.rows("norm_linear").rows
+        self.most_requests, self.most_context = tables.decode.most(self._sizes.heads)
+        self._exchange: RooflineCoefficients | None = None
+        if tensor_parallel_size > 1:
+            self._exchange = roofline_coefficients(
+                model, gpu, tensor_parallel_size, model.dtype, model.dtype
+            )
+
+    @property
+    def covered(self) -> bool:
+        """Whether all of it was measured, or lies among sizes that were; no exchange was."""
+        sizes, model = self._sizes, self._model
+        parts = [("norm_linear", sizes.qkv), ("residual_linear", sizes.output)]
+        if model.num_dense_layers:
+            parts += [("norm_gated_linear", sizes.gate_up), ("residual_linear", sizes.down)]
+        if model.moe is not None:
+            parts.append(("moe_mlp", sizes.experts))
+        parts.append(("lm_head", sizes.lm_head))
+        measured = self._tp == 1 and self._tables.decode.covers(sizes.heads)
+        return measured and all(self._tables.rows(op).covers(of) for op, of in parts)
+
+    def decode_products(self, rows: Float64) -> Float64:
+        """All layers but for their attention, and the logits, of decode graphs."""
+        mixtures = self.layers - self._model.num_dense_layers
+        layers = self.layers * self._projections(rows)
+        layers = layers + self._mlps(rows, self._model.num_dense_layers, mixtures)
+        return layers + self._ns("lm_head", self._sizes.lm_head, rows)
+
+    def decode_small(self, rows: Float64) -> Float64:
+        """Embedding, exchange and sampling of decode graphs."""
+        return self.small(rows) + self._sampling(rows)
+
+    def decode_attention(self, requests: int, contexts: Float64) -> Float64:
+        """Attention of so many decode items in all layers, at each of some total contexts."""
+        return self.layers * self._tables.decode.ns(self._sizes.heads, requests, contexts)
+
+    def products(self, tokens: Float64) -> Float64:
+        """All layers of a step with prompts but for attention, and for the last layer's end."""
+        dense, mixtures = self._last_layer
+        dense = self._model.num_dense_layers - dense
+        mixtures = self.layers - self._model.num_dense_layers - mixtures
+        layers = (self.layers - 1) * self._projections(tokens) + self._query(tokens)
+        return layers + self._mlps(tokens, dense, mixtures)
+
+    def small(self, tokens: Float64) -> Float64:
+        """Embedding and exchange."""
+        total = self._ns("embed_tokens", (self._model.hidden_size,), tokens)
+        if self._exchange is not None:
+            total = total + self._exchange.all_reduce_ns + self._exchange.all_reduce_row_ns * tokens
+        return total
+
+    def logits(self, rows: Float64) -> Float64:
+        """The end of the last layer, product for logits and sampling, of some rows."""
+        end = self._ns("residual_linear", self._sizes.output, rows)
+        end = end + self._mlps(rows, *self._last_layer)
+        return end + self._ns("lm_head", self._sizes.lm_head, rows) + self._sampling(rows)
+
+    @property
+    def _last_layer(self) -> tuple[int, int]:
+        """(1, 0) if its MLP is a dense one, (0, 1) if it is a mixture."""
+        moe = self._model.moe
+        return (0, 1) if moe is not None and self.layers - 1 in moe.layers else (1, 0)
+
+    def _projections(self, rows: Float64) -> Float64:
+        """Of one layer, what is around its attention."""
+        if self._tables.has("projections"):
+            sizes = (*self._rotary, self._model.hidden_size)
+            return self._ns("projections", sizes, rows)
+        return self._query(rows) + self._ns("residual_linear", self._sizes.output, rows)
+
+    def _query(self, rows: Float64) -> Float64:
+        """Of one layer, what comes before its attention."""
+        rotary = self._ns("rotary_kv_write", self._rotary, rows)
+        return self._ns("norm_linear", self._sizes.qkv, rows) + rotary
+
+    @property
+    def _rotary(self) -> Sizes:
+        return (*self._sizes.heads, int(self._model.qk_norm))
+
+    def _mlps(self, rows: Float64, dense: int, mixtures: int) -> Float64:
+        """What follows attention, in so many layers of each kind."""
+        total = np.zeros(len(rows))
+        if dense:
+            total = total + dense * self._mlp(rows)
+        if mixtures:
+            total = total + mixtures * self._mixture(rows)
+        return total
+
+    def _mlp(self, rows: Float64) -> Float64:
+        hidden, width = self._sizes.down
+        if self._tables.has("mlp"):
+            return self._ns("mlp", (hidden, width), rows)
+        gated = self._ns("norm_gated_linear", self._sizes.gate_up, rows)
+        return gated + self._ns("residual_linear", self._sizes.down, rows)
+
+    def _mixture(self, rows: Float64) -> Float64:
+        sizes = experts, top_k, hidden, _ = self._sizes.experts
+        if self._tables.has("moe_layer"):
+            return self._ns("moe_layer", sizes, rows)
+        routed = self._ns("norm", (hidden,), rows) + self._ns("linear", (experts, hidden), rows)
+        routed = routed + self._ns("route", (experts, top_k), rows)
+        return routed + self._ns("moe_mlp", sizes, rows)
+
+    def _sampling(self, rows: Float64) -> Float64:
+        total = self._ns("sample", (self._model.vocab_size,), rows)
+        if self._exchange is not None:
+            total = total + self._exchange.gather_ns + self._exchange.gather_row_ns * rows
+        return total
+
+    def _ns(self, op: str, sizes: Sizes, rows: Float64) -> Float64:
+        return self._tables.rows(op).ns(sizes, rows)
+
+
+def _sizes(model: ModelSpec, tensor_parallel_size: int) -> _Sizes:
+    tp, hidden, dim = tensor_parallel_size, model.hidden_size, model.head_dim
+    heads = model.num_heads // tp, max(1, model.num_kv_heads // tp), dim
+    inner, moe = model.intermediate_size // tp, model.moe
+    experts = (0, 0, hidden, 0)
+    if moe is not None:
+        width = moe.intermediate_size // tp
+        experts = moe.num_experts, moe.experts_per_token, hidden, width
+    return _Sizes(
+        heads=heads,
+        qkv=((heads[0] + 2 * heads[1]) * dim, hidden),
+        output=(hidden, heads[0] * dim),
+        gate_up=(2 * inner, hidden),
+        down=(hidden, inner),
+        lm_head=(-(-model.vocab_size // tp), hidden),
+        experts=experts,
+    )

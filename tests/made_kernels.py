@@ -1,0 +1,150 @@
+"""A made-up GPU: kernels with known times, and models whose steps are sums of them."""
+
+from __future__ import annotations
+
+import numpy as np
+from measured_steps import GPU_ENGINE, gpu_shapes, host_samples
+
+from engine.core.hardware_spec import load_hardware_spec
+from engine.core.model_spec import ModelSpec, load_model_spec
+from engine.profiling.kernel_cases import KernelCase, KernelLimits, design_kernels
+from engine.profiling.kernel_tables import KernelTimes
+from simulator.composed import ComposedCostModel
+from simulator.cost_model import StepFeatures
+from simulator.fit_composition import Measured, fit_composition
+from simulator.fitting import fit_profile
+from simulator.kernel_file import SCHEMA, Composition, Correction, KernelFile, KernelIdentity
+from simulator.prefill_graph_sizes import prefill_graph_sizes
+from simulator.profile import SCHEMA as PROFILE_SCHEMA
+from simulator.profile import Identity, Profile, Samples
+from workbench.kernel_measurements import series_of
+from workbench.profile_match import model_digest
+
+H200 = load_hardware_spec("h200")
+CARDS = ("Llama-3.1-8B", "Qwen3-0.6B", "Qwen3-30B-A3B")
+LIMITS = KernelLimits(weight_bytes=4 << 30, kv_bytes=4 << 30, tokens=8192)
+START_NS, BYTES_PER_NS, FLOPS_PER_NS = 1800.0, 3900.0, 650_000.0
+TRUE = Correction(
+    decode_products=1.02, decode_attention=0.98, decode_layer_ns=900.0, products=1.02,
+    attention=1.03, layer_ns=2000.0, step_ns=30_000.0, chunk_ns=4000.0,
+)  # fmt: skip
+
+
+def kernel_ns(case: KernelCase) -> float:
+    """What an op of the made-up GPU takes: that of its kernels."""
+    return sum(_kernel_ns(KernelCase(*part)) for part in _parts(case))
+
+
+def _parts(case: KernelCase):
+    """(op, sizes, point) of each kernel."""
+    match case.op, case.sizes:
+        case "projections", (heads, kv_heads, dim, normed, hidden):
+            return [
+                ("norm_linear", ((heads + 2 * kv_heads) * dim, hidden), case.point),
+                ("rotary_kv_write", (heads, kv_heads, dim, normed), case.point),
+                ("residual_linear", (hidden, heads * dim), case.point),
+            ]
+        case "mlp", (hidden, width):
+            return [
+                ("norm_gated_linear", (2 * width, hidden), case.point),
+                ("residual_linear", (hidden, width), case.point),
+            ]
+        case "moe_layer", (experts, top_k, hidden, _):
+            tokens = case.point[:1]
+            return [
+                ("norm", (hidden,), tokens),
+                ("linear", (experts, hidden), tokens),
+                ("route", (experts, top_k), tokens),
+                ("moe_mlp", case.sizes, case.point),
+            ]
+    return [case[:3]]
+
+
+def _kernel_ns(case: KernelCase) -> float:
+    """What a kernel takes: to start, and for its bytes or its operations."""
+    read, flops = 0.0, 0.0
+    match case.op, case.sizes, case.point:
+        case "decode_attention", (heads, kv_heads, dim), (_, context):
+            read, flops = 4.0 * context * kv_heads * dim, 4.0 * context * heads * dim
+        case "prefill_attention", (heads, kv_heads, dim), (chunks, tokens, prefix):
+            read = 4.0 * chunks * (tokens + prefix) * kv_heads * dim
+            pairs = chunks * (tokens * prefix + tokens * tokens / 2)
+            flops = 6.0 * pairs * heads * dim  # softmax keeps the matrix units waiting
+        case "moe_mlp", (_, top_k, hidden, width), (tokens, active, largest):
+            read, flops = 6.0 * active * hidden * width, 6.0 * tokens * top_k * hidden * width
+            flops += 60.0 * largest * hidden * width / max(1, active)
+        case (("norm" | "embed_tokens" | "sample" | "route"), (size, *_), (tokens,)):
+            read = 6.0 * size * tokens
+        case "rotary_kv_write", (heads, kv_heads, dim, _), (tokens,):
+            read = 4.0 * (heads + 2 * kv_heads) * dim * tokens
+        case _, (out_features, inner), (tokens,):
+            read = 2.0 * (out_features * inner + tokens * (out_features + inner))
+            flops = 2.0 * tokens * out_features * inner
+    return START_NS + max(read / BYTES_PER_NS, flops / FLOPS_PER_NS)
+
+
+def made_kernels(cards=CARDS, gpu: str = "NVIDIA H200", noise: float = 0.0) -> KernelFile:
+    """Tables of the kernels of some models, on one GPU; nothing is known of whole steps."""
+    random, done = np.random.default_rng(0), KernelTimes()
+    for case in design_kernels([load_model_spec(card) for card in cards], LIMITS, (1, 2)):
+        ns = kernel_ns(case) * (1 + noise * random.standard_normal(3))
+        done.add(case, ns.tolist())
+    bare = KernelFile(
+        schema=SCHEMA,
+        name="kernels-made",
+        identity=KernelIdentity(gpu=gpu, dtype="bf16", page_size=16, engine_version="0"),
+        series=series_of(done),
+        composition=Composition(attention=()),
+    )
+    return fit_composition(bare, [], H200)
+
+
+def measured_whole(kernels: KernelFile, card: str, noise: float = 0.002) -> Measured:
+    """A model whose steps are the sum of its kernels, but for `TRUE`."""
+    spec = load_model_spec(card)
+    corrected = with_correction(kernels, TRUE)
+    engine = GPU_ENGINE.__class__(
+        num_pages=20_000, max_num_batched_tokens=8192, max_running_requests=512,
+        graph_batch_sizes=GPU_ENGINE.graph_batch_sizes, graph_tokens=prefill_graph_sizes(spec),
+    )  # fmt: skip
+    shapes = [shape for shape in gpu_shapes() if shape.graph_batch or shape.prefill_tokens]
+    costs = ComposedCostModel(corrected, spec, H200).step_costs(StepFeatures.from_shapes(shapes))
+    ns = costs.gpu_ns * (1 + noise * np.random.default_rng(1).standard_normal(len(shapes)))
+    samples = Samples(
+        shapes=tuple(map(tuple, shapes)),
+        gpu_ns=tuple(ns.round().astype(int).tolist()),
+        spread_ns=(0,) * len(ns),
+        repeats=(7,) * len(ns),
+    )
+    host = host_samples()
+    return Measured(
+        Profile(
+            schema=PROFILE_SCHEMA,
+            name=f"nvidia-h200-{card.lower()}-bf16-tp1",
+            identity=identity_of(spec, kernels.identity.gpu),
+            engine=engine,
+            samples=samples,
+            host_samples=host,
+            fit=fit_profile(samples, host, engine),
+        ),
+        spec,
+    )
+
+
+def with_correction(kernels: KernelFile, correction: Correction) -> KernelFile:
+    """The same tables, with other corrections."""
+    attention = kernels.composition.attention
+    lenders = kernels.composition.lenders
+    composition = Composition(attention=attention, correction=correction, lenders=lenders)
+    return KernelFile(
+        schema=kernels.schema, name=kernels.name, identity=kernels.identity,
+        series=kernels.series, composition=composition,
+    )  # fmt: skip
+
+
+def identity_of(spec: ModelSpec, gpu: str) -> Identity:
+    """Of the engine that ran a model whole."""
+    return Identity(
+        gpu=gpu, model=spec.name, model_digest=model_digest(spec), dtype="bf16", kv_dtype="bf16",
+        page_size=16, engine_version="0",
+    )  # fmt: skip

@@ -1,0 +1,232 @@
+"""From a device to its kernel tables: measure single kernels, and learn what steps make of them.
+
+Models that have a profile of the same GPU teach how steps differ from the sum of their kernels;
+profiles are looked for beside the tables and among those that come with the program.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from engine.core.hardware_spec import HardwareSpec, gpu_names, load_hardware_spec
+from engine.core.hf_config import ModelConfigError
+from engine.core.model_spec import ModelSpec, load_model_spec, model_card_names
+from engine.profiling.gpu_state import GpuState
+from engine.profiling.kernel_cases import SHARDS, KernelCase, design_kernels
+from engine.profiling.kernel_tables import PASSES, KernelMeter, KernelTimes, measure_kernels
+from engine.runtime.executor import EngineError
+from simulator.fit_composition import Measured, fit_composition
+from simulator.kernel_file import (
+    PREFIX,
+    SCHEMA,
+    Composition,
+    KernelFile,
+    KernelIdentity,
+    encode_kernel_file,
+    read_kernel_file,
+)
+from simulator.profile import Profile, ProfileError, read_profile
+from simulator.shipped_profiles import read_identity, shipped_profiles
+from workbench.atomic_file import write_atomic
+from workbench.kernel_measurements import PartialKernels, series_of
+from workbench.profile_match import CPU, is_gpu, model_digest
+from workbench.provenance import source_commit, workbench_version
+
+Say = Callable[[str], object]
+_CPU_SHARDS: Final = (1,)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCalibration:
+    """What measuring kernels brought.
+
+    Attributes:
+        kernels: tables, and what makes steps of them.
+        path: where they are.
+        complete: whether all passes were made in time; if not, the same command adds to them.
+    """
+
+    kernels: KernelFile
+    path: Path
+    complete: bool
+
+
+def calibrate_kernels(
+    device_name: str,
+    folder: Path,
+    minutes: float,
+    *,
+    models: Sequence[str] = (),
+    open_meter: Callable[[str], KernelMeter] | None = None,
+    say: Say = lambda _: None,
+    now: Callable[[], float] = time.time,
+) -> KernelCalibration:
+    """Measure the kernels of a device and write its tables.
+
+    Args:
+        device_name: as torch writes it.
+        folder: of the tables; made if it is not there.
+        minutes: that measuring may take, after kernels are compiled.
+        models: cards or config files whose sizes are measured; none: those of all cards.
+        open_meter: opens the device; None: torch's.
+        say: told what is going on.
+        now: s since 1970, for the record.
+
+    Raises:
+        EngineError: there is no such device.
+        ModelConfigError: a model that cannot be read.
+        ProfileError: there was no time to measure enough, or what is in the folder is of another
+            device or version.
+    """
+    meter = (open_meter or _open_meter)(device_name)
+    identity = KernelIdentity(
+        gpu=meter.name, dtype=meter.number_format, page_size=meter.page_size,
+        engine_version=workbench_version(), commit=source_commit(), versions=dict(meter.versions),
+        implementations=dict(meter.implementations),
+    )  # fmt: skip
+    name = file_name(meter.name)
+    partial = PartialKernels(folder / f"{name}.partial.jsonl", identity)
+    specs = [load_model_spec(model) for model in models or model_card_names()]
+    begin = now()
+    with GpuState(meter.bus_id) as state:
+        done, complete = _measure(meter, specs, partial, 60 * minutes, say)
+    conditions = {
+        "began_unix_s": round(begin), "seconds": round(now() - begin), "complete": complete,
+        "models": [spec.name for spec in specs], "gpu_state": state.summary(),
+    }  # fmt: skip
+    kernels = KernelFile(
+        schema=SCHEMA, name=name, identity=identity, series=series_of(done),
+        composition=Composition(attention=()), conditions=conditions,
+    )  # fmt: skip
+    path = folder / f"{name}.json"
+    try:
+        kernels = _write(kernels, path)
+    except ProfileError as error:
+        if complete:
+            raise
+        raise ProfileError(
+            f"{error}; the same command goes on where this one stopped ({partial.path})"
+        ) from None
+    if complete:
+        partial.path.unlink(missing_ok=True)
+    return KernelCalibration(kernels, path, complete)
+
+
+def refit_kernels(path: Path) -> KernelCalibration:
+    """Learn anew what steps make of the kernels in a file, by the profiles there are now.
+
+    Args:
+        path: of the tables, which are written again.
+
+    Raises:
+        ProfileError: they cannot be read, or lack kernels.
+    """
+    kernels = _write(read_kernel_file(path), path)
+    return KernelCalibration(kernels, path, bool(kernels.conditions.get("complete", True)))
+
+
+def teach(profile: Profile, folder: Path) -> KernelCalibration | None:
+    """Let the kernel tables of a profile's GPU learn from it, if there are any beside it.
+
+    Raises:
+        ProfileError: they cannot be read, or lack kernels.
+    """
+    path = folder / f"{file_name(profile.identity.gpu)}.json"
+    return refit_kernels(path) if path.exists() else None
+
+
+def file_name(gpu: str) -> str:
+    """`kernels-<gpu>`, of letters that every file system takes."""
+    return PREFIX + re.sub(r"[^a-z0-9.]+", "-", gpu.casefold()).strip("-")
+
+
+def hardware_of(gpu: str) -> HardwareSpec:
+    """What is known of a GPU that calls itself so; of a CPU, what scenarios take its profiles for.
+
+    Raises:
+        ProfileError: nothing is.
+    """
+    for name in gpu_names():
+        if gpu == CPU or is_gpu(name, gpu):
+            return load_hardware_spec(name)
+    raise ProfileError(f"{gpu} is none of {', '.join(gpu_names())}")
+
+
+def _open_meter(device_name: str) -> KernelMeter:
+    """The device. Raises EngineError if there is none, or a package that it needs is missing."""
+    try:
+        module = importlib.import_module("engine.profiling.kernel_device")
+    except ModuleNotFoundError as error:
+        raise EngineError(
+            f"measuring kernels needs {error.name}, which is not installed: "
+            "pip install -e '.[engine]' in the folder of the workbench"
+        ) from None
+    meter: KernelMeter = module.kernel_device(device_name)
+    return meter
+
+
+def _measure(
+    meter: KernelMeter,
+    specs: Sequence[ModelSpec],
+    partial: PartialKernels,
+    seconds: float,
+    say: Say,
+) -> tuple[KernelTimes, bool]:
+    done = partial.read()
+    cases = design_kernels(specs, meter.limits, _CPU_SHARDS if meter.name == CPU else SHARDS)
+    say(f"kernels of {meter.name}: compiling for {len(cases):,} cases")
+    meter.compile(cases)
+
+    def measured(case: KernelCase, times: list[float], share: float) -> None:
+        partial.append(case, times)
+        say(f"kernels of {meter.name}: {share:.0%} of {len(cases):,} cases, {PASSES} passes each")
+
+    complete = measure_kernels(
+        meter, cases, done, deadline_s=time.monotonic() + seconds, measured=measured
+    )
+    return done, complete
+
+
+def _write(kernels: KernelFile, path: Path) -> KernelFile:
+    """Tables with what makes steps of them, in a file."""
+    names = [*model_card_names(), *kernels.conditions.get("models", ())]
+    measured = _measured_models(kernels.identity, path.parent, _shapes(names))
+    kernels = fit_composition(kernels, measured, hardware_of(kernels.identity.gpu))
+    write_atomic(path, encode_kernel_file(kernels))
+    return kernels
+
+
+def _measured_models(
+    identity: KernelIdentity, folder: Path, shapes: dict[str, ModelSpec]
+) -> list[Measured]:
+    """Models that were measured whole on the same GPU in the same number format, by name."""
+    found: dict[str, Measured] = {}
+    beside = [path for path in sorted(folder.glob("*.json")) if not path.stem.startswith(PREFIX)]
+    for path in [*shipped_profiles(), *beside]:  # those beside the tables win
+        try:
+            own = read_identity(path)
+        except ProfileError:
+            continue  # a folder may hold other files
+        same = own.gpu == identity.gpu and own.dtype == identity.dtype
+        if same and own.tensor_parallel_size == 1 and own.page_size == identity.page_size:
+            shape = shapes.get(own.model_digest)
+            if shape is not None:
+                found[own.model] = Measured(read_profile(path), shape)
+    return [found[name] for name in sorted(found)]
+
+
+def _shapes(names: Iterable[str]) -> dict[str, ModelSpec]:
+    """Digest -> shape, of the models that can be read."""
+    found = {}
+    for name in names:
+        with suppress(ModelConfigError):  # a file that was there when kernels were measured
+            spec = load_model_spec(name)
+            found[model_digest(spec)] = spec
+    return found
