@@ -65,6 +65,19 @@ class Launched:
         self.fails = fails
         self.result: StepResult | None = None
 
+    def step_row(self, end_ns: int, replica: int) -> tuple[int, ...]:
+        """Its row of the `steps` table; the device took all the time since the plan."""
+        p, start_ns = self.plan, self.plan_ns
+        return (
+            p.plan_id, replica, start_ns, start_ns, end_ns, end_ns - start_ns, 0,
+            p.prefill_tokens, len(p.prefills), p.prefill_context, p.prefill_pairs,
+            p.prefill_max_context,
+            p.decode_requests, p.decode_tokens, p.decode_context, p.decode_max_context,
+            p.shared_context, p.sampled_tokens, p.hit_tokens, p.graph_batch, p.running, p.waiting,
+            p.block_reason,
+            p.free_pages, p.cached_pages, p.retracted, p.evicted_pages, p.decode_iteration, 0,
+        )  # fmt: skip
+
 
 class FakeDevice:
     """Runs launched steps in order, at their commit at the latest.

@@ -21,7 +21,7 @@ from engine.core.request import KVHandoff, Request
 from engine.core.results import MAX_FAILURES
 from engine.core.scheduler import Scheduler
 from engine.core.token_ids import TokenBuffer
-from workbench.fuzz.device import FakeDevice, Launched
+from workbench.fuzz.device import FakeDevice
 from workbench.fuzz.fake_model import Ask, first_state, next_state
 from workbench.fuzz.links import FakeLinks
 from workbench.fuzz.tiny import why_never
@@ -199,7 +199,7 @@ class Rig:
             broken = alive.intersection(result.broken)
             relied_on = [p for r in launched.rows if r.key[0] in broken for p in r.table]
         if self._write_step is not None and not result.failed:
-            self._write_step(step_row(launched, self.now, self._replica))
+            self._write_step(launched.step_row(self.now, self._replica))
         ended = self.scheduler.commit(plan.plan_id, result, self.now)
         self.ended.update(request.request_id for request in ended)
         failed = {r.request_id for r in ended if r.finish_reason == FinishReason.ERROR}
@@ -380,20 +380,6 @@ class Rig:
         require(reason == FinishReason.ERROR or request_id not in self.broken, law, request)
         require((reason == FinishReason.REJECTED) == bool(never), law, request)
         require((reason == FinishReason.ABORT) == (request_id in self.aborted), law, request)
-
-
-def step_row(launched: Launched, end_ns: int, replica: int) -> tuple[int, ...]:
-    """The row of a step in the `steps` table; the device took all the time since the plan."""
-    p, start_ns = launched.plan, launched.plan_ns
-    return (
-        p.plan_id, replica, start_ns, start_ns, end_ns, end_ns - start_ns, 0,
-        p.prefill_tokens, len(p.prefills), p.prefill_context, p.prefill_pairs,
-        p.prefill_max_context,
-        p.decode_requests, p.decode_tokens, p.decode_context, p.decode_max_context,
-        p.shared_context, p.sampled_tokens, p.hit_tokens, p.graph_batch, p.running, p.waiting,
-        p.block_reason,
-        p.free_pages, p.cached_pages, p.retracted, p.evicted_pages, p.decode_iteration, 0,
-    )  # fmt: skip
 
 
 _OWN_END: Final = (FinishReason.STOP, FinishReason.LENGTH)
