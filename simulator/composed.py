@@ -6,7 +6,9 @@ profile's fit (`simulator.composing`), which `simulator.calibrated` reads. The t
 its terms.
 
 The name says how far steps of models that were measured whole were from what the tables and the
-*other* models say of them: half of the steps of the worst of these models, and nine in ten.
+*other* models say of them: medians and 90th percentiles of the regions of steps, averaged by how
+many steps they have, of the model that was missed most. Of a mixture, of several GPUs and of a
+model much smaller or larger than those, no error is known.
 
 A step counts as extrapolated beyond what was measured, and always if the model's sizes are not
 among those that were, or if several GPUs exchange sums, which no table tells of: that part is the
@@ -14,6 +16,8 @@ analytic model's.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 import numpy as np
 
@@ -25,6 +29,8 @@ from simulator.kernel_file import ComposedError, KernelFile
 from simulator.kernel_parts import KernelParts, KernelTables
 from simulator.prefill_graph_sizes import prefill_graph_sizes
 from simulator.profile import LaunchFit
+
+_MARGIN: Final = 1.5  # times the largest model measured whole, and as much below the smallest
 
 
 class ComposedCostModel(FittedCostModel):
@@ -54,18 +60,30 @@ class ComposedCostModel(FittedCostModel):
         sizes = () if kernels.identity.gpu == "cpu" else prefill_graph_sizes(model)
         flops = flops_per_token(model, tensor_parallel_size)
         fit = compose_fit(parts, composition.correction, composition.lenders, sizes, flops)
-        super().__init__(composed_name(kernels), fit, sizes, _known_kinds())
+        alike = model.moe is None and tensor_parallel_size == 1 and _is_between(kernels, flops)
+        super().__init__(composed_name(kernels, alike), fit, sizes, _known_kinds())
 
 
-def composed_name(kernels: KernelFile) -> str:
-    """Who speaks, and how far off it is expected to be."""
-    expected = expected_error(kernels.composition.errors)
+def composed_name(kernels: KernelFile, alike: bool) -> str:
+    """Who speaks, and how far off it is expected to be, of a model like those that were measured.
+
+    Args:
+        kernels: what was measured.
+        alike: whether the model is.
+    """
+    expected = expected_error(kernels.composition.errors) if alike else None
     error = (
         "error not known"
         if expected is None
         else (f"expected error {expected[0]:.1f} %, p90 {expected[1]:.1f} %")
     )
     return f"composed from kernel tables of {kernels.identity.gpu}, {error}"
+
+
+def _is_between(kernels: KernelFile, flops: float) -> bool:
+    """Whether a model of so many FLOPs a token is about as large as those measured whole."""
+    measured = [lender.flops_per_token for lender in kernels.composition.lenders]
+    return bool(measured) and min(measured) <= _MARGIN * flops and flops <= _MARGIN * max(measured)
 
 
 def expected_error(errors: tuple[ComposedError, ...]) -> tuple[float, float] | None:

@@ -171,8 +171,11 @@ def test_the_name_tells_who_speaks_and_how_well():
     """The name holds the GPU and the expected error, or says that it is not known."""
     median, p90 = expected_error(TABLES.composition.errors)
     name = f"composed from kernel tables of NVIDIA H200, expected error {median:.1f} %"
-    assert MODELS["mixture"].name == f"{name}, p90 {p90:.1f} %"
-    assert MODELS["no lenders"].name.endswith("of NVIDIA H200, error not known")
+    assert MODELS["other sizes"].name == f"{name}, p90 {p90:.1f} %"
+    for unlike in ("mixture", "two GPUs", "no lenders"):
+        assert MODELS[unlike].name.endswith("of NVIDIA H200, error not known")
+    large = ComposedCostModel(TABLES, load_model_spec("Llama-3.1-70B"), H200)
+    assert large.name.endswith("error not known")
 
 
 def test_the_expected_error_is_that_of_the_worst_model():

@@ -117,3 +117,15 @@ def test_an_operation_that_no_machine_knows_is_no_violation(
     assert result.exit_code == 2
     assert message in result.output
     assert str(path) in result.output
+
+
+@pytest.mark.parametrize("every", ["a", 0, -1, True])
+def test_a_setting_that_no_run_draws_is_no_violation(every: object, tmp_path: Path) -> None:
+    """Nor is text of nothing but brackets."""
+    path = tmp_path / "case.json"
+    path.write_text(json.dumps(CASE | {"setup": CASE["setup"] | {"every": every}}))
+    result = invoke("fuzz", "--replay", str(path))
+    assert result.exit_code == 2
+    assert f"every is {every!r}, not a whole number from 1 on" in result.stderr
+    path.write_text("[" * 100_000)
+    assert invoke("fuzz", "--replay", str(path)).exit_code == 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -217,9 +218,18 @@ def _measured_models(
         same = own.gpu == identity.gpu and own.dtype == identity.dtype
         if same and own.tensor_parallel_size == 1 and own.page_size == identity.page_size:
             shape = shapes.get(own.model_digest)
-            if shape is not None:
-                found[own.model] = Measured(read_profile(path), shape)
+            if shape is not None and (profile := _readable(path)) is not None:
+                found[own.model] = Measured(profile, shape)
     return [found[name] for name in sorted(found)]
+
+
+def _readable(path: Path) -> Profile | None:
+    """A profile, or None and a word about it: one of an older version must not stand in the way."""
+    try:
+        return read_profile(path)
+    except ProfileError as error:
+        warnings.warn(f"left out: {error}", stacklevel=1)
+        return None
 
 
 def _shapes(names: Iterable[str]) -> dict[str, ModelSpec]:

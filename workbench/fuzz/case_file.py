@@ -51,6 +51,9 @@ def repeat_file(path: Path, machines: Mapping[str, Machine]) -> Failure | None:
     if machine is None:
         raise CaseFileError(f"{path}: machine is {name!r}; there are {', '.join(machines)}")
     try:
+        every = case["setup"].get("every", 1)
+        if type(every) is not int or every < 1:
+            raise ValueError(f"every is {every!r}, not a whole number from 1 on")
         setup = machine.decode(case["setup"])
         seed, operations = int(case["seed"]), _operations(machine, case["operations"])
         machine.open(seed, setup)
@@ -91,7 +94,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise CaseFileError(f"{path} cannot be read: {error.strerror}") from error
     except CaseFileError:
         raise
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CaseFileError(f"{path} is no JSON: {error}") from error
     if not isinstance(case, dict) or case.get("format") != FORMAT:
         raise CaseFileError(f'{path} is no case of this version: it lacks "format": {FORMAT}')
