@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import typer
 
 from workbench.cli.failures import UsageError
+from workbench.cli.model_names import check_model_name
 
 if TYPE_CHECKING:
     from engine.sampling_params import SamplingParams
@@ -70,6 +71,7 @@ def run(
     from workbench.chat_session import open_session
 
     is_talking = not quiet and sys.stdin.isatty()
+    check_model_name(model, has_dummies=False)
     params = _sampling_params(max_tokens, temperature, top_p, seed)
     with asyncio.Runner() as runner:
         if not quiet:

@@ -107,11 +107,14 @@ def run(
     if scenario is None:
         raise UsageError(WHICH_SCENARIO)
     from workbench.cli.demo_load import load_for_demo
+    from workbench.cli.model_names import check_model_name
     from workbench.cli.overrides import load_with_flags
     from workbench.cli.progress import ProgressLine
     from workbench.engine_run import prepare
     from workbench.engine_setup import EngineOptions
     from workbench.execution import slo_facts
+
+    check_model_name(model, load_format)
 
     def load(added: Sequence[str]) -> LoadedScenario:
         changes = [*added, *(overrides or [])]
