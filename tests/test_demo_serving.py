@@ -101,22 +101,22 @@ def test_a_cpu_serves_a_part_and_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    "number", [("--num-prompts", "3"), ("--set", "workload.num_requests=3")], ids=["flag", "set"]
+    "number", [("--num-prompts", "5"), ("--set", "workload.num_requests=5")], ids=["flag", "set"]
 )
 def test_a_number_below_the_warm_up_lowers_it(number: tuple[str, str]) -> None:
     """A few requests of a scenario that warms up with a hundred are served, and it is said."""
     flags = ("--model", "demo-draft", "--device", "cpu", *SHORT, "--set", "load.request_rate=50")
     result = invoke("run", "quickstart", *number, *flags)
     assert result.exit_code == 0, result.stderr
-    assert "note: so that a demo model can serve it: load.warmup_requests=2" in result.stderr
+    assert "note: so that a demo model can serve it: load.warmup_requests=1" in result.stderr
     record = RunReader(Path("runs/quickstart-1"))
-    assert record.header.measure.warmup_requests == 2
+    assert record.header.measure.warmup_requests == 1
     result = invoke("run", "quickstart", *number, "--load-format", "dummy", "--device", "cpu")
     assert result.exit_code == 2
-    assert "100 warm-up requests leave none of 3" in result.stderr
-    result = invoke("run", "quickstart", *number, *flags, "--set", "load.warmup_requests=3")
+    assert "100 warm-up requests leave none of 5" in result.stderr
+    result = invoke("run", "quickstart", *number, *flags, "--set", "load.warmup_requests=5")
     assert result.exit_code == 2
-    assert "3 warm-up requests leave none of 3" in result.stderr
+    assert "5 warm-up requests leave none of 5" in result.stderr
 
 
 def common_prefix(a: TokenBuffer, b: TokenBuffer, of: int) -> int:

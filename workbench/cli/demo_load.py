@@ -63,7 +63,7 @@ def _with_less_warm_up(
     if not is_demo(scenario, options):
         raise errors
     requests = _requests(scenario)
-    kept = 0 if requests is None else min(_CPU_WARM_UP_REQUESTS, requests - 1)
+    kept = 0 if requests is None else min(_CPU_WARM_UP_REQUESTS, requests // 4)
     changes = [f"{_WARM_UP}={kept}"]
     return load(changes), changes
 
