@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from contextlib import aclosing
+from pathlib import Path
 
 import pytest
 from async_stories import asks, play
 from fake_language import EOS, FakeRunner, FakeTokenizer, Story, engine, greedy, text_of
+from typer.testing import CliRunner
 
+from engine.demo import demo_model_folder
 from engine.runtime.executor import EngineError
-from workbench.chat_session import ChatSession
+from workbench.chat_session import ChatSession, TextTooLongError, open_session
+from workbench.cli import app
 
 
 async def written(session: ChatSession, text: str) -> str:
@@ -87,26 +92,81 @@ def test_an_interrupted_answer_stays() -> None:
 
 
 def test_what_does_not_fit_the_context_is_forgotten() -> None:
-    """The oldest tokens go, so that prompt and answer always fit."""
+    """The older part goes at once and aloud, so that answers fit and later turns hit again."""
 
     async def story() -> None:
-        local = engine(FakeRunner(), FakeTokenizer(), max_model_len=40)
-        session = ChatSession(local, asks(max_tokens=10))
-        for _ in range(6):
+        told: list[str] = []
+        local = engine(FakeRunner(), FakeTokenizer(), max_model_len=100)
+        session = ChatSession(local, asks(max_tokens=10), told.append)
+        hits, tellings = [], []
+        for _ in range(20):
             await written(session, " the fox jumps.")
-        assert session.last.prompt_tokens == 30
-        assert session.last.output_tokens == 10
+            assert session.last.output_tokens == 10
+            hits.append(session.last.cached_tokens)
+            tellings.append(len(told))
+        anew = [turn for turn in range(20) if not hits[turn]]
+        assert len(told) == len(anew) - 1 >= 3  # the first turn is no telling
+        assert [tellings[turn] - tellings[turn - 1] for turn in anew[1:]] == [1] * len(told)
+        assert "has 101: the oldest 56 are forgotten" in told[0]  # 45 of 90 stay
         await session.close()
 
     play(story)
 
 
-def test_a_model_that_cannot_chat_is_refused() -> None:
-    """Without a tokenizer, or without room for a prompt, there is no session."""
+def test_an_answer_takes_what_room_the_prompt_leaves() -> None:
+    """However many tokens are asked for, the prompt stays whole; it is said once."""
+
+    async def story() -> None:
+        told: list[str] = []
+        local = engine(FakeRunner(), FakeTokenizer(), max_model_len=30)
+        session = ChatSession(local, asks(max_tokens=29), told.append)
+        await written(session, " the fox jumps." * 4)
+        assert (session.last.prompt_tokens, session.last.output_tokens) == (20, 10)
+        assert told == [
+            "the model sees 30 tokens and the text has 20: the answer has 10 at most, not 29"
+        ]
+        with pytest.raises(TextTooLongError, match="36 tokens, and the model sees 30"):
+            await written(session, " the fox jumps." * 7)
+        session.forget()
+        await written(session, " dog")
+        assert (session.last.prompt_tokens, session.last.output_tokens) == (1, 29)
+        assert len(told) == 1
+        await session.close()
+
+    play(story)
+
+
+def test_a_model_that_cannot_chat_is_refused(tmp_path: Path) -> None:
+    """Without a tokenizer there is no session, and a damaged one is not called missing."""
     with pytest.raises(EngineError, match=r"no tokenizer\.json"):
         ChatSession(engine(FakeRunner()), asks())
-    with pytest.raises(EngineError, match="30 leave no room"):
-        ChatSession(engine(FakeRunner(), FakeTokenizer(), max_model_len=30), asks(max_tokens=30))
+    copy = tmp_path / "model"
+    shutil.copytree(str(demo_model_folder("demo-draft")), copy)
+    (copy / "tokenizer.json").write_text("[")
+    with pytest.raises(EngineError, match="the file is damaged"):
+        open_session(str(copy), asks(), device="cpu")
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(EngineError, match=r"has no tokenizer\.json"):
+        open_session(str(copy), asks(), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("flags", "allowed"),
+    [
+        (("--top-p", "0"), "--top-p must be in (0, 1], not 0"),
+        (("--top-p", "nan"), "--top-p must be in (0, 1], not nan"),
+        (("--top-p", "1.5"), "--top-p must be in (0, 1], not 1.5"),
+        (("--temperature", "inf"), "--temperature must be 0 (greedy) or a finite positive"),
+        (("--temperature", "nan"), "Invalid value for '--temperature': Input should be greater"),
+        (("--seed", "9" * 23), "--seed must be None or in [-2^63, 2^63 - 1]"),
+    ],
+)
+def test_a_flag_out_of_its_range_is_wrong_usage(flags: tuple[str, ...], allowed: str) -> None:
+    """Exit code 2; the message names the option and the range."""
+    result = CliRunner().invoke(app, ["chat", *flags])
+    assert result.exit_code == 2
+    assert allowed in result.stderr
+    assert "defect" not in result.stderr
 
 
 def chat(*flags: str, **options: object) -> subprocess.Popen[str]:
@@ -129,6 +189,29 @@ def test_a_pipe_is_answered_line_by_line() -> None:
     assert "tokens/s" in err
     assert "> " not in out
     assert out.strip()
+
+
+def test_bytes_that_are_no_text_are_replaced() -> None:
+    """Latin-1 in a pipe is no reason to stop: each byte is U+FFFD, and stderr says so once."""
+    pytest.importorskip("triton")
+    process = chat("-q", "--max-tokens", "4")
+    process.stdin.buffer.write(b"def f\xe9(x):\nreturn \xe9\xe8\n")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.strip()
+    assert err == "[bytes that are no utf-8 are read as \N{REPLACEMENT CHARACTER}]\n"
+
+
+def test_what_looks_like_a_command_is_not_continued() -> None:
+    """Unknown commands are named; a path or a comment is text."""
+    pytest.importorskip("triton")
+    process = chat("--max-tokens", "2")
+    _, err = process.communicate("/nope\n/quit now\n/* a */\n/usr/bin/env\n", timeout=120)
+    assert process.returncode == 0, err
+    assert "unknown command /nope" in err
+    assert "unknown command /quit now" in err
+    assert err.count("unknown") == 2
+    assert err.count("prefix hit") == 2
 
 
 def test_ctrl_c_ends_a_piped_chat() -> None:

@@ -100,6 +100,25 @@ def test_a_cpu_serves_a_part_and_says_so() -> None:
     assert overrides_for_demo(loaded, EngineOptions(load_format="dummy"), []) == []
 
 
+@pytest.mark.parametrize(
+    "number", [("--num-prompts", "5"), ("--set", "workload.num_requests=5")], ids=["flag", "set"]
+)
+def test_a_number_below_the_warm_up_lowers_it(number: tuple[str, str]) -> None:
+    """A few requests of a scenario that warms up with a hundred are served, and it is said."""
+    flags = ("--model", "demo-draft", "--device", "cpu", *SHORT, "--set", "load.request_rate=50")
+    result = invoke("run", "quickstart", *number, *flags)
+    assert result.exit_code == 0, result.stderr
+    assert "note: so that a demo model can serve it: load.warmup_requests=1" in result.stderr
+    record = RunReader(Path("runs/quickstart-1"))
+    assert record.header.measure.warmup_requests == 1
+    result = invoke("run", "quickstart", *number, "--load-format", "dummy", "--device", "cpu")
+    assert result.exit_code == 2
+    assert "100 warm-up requests leave none of 5" in result.stderr
+    result = invoke("run", "quickstart", *number, *flags, "--set", "load.warmup_requests=5")
+    assert result.exit_code == 2
+    assert "5 warm-up requests leave none of 5" in result.stderr
+
+
 def common_prefix(a: TokenBuffer, b: TokenBuffer, of: int) -> int:
     same = a.ids(0, of) == b.ids(0, of)
     return of if same.all() else int(np.argmin(same))

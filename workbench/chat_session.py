@@ -1,26 +1,33 @@
 """A growing text that a person and a model write in turns.
 
-The model sees all of it each time. What it has seen is in the prefix cache, so that a turn computes
-only what is new.
+The model sees all of it each time, as far as it can. What it has seen is in the prefix cache, so
+that a turn computes only what is new. A text that grows too long loses its older half at once: were
+it cut a little each turn, it would begin elsewhere each time, and nothing of it would be a hit.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 from engine.core.config import SchedulerConfig
+from engine.models.model_folder import find_model_folder
 from engine.runtime.executor import EngineError
 from engine.runtime.outputs import RequestOutput
-from engine.runtime.tokenizer import Tokenizer
+from engine.runtime.tokenizer import FILE_NAME, Tokenizer, TokenizerError
 from engine.sampling_params import SamplingParams
 from workbench.engine_packages import import_engine, use_one_thread
 from workbench.engine_setup import checkpoint_of
 
 _TEXTS_IN_CACHE: Final = 4  # of the longest kind
+
+
+class TextTooLongError(EngineError):
+    """One text alone is more than the model sees."""
 
 
 class Engine(Protocol):
@@ -87,29 +94,30 @@ class ChatSession:
 
     Args:
         engine: that writes; it closes with this.
-        params: how it writes.
+        params: how it writes; an answer has fewer than `max_tokens` where the model sees no more.
+        tell: what the user should know: that the model forgets, or has less room than asked for.
 
     Attributes:
         last: what the last turn took.
 
     Raises:
-        EngineError: the model has no tokenizer, or its context has no room for `max_tokens`.
+        EngineError: the model has no tokenizer.
     """
 
-    def __init__(self, engine: Engine, params: SamplingParams) -> None:
+    def __init__(
+        self, engine: Engine, params: SamplingParams, tell: Callable[[str], None] = lambda _: None
+    ) -> None:
         self.last: TurnFigures | None = None
         if engine.tokenizer is None:
             raise EngineError("the model has no tokenizer.json: it cannot read a text")
-        self._longest_prompt = engine.config.max_model_len - params.max_tokens
-        if self._longest_prompt < 1:
-            raise EngineError(
-                f"the model sees {engine.config.max_model_len} tokens at most, prompt included:"
-                f" {params.max_tokens} leave no room for one"
-            )
+        self._sees = engine.config.max_model_len
+        self._longest_prompt = self._sees - min(params.max_tokens, self._sees // 2)
         self._llm: Streams = import_engine("engine.runtime.async_llm").AsyncLLM(engine)
         self._tokenizer = engine.tokenizer
         self._params = params
         self._ids: list[int] = []
+        self._tell = tell
+        self._told_of_room = False
 
     async def close(self) -> None:
         """Let go of the device; idempotent."""
@@ -126,14 +134,13 @@ class ChatSession:
         `last` has the figures afterwards.
 
         Raises:
+            TextTooLongError: the model does not see so much at once; the text is as before.
             EngineError: the engine failed.
         """
-        if self._ids and self.last is not None and self.last.finish_reason != "stop":
-            text = f"\n{text}"
-        self._ids += self._tokenizer.encode(text, add_special_tokens=not self._ids)
-        self._ids = self._ids[-self._longest_prompt :]  # the oldest part is forgotten
+        self._add(text)
+        params = replace(self._params, max_tokens=self._room())
         meter = _Meter(len(self._ids))
-        stream = self._llm.generate(list(self._ids), self._params, delta=True)
+        stream = self._llm.generate(list(self._ids), params, delta=True)
         try:
             async with aclosing(stream) as outputs:
                 async for output in outputs:
@@ -146,9 +153,44 @@ class ChatSession:
         finally:
             self.last = meter.figures()
 
+    def _add(self, text: str) -> None:
+        if self._ids and self.last is not None and self.last.finish_reason != "stop":
+            text = f"\n{text}"
+        new = self._tokenizer.encode(text, add_special_tokens=not self._ids)
+        if len(new) >= self._sees:
+            raise TextTooLongError(
+                f"this text has {len(new):,} tokens, and the model sees {self._sees:,} at most, its"
+                " answer included: give a shorter one"
+            )
+        ids = self._ids + new
+        kept = max(self._longest_prompt // 2, len(new))
+        if self._longest_prompt < len(ids) > kept:
+            self._tell(
+                f"the model sees {self._sees:,} tokens, its answer included, and the text has"
+                f" {len(ids):,}: the oldest {len(ids) - kept:,} are forgotten"
+            )
+            ids = ids[-kept:]
+        self._ids = ids
+
+    def _room(self) -> int:
+        """Tokens that the next answer may have."""
+        asked, left = self._params.max_tokens, self._sees - len(self._ids)
+        if left < asked and not self._told_of_room:
+            self._told_of_room = True
+            self._tell(
+                f"the model sees {self._sees:,} tokens and the text has {len(self._ids):,}: the"
+                f" answer has {left:,} at most, not {asked:,}"
+            )
+        return min(asked, left)
+
 
 def open_session(
-    model: str, params: SamplingParams, *, device: str | None = None, dtype: str | None = None
+    model: str,
+    params: SamplingParams,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> ChatSession:
     """Load a model and begin a conversation with it.
 
@@ -157,6 +199,7 @@ def open_session(
         params: how it writes.
         device: "cuda", "cuda:1", "cpu"; None: a GPU if there is one.
         dtype: None: the model's own, fp32 on a CPU.
+        tell: see `ChatSession`.
 
     Raises:
         EngineError: a package is missing, the model does not fit, or it cannot read a text.
@@ -166,10 +209,23 @@ def open_session(
     open_engine = import_engine("engine.runtime.local_engine").open_engine
     options = {"device": device, "dtype": dtype, "max_running_requests": _TEXTS_IN_CACHE}
     checkpoint = checkpoint_of(model)
+    _check_tokenizer(find_model_folder(checkpoint))
     engine: Engine = open_engine(checkpoint, options)
     if checkpoint != model and engine.facts["device"] == "cpu":
         use_one_thread()
-    return ChatSession(engine, params)
+    return ChatSession(engine, params, tell)
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Find out before the weights are read, which may take minutes."""
+    try:
+        Tokenizer.from_folder(folder)
+    except TokenizerError as error:
+        if not (folder / FILE_NAME).is_file():
+            raise EngineError(f"{folder} has no {FILE_NAME}: it cannot read a text") from None
+        if isinstance(error.__cause__, ImportError):
+            raise
+        raise EngineError(f"{error}\nthe file is damaged: copy the model here again") from None
 
 
 class _Meter:

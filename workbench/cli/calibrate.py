@@ -204,7 +204,11 @@ def _config(
 ) -> RunnerConfig:
     from engine.core.graph_sizes import default_graph_batch_sizes
     from engine.runtime.runner_config import RunnerConfig
+    from workbench.cli.model_names import check_model_name
+    from workbench.engine_setup import checkpoint_of
 
+    check_model_name(model, load_format)
+    model = checkpoint_of(model, load_format)
     config = RunnerConfig(model=model, load_format=load_format, device=device, dtype=dtype)
     sizes = default_graph_batch_sizes(config.max_running_requests)
     return replace(config, cuda_graph_batch_sizes=sizes)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
+from workbench.cli.failures import UsageError
+from workbench.cli.model_names import check_model_name
+
 if TYPE_CHECKING:
+    from engine.sampling_params import SamplingParams
     from workbench.chat_session import ChatSession
 
 EPILOG = """\b
@@ -19,13 +25,17 @@ Examples:
   echo 'def parse_date(text):' | workbench chat --quiet"""
 
 _HELP: Final = """\
-Type the beginning of a text; the model goes on with it. It sees everything so far.
+Type the beginning of a text; the model goes on with it. It sees the whole text;
+when there is more than it can see it forgets the older part, and a line says so.
 A line that ends with \\ goes on in the next line. Ctrl-C stops the model.
 /new begins a new text, /help shows this, /quit or Ctrl-D ends."""
 _DEMO: Final = """\
 The demo models complete Python code and its documentation; they answer no questions.
 Try: def read_lines(path):"""
 _INTERRUPTED: Final = 130
+_COMMAND: Final = re.compile(r"/\w+(\s.*)?")  # a path has a second slash, a comment no letter
+_COMMANDS: Final = ("/new", "/help", "/quit")
+_UNDECODABLE: Final = re.compile("[\ud800-\udfff]")  # what bytes that are no text are read as
 
 
 def run(
@@ -49,7 +59,7 @@ def run(
         typer.Option(help="Number format; default: the model's own, fp32 on a CPU."),
     ] = None,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Write the model's text and nothing else.")
+        bool, typer.Option("--quiet", "-q", help="Write the model's text, and warnings.")
     ] = False,
 ) -> None:
     """Write a text in turns with a model.
@@ -58,15 +68,15 @@ def run(
     Lines are read from a terminal or a pipe. The text goes to stdout, everything else to stderr.
     """
     from engine.demo import demo_model_folder
-    from engine.sampling_params import SamplingParams
     from workbench.chat_session import open_session
 
     is_talking = not quiet and sys.stdin.isatty()
-    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    check_model_name(model, has_dummies=False)
+    params = _sampling_params(max_tokens, temperature, top_p, seed)
     with asyncio.Runner() as runner:
         if not quiet:
             typer.echo(f"loading {model}", err=True)
-        session = open_session(model, params, device=device, dtype=dtype)
+        session = open_session(model, params, device=device, dtype=dtype, tell=_warn)
         try:
             if is_talking:
                 demo = _DEMO if demo_model_folder(model) else ""
@@ -74,6 +84,24 @@ def run(
             _converse(runner, session, prompt="> " if is_talking else "", quiet=quiet)
         finally:
             runner.run(session.close())
+
+
+def _sampling_params(
+    max_tokens: int, temperature: float, top_p: float, seed: int | None
+) -> SamplingParams:
+    from engine.sampling_params import SamplingParams
+
+    try:
+        return SamplingParams(
+            max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed
+        )
+    except ValueError as error:
+        field, _, rest = str(error).partition(" ")
+        raise UsageError(f"--{field.replace('_', '-')} {rest}") from None
+
+
+def _warn(text: str) -> None:
+    typer.secho(f"[{text}]", err=True, fg="yellow")
 
 
 def _converse(runner: asyncio.Runner, session: ChatSession, prompt: str, *, quiet: bool) -> None:
@@ -85,6 +113,8 @@ def _converse(runner: asyncio.Runner, session: ChatSession, prompt: str, *, quie
             session.forget()
         elif command == "/help":
             typer.echo(_HELP, err=True)
+        elif _COMMAND.fullmatch(command):
+            _warn(f"unknown command {command}: there are {', '.join(_COMMANDS)}, and no more words")
         elif text:
             _turn(runner, session, text, quiet=quiet)
 
@@ -93,13 +123,14 @@ def _texts(prompt: str) -> Iterator[str]:
     """What is typed until the end of the input. Ctrl-C instead of a text ends the program."""
     if prompt:
         import readline  # noqa: F401 - makes `input` edit lines and remember them
+    read = _line_reader()
     while True:
         lines = []
         try:
-            lines.append(input(prompt))
+            lines.append(read(prompt))
             while lines[-1].endswith("\\"):
                 lines[-1] = lines[-1][:-1]
-                lines.append(input("… " if prompt else ""))
+                lines.append(read("… " if prompt else ""))
         except EOFError:
             if prompt:
                 typer.echo(err=True)
@@ -112,16 +143,41 @@ def _texts(prompt: str) -> Iterator[str]:
         yield "\n".join(lines)
 
 
+def _line_reader() -> Callable[[str], str]:
+    """An `input` that replaces bytes that are no text, and says so the first time."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    has_told = False
+
+    def read(prompt: str) -> str:
+        nonlocal has_told
+        line, replaced = _UNDECODABLE.subn("\N{REPLACEMENT CHARACTER}", input(prompt))
+        if replaced and not has_told:
+            has_told = True
+            _warn(f"bytes that are no {sys.stdin.encoding} are read as \N{REPLACEMENT CHARACTER}")
+        return line
+
+    return read
+
+
 def _turn(runner: asyncio.Runner, session: ChatSession, text: str, *, quiet: bool) -> None:
-    screen = _Screen()
+    from workbench.chat_session import TextTooLongError
+
+    screen, was_read = _Screen(), True
     try:
         runner.run(screen.write(session, text))
     except KeyboardInterrupt:
         if not sys.stdin.isatty():  # nobody will type a next text
             raise typer.Exit(_INTERRUPTED) from None
+    except TextTooLongError as error:
+        was_read = False
+        if not sys.stdin.isatty():  # the next lines would go on from a text that is missing
+            raise
+        _warn(str(error))
     finally:
-        screen.end_line()
-        if session.last is not None and not quiet:
+        if was_read:
+            screen.end_line()
+        if was_read and session.last is not None and not quiet:
             typer.secho(session.last.line(), err=True, dim=True)
 
 

@@ -70,6 +70,7 @@ def run(
     """
     from simulator.profile import read_profile
     from workbench.cli.failures import UsageError
+    from workbench.cli.model_names import check_model_name
     from workbench.cli.progress import ProgressLine
     from workbench.fidelity.errors import FidelityError
     from workbench.fidelity.loads import chosen
@@ -78,6 +79,7 @@ def run(
     from workbench.fidelity.table import table_lines
     from workbench.profile_match import CPU
 
+    check_model_name(model, load_format)
     if picture is not None and picture.suffix not in (".png", ".svg"):
         raise UsageError(f"--picture {picture}: give it the ending .png or .svg")
     if cpu and trace is not None:

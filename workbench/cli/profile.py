@@ -80,13 +80,19 @@ def _request(
     *,
     eager: bool,
     layers: int | None,
+    needs_weights: bool = True,
 ) -> StepRequest:
     from workbench.cli.failures import UsageError
+    from workbench.cli.model_names import check_model_name
+    from workbench.engine_setup import checkpoint_of
     from workbench.profile.recording import StepRequest
     from workbench.profile.step_text import parse_step
 
     if step is None:
         raise UsageError("which step? --step decode:32x1024, or the name of a scenario")
+    if model is not None and layers is None and needs_weights:  # else it is a card
+        check_model_name(model, load_format)
+        model = checkpoint_of(model, load_format)
     return StepRequest(
         text=step,
         design=parse_step(step),
@@ -144,6 +150,7 @@ def timeline(
     goes by range, class and kernel, and how near to the measured ceilings it comes.
     """
     from workbench.cli.failures import UsageError
+    from workbench.cli.model_names import check_model_name
     from workbench.cli.profile_tools import run_ncu, run_nsys
     from workbench.cli.profile_work import time_run, time_step
 
@@ -151,6 +158,7 @@ def timeline(
     if scenario is not None and (step is not None or nsys or ncu or layers):
         raise UsageError("a scenario, or --step with --nsys, --ncu and --layers: not both")
     if scenario is not None:
+        check_model_name(model, load_format)
         time_run(
             scenario, overrides or [], num_prompts, model, load_format, device, dtype,
             first, steps or 30, output, kernels, as_json=as_json, quiet=quiet,
@@ -195,7 +203,10 @@ def roofline(
     """
     from workbench.cli.profile_work import measure_roofline, predict_roofline
 
-    request = _request(step, model, load_format, device, dtype, steps, eager=eager, layers=layers)
+    request = _request(
+        step, model, load_format, device, dtype, steps,
+        eager=eager, layers=layers, needs_weights=gpu is None,
+    )  # fmt: skip
     if gpu is not None:
         predict_roofline(request, gpu, output, as_json=as_json)
     else:

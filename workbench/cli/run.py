@@ -106,12 +106,15 @@ def run(
     )
     if scenario is None:
         raise UsageError(WHICH_SCENARIO)
-    from workbench.cli.demo_load import overrides_for_demo
+    from workbench.cli.demo_load import load_for_demo
+    from workbench.cli.model_names import check_model_name
     from workbench.cli.overrides import load_with_flags
     from workbench.cli.progress import ProgressLine
     from workbench.engine_run import prepare
     from workbench.engine_setup import EngineOptions
     from workbench.execution import slo_facts
+
+    check_model_name(model, load_format)
 
     def load(added: Sequence[str]) -> LoadedScenario:
         changes = [*added, *(overrides or [])]
@@ -119,14 +122,12 @@ def run(
             scenario, changes, seed, num_prompts, goodput or [], metric_percentiles
         )
 
-    loaded = load(())
-    flags.check_objective(slo_facts(loaded.scenario).given())
     options = EngineOptions(model=model, load_format=load_format, device=device, dtype=dtype)
-    given = [*(overrides or []), *([] if num_prompts is None else ["workload=", "load="])]
-    if changes := overrides_for_demo(loaded, options, given):
-        if not quiet:
-            typer.echo(f"note: so that a demo model can serve it: {' '.join(changes)}", err=True)
-        loaded = load(changes)
+    given = [*(overrides or []), *([] if num_prompts is None else ["workload="])]
+    loaded, changes = load_for_demo(load, options, given)
+    flags.check_objective(slo_facts(loaded.scenario).given())
+    if changes and not quiet:
+        typer.echo(f"note: so that a demo model can serve it: {' '.join(changes)}", err=True)
     with ProgressLine(enabled=not quiet) as line:
         ready = prepare(loaded, detail, options, say=line.say)
     with closing(ready):
