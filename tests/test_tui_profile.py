@@ -10,6 +10,9 @@ from recorded_runs import recorded
 from textual.pilot import Pilot
 from tui_pilot import drive, shown, until
 
+from engine.core.hardware_spec import load_hardware_spec
+from engine.core.model_spec import load_model_spec
+from simulator.roofline import RooflineCostModel
 from workbench.profile.gap_text import verdict
 from workbench.profile.latest_gaps import MEASURED_HERE
 from workbench.profile.run_roofline import NoRooflineError, RunRoofline, shape_of_row
@@ -46,18 +49,21 @@ def screen_text(app: WorkbenchApp) -> str:
 
 
 def test_a_step_is_divided_whole(run: OpenedRun) -> None:
-    """The times of all classes sum to the step's; shares are the analytic model's."""
+    """Classes and gaps sum to the step; what is predicted is the cost model's step."""
     state = RooflineState(run.store, run.player)
     for position in (0, 5, run.player.head // 2, run.player.head):
         run.player.seek(position)
         found = state.now()
         assert found is not None
-        assert sum(point.time_us for point in found.points) == pytest.approx(found.step_us)
+        parts = sum(point.time_us for point in found.points) + found.rest_us
+        assert parts == pytest.approx(found.step_us)
+        assert found.rest_us > 0
         assert found.step_us == run.player.steps.at(position)["gpu_ns"] / 1e3
         model = state.model()
         assert model is not None
-        predicted = sum(point.time_us for point in found.points) / found.step_us
-        assert predicted * state.predicted_us() == pytest.approx(state.predicted_us())
+        row = run.player.steps.at(position)
+        costs = RooflineCostModel(load_model_spec(run.store.header.model), model.gpu)
+        assert state.predicted_us() == costs.step_cost(shape_of_row(row))[0] / 1e3
 
 
 def test_points_move_with_the_batch(run: OpenedRun) -> None:
@@ -85,7 +91,14 @@ def test_what_ifs_are_predictions_of_the_same_step(run: OpenedRun) -> None:
     assert batch.step >= 1
     assert batch.tokens_per_s == pytest.approx(2 / batch.step)
     assert 0.5 < fp8.step < 1
-    assert tp.step == pytest.approx(0.5, abs=0.05)
+    model, gpu = load_model_spec(run.store.header.model), load_hardware_spec("h200")
+    shape = shape_of_row(row)
+    one, two = (
+        RooflineCostModel(model, gpu, tensor_parallel_size=count).step_cost(shape)[0]
+        for count in (1, 2)
+    )
+    assert tp.step == pytest.approx(two / one)
+    assert 0.5 < tp.step < 1
     assert shape_of_row(row).decode_requests == count
 
 

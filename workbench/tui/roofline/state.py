@@ -72,7 +72,7 @@ class RooflineState:
         return model.what_ifs(player.steps.at(player.position))
 
     def predicted_us(self) -> float:
-        """Of the step under the cursor, by the analytic model without gaps; 0 without a step."""
+        """Of the step under the cursor, by the analytic model; 0 without a step."""
         model, player = self.model(), self.player
         if model is None or player.empty:
             return 0.0

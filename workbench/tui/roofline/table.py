@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Final
 
-from workbench.profile.ceilings import COMPUTE, LATENCY, MEMORY
+from workbench.profile.ceilings import COMPUTE, LATENCY, LINK, MEMORY
 from workbench.profile.roofline import Point, Roofline
 from workbench.profile.run_roofline import WhatIf
 from workbench.tui.chart_pane import ChartPane
@@ -16,7 +16,7 @@ from workbench.tui.roofline.colours import COLOUR_OF
 from workbench.tui.roofline.state import LETTERS, RooflineState
 
 _BOUND: Final = {MEMORY: ("mem", "data-decode"), COMPUTE: ("cmp", "data-step"),
-                 LATENCY: ("lat", "data-bad")}  # fmt: skip
+                 LATENCY: ("lat", "data-bad"), LINK: ("lnk", "data-transfer")}  # fmt: skip
 _BAR_FROM: Final = 48  # cells
 _CHANGED: Final = 0.02  # a time less far from another is the same
 
@@ -40,11 +40,13 @@ class TablePane(ChartPane):
         dim = palette.ink("data-axis")
         canvas.text(0, 0, f"{'  class':<20}{'% step':>7}{'TB/s':>6}{'eff':>5}  bound", dim)
         below = self._below(found)
-        room = max(canvas.height - len(below) - 2, 1)
+        room = max(canvas.height - len(below) - 3, 1)
         shown = list(zip(LETTERS, found.points[:room], strict=False))
         for y, (letter, point) in enumerate(shown, 1):
             _row(canvas, palette, y, letter, point, found)
-        for y, (text, colour) in enumerate(below, len(shown) + 2):
+        share = found.rest_us / found.step_us if found.step_us else 0.0
+        canvas.text(0, len(shown) + 1, f"{'  launches, gaps':<20}{100 * share:>7.1f}", dim)
+        for y, (text, colour) in enumerate(below, len(shown) + 3):
             canvas.text(0, y, shortened(text, canvas.width), palette.ink(colour))
 
     def _below(self, found: Roofline) -> list[tuple[str, str | None]]:
@@ -56,8 +58,8 @@ class TablePane(ChartPane):
         off = found.step_us / predicted - 1 if predicted else 0.0
         kind = "measured" if state.store.header.kind == "engine" else "simulated"
         lines: list[tuple[str, str | None]] = [
-            (f"step {kind} {found.step_us / 1e3:,.3f} ms, kernels by the analytic", None),
-            (f"model {predicted / 1e3:,.3f} ms ({off:+.0%}); its shares divide the step", None),
+            (f"step {kind} {found.step_us / 1e3:,.3f} ms, by the analytic model", None),
+            (f"{predicted / 1e3:,.3f} ms ({off:+.0%}); its shares divide the step", None),
         ]
         what_ifs = state.what_ifs()
         if what_ifs:
@@ -75,12 +77,16 @@ def _row(
         (f" {point.kind:<18}", palette.ink()),
         (f"{100 * share:>7.1f}", palette.ink()),
         (f"{point.tb_s:>6.2f}", palette.ink()),
-        (f"{min(point.fraction, 9.99):>5.0%}", palette.ink()),
+        (_efficiency(point), palette.ink()),
         (f"  {bound} ", palette.ink(bound_colour, bold=True)),
     ])  # fmt: skip
     room = canvas.width - x - 1
     if canvas.width >= _BAR_FROM and room > 0:
         canvas.text(x, y, "█" * round(share * room), palette.ink(colour))
+
+
+def _efficiency(point: Point) -> str:
+    return f"{'-':>5}" if point.bound == LINK else f"{min(point.fraction, 9.99):>5.0%}"
 
 
 def _what_if(one: WhatIf) -> tuple[str, str | None]:
