@@ -22,9 +22,13 @@ from simulator.cost_model import UNKNOWN, StepShape
 from workbench.profile.ceilings import Ceilings, assumed_ceilings
 from workbench.profile.predicted import PredictedStep, StepPredictor
 from workbench.profile.roofline import Roofline, place
-from workbench.profile_match import is_gpu
+from workbench.profile_match import CPU, is_gpu
 from workbench.run_header import RunHeader
 
+_NO_CPU = (
+    "this run is one of a CPU, and nothing is known of a CPU's ceilings: rooflines are of GPUs. "
+    "`workbench profile timeline` shows where a CPU's time goes."
+)
 _NO_MODEL = "the shape of its model is not to be found: {}"
 
 
@@ -64,6 +68,8 @@ class RunRoofline:
     """
 
     def __init__(self, header: RunHeader, replica: int = 0) -> None:
+        if header.gpu.casefold() == CPU:
+            raise NoRooflineError(_NO_CPU)
         self._model, self.gpu = _model_of(header), _gpu_of(header)
         self._tp = header.replicas[replica].tensor_parallel_size
         section = header.scenario.get("model")

@@ -54,6 +54,12 @@ class RooflineState:
         """Of the step under the cursor; None: there is none."""
         return None if self.player.empty else self._at(self.player.position)
 
+    def why_not(self) -> tuple[str, ...]:
+        """Sentences that say why there is no roofline of the step under the cursor."""
+        if self.model() is None:
+            return ("there is none for this run:", self.trouble or "")
+        return ("comes with the first step",)
+
     def trail(self) -> list[Roofline]:
         """Of the steps before it, as many columns back as `TRAIL`, the oldest first."""
         player = self.player
