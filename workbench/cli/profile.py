@@ -87,6 +87,7 @@ def _request(
 
     if step is None:
         raise UsageError("which step? --step decode:32x1024, or the name of a scenario")
+    _check_layers(model, layers)
     return StepRequest(
         text=step,
         design=parse_step(step),
@@ -98,6 +99,24 @@ def _request(
         eager=eager,
         layers=layers,
     )
+
+
+def _check_layers(model: str | None, layers: int | None) -> None:
+    """Refuse more layers than a model has; a model that is not to be found is told later."""
+    from engine.core.model_spec import load_model_spec
+    from workbench.cli.failures import UsageError
+    from workbench.profile.recording import LayersError, shortened
+
+    if model is None or layers is None:
+        return
+    try:
+        spec = load_model_spec(model)
+    except (ValueError, OSError):
+        return
+    try:
+        shortened(spec, layers)
+    except LayersError as error:
+        raise UsageError(str(error)) from None
 
 
 def _check_class(only: str | None, *, with_ncu: bool) -> None:

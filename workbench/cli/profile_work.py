@@ -149,6 +149,12 @@ def predict_roofline(request: StepRequest, gpu: str, output: Path, *, as_json: b
     if request.layers is not None:
         spec = shortened(spec, request.layers)
     shape, dtype = shape_of(request.design), request.dtype or spec.weight_dtype
+    longest = max(shape.prefill_max_context, shape.decode_max_context)
+    if longest > spec.max_model_len:
+        raise UsageError(
+            f"{request.text} has a request of {longest:,} tokens, and {request.model} takes at "
+            f"most {spec.max_model_len:,}"
+        )
     step = StepPredictor(spec, hardware, weight_dtype=dtype).predict(shape)
     title = f"{request.model}, {request.text}, {hardware.title}, predicted"
     ceilings = assumed_ceilings(hardware, dtype)
