@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from profile_traces import STEP_KERNELS, graph_steps
 from workbench.cli import profile_tools
 from workbench.profile import doctor, nsight
 from workbench.profile.gap_text import verdict
-from workbench.profile.latest_gaps import MEASURED_HERE
+from workbench.profile.latest_gaps import MEASURED_HERE, latest_stories
+from workbench.profile.recording import spec_of
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +138,111 @@ def test_what_makes_no_sense_is_told(arguments: tuple[str, ...], said: str) -> N
     assert result.exit_code in (1, 2)
     assert said in result.stderr
     assert "Traceback" not in result.stderr
+    assert "defect" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("roofline", "--gpu", "h200", "--step", "decode:1x8", "--layers", "37"), "has 36 layers"),
+        (("roofline", "--step", "decode:1x8", "--layers", "37"), "has 36 layers"),
+        (("timeline", "--step", "decode:1x8", "--layers", "37"), "take 1 to 36"),
+        (("roofline", "--gpu", "h200", "--step", "decode:8x100000"), "takes at most 40,960"),
+        (("roofline", "--gpu", "h200", "--step", "prefill:1x50000"), "request of 50,000 tokens"),
+    ],
+)
+def test_what_the_model_has_not_is_refused(arguments: tuple[str, ...], said: str) -> None:
+    """More layers or longer requests than it has are a wrong command line, and nothing runs."""
+    result = invoke("profile", *arguments, "--model", "Qwen3-8B")
+    assert result.exit_code == 2, result.stdout
+    assert said in result.stderr
+    assert "defect" not in result.stderr
+    assert not Path("profile").exists()
+
+
+@pytest.mark.parametrize("layers", [36, "many", 37])
+def test_a_trace_of_layers_that_no_model_has_is_read(elsewhere: Path, layers: object) -> None:
+    """Without counts of bytes and FLOPs; one that says what is possible is counted."""
+    trace = elsewhere / "trace.json"
+    about = {"model": "Qwen3-8B", "layers": layers}
+    trace.write_text(json.dumps({"traceEvents": graph_steps(), "workbench": about}))
+    result = invoke("profile", "import", str(trace))
+    assert result.exit_code == 0, result.stderr
+    assert (spec_of(about) is None) == (layers != 36)
+
+
+DEEP = "[" * 200_000
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (DEEP, "nested too deeply"),
+        ("{", "it is no JSON: "),
+        ('{"schema": "profile_gaps/v1"}', "`stories` is missing"),
+        ('{"schema": "profile_gaps/v1", "stories": [1]}', "of another kind"),
+        ('{"schema": "profile_gaps/v1", "stories": [{"what": 1}]}', "`unit` is missing"),
+        ("[]", "of another kind"),
+    ],
+)
+def test_what_are_no_gaps_is_told_in_words(elsewhere: Path, text: str, said: str) -> None:
+    """Of the command and of the interface, whatever the file holds."""
+    MEASURED_HERE.parent.mkdir()
+    MEASURED_HERE.write_text(text)
+    result = invoke("profile", "gaps", "--from", str(MEASURED_HERE))
+    assert result.exit_code == 1
+    trouble = latest_stories().trouble
+    assert trouble is not None
+    for told in (result.stderr, trouble):
+        assert said in told
+        assert "Error(" not in told
+        assert "defect" not in told
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (DEEP, "nested too deeply"),
+        ("{", "it is no JSON: "),
+        ('{"traceEvents": [{"ph": "X", "cat": "kernel"}]}', "`ts` is missing"),
+        ('{"traceEvents": [1]}', "of another kind"),
+        ('{"traceEvents": [{"ph": "X", "cat": []}]}', "of another kind"),
+        ('{"traceEvents": [], "workbench": [1]}', "`workbench` is no object"),
+    ],
+)
+def test_what_is_no_trace_is_told_in_words(elsewhere: Path, text: str, said: str) -> None:
+    """As a line without Python's names for what went wrong; compressed files likewise."""
+    plain, packed = elsewhere / "trace.json", elsewhere / "trace.json.gz"
+    plain.write_text(text)
+    packed.write_bytes(gzip.compress(text.encode()))
+    for path in (plain, packed):
+        result = invoke("profile", "import", str(path))
+        assert result.exit_code == 1
+        assert said in result.stderr
+        assert "Error(" not in result.stderr
+        assert "defect" not in result.stderr
+    packed.write_bytes(gzip.compress(text.encode())[:-12] + b"broken data!")
+    result = invoke("profile", "import", str(packed))
+    assert result.exit_code == 1
+    assert str(packed) in result.stderr
+    assert "defect" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ('"0","copy","fast"', "read: kernel copy has no gpu__time_duration.sum"),
+        ('"0"', "read: `Kernel Name` is missing"),
+        (f'"0","{"x" * 200_000}","1"', "field larger than"),
+    ],
+)
+def test_what_are_no_counters_is_told_in_words(elsewhere: Path, row: str, said: str) -> None:
+    """As a sentence, not as Python prints its errors."""
+    counters = elsewhere / "ncu.csv"
+    counters.write_text(f'"ID","Kernel Name","gpu__time_duration.sum"\n"","","ns"\n{row}\n')
+    result = invoke("profile", "import", str(counters))
+    assert result.exit_code == 1
+    assert said in result.stderr
     assert "defect" not in result.stderr
 
 

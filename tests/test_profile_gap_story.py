@@ -122,3 +122,18 @@ def test_nothing_recorded_is_nothing() -> None:
     """An empty trace has no lane."""
     found = steady_state(parse_events([]), 1.0, 3)
     assert (found.lane, found.kernels, found.busy_share) == ((), 0, 0)
+
+
+def test_the_page_quotes_the_printout_and_says_of_which_model() -> None:
+    """Every indented line under Gaps was printed, and each table stands below its workload."""
+    root = Path(__file__).parent.parent
+    kept = (root / "benchmarks/results/profile/h200_output.txt").read_text().partition("\n\n")[2]
+    page = (root / "docs/profile.md").read_text()
+    section = page.partition("\n## Gaps\n")[2].partition("\n## ")[0]
+    quoted = [line[4:] for line in section.splitlines() if line.startswith("    ")]
+    assert quoted
+    assert set(quoted) <= set(kept.splitlines())
+    first, second = section.partition("11.389         1.243")[0], section.partition("17.362 ")[0]
+    assert first.rpartition("**Qwen3-0.6B, decode of 8 x 1024")[1]
+    assert "Llama" not in first
+    assert "**Llama-3.1-8B, decode of 32 x 1024 tokens**" in second

@@ -17,7 +17,7 @@ from simulator.roofline import RooflineCostModel
 from workbench.profile.ceilings import Ceilings, assumed_ceilings, reached
 from workbench.profile.counted_work import ELEMENTWISE, Work, counted_work
 from workbench.profile.ncu_report import NcuKernel
-from workbench.profile.predicted import predicted_times
+from workbench.profile.predicted import StepPredictor, predicted_times
 from workbench.profile.roofline import COUNTERS, Roofline, merged, place, with_counters
 from workbench.profile.roofline_text import roofline_text
 from workbench.profile.step_text import StepTextError, parse_step, shape_of
@@ -90,15 +90,51 @@ def test_counts_are_those_of_the_cost_model(
     assert rows > 0
 
 
-def test_predicted_classes_make_up_the_predicted_step() -> None:
-    """Their sum is the cost model's step without its launches, where no sum hides a crossing."""
-    model = load_model_spec("Llama-3.1-8B")
-    for text in ("decode:1x100", "decode:32x1024", "prefill:1x8192"):
-        shape = shape_of(parse_step(text))
-        times = predicted_times(counted_work(model, shape), H200, "bf16")
-        terms = RooflineCostModel(model, H200).step_costs(StepFeatures.from_shapes([shape])).terms
-        wanted = sum(int(term[0]) for name, term in terms.items() if name != "launch") / 1e3
-        assert sum(times.values()) == pytest.approx(wanted, rel=1e-3)
+@settings(deadline=None)
+@given(st.sampled_from(DEPLOYMENTS), steps, st.integers(0, 700), st.integers(0, 512))
+def test_a_predicted_step_is_the_cost_models(
+    deployment: tuple, features: dict, sampled: int, graph_batch: int
+) -> None:
+    """The whole is its gpu_ns, and what the classes leave of it is its launches."""
+    name, tp, weights, kv = deployment
+    kinds = {"tensor_parallel_size": tp, "weight_dtype": weights, "kv_dtype": kv}
+    model = load_model_spec(name)
+    costs = RooflineCostModel(model, H200, **kinds)
+    shape = StepShape(**{"sampled_tokens": sampled, "graph_batch": graph_batch, **features})
+    found = StepPredictor(model, H200, **kinds).predict(shape)
+    gpu_ns, host_ns, _ = costs.step_cost(shape)
+    assert (found.gpu_us, found.host_us) == (gpu_ns / 1e3, host_ns / 1e3)
+    launch_ns = int(costs.step_costs(StepFeatures.from_shapes([shape])).terms["launch"][0])
+    assert found.gpu_us - sum(found.times_us.values()) == pytest.approx(launch_ns / 1e3, rel=1e-6)
+    assert ("communication" in found.times_us) == (tp > 1)
+    assert min(found.times_us.values()) >= 0
+
+
+@pytest.mark.parametrize("name", ["Qwen3-0.6B", "Llama-3.1-8B", "Qwen3-30B-A3B"])
+@pytest.mark.parametrize("text", ["decode:1x1088", "prefill:1x2048", "mixed:1x512+32x1024"])
+def test_classes_alone_explain_their_terms(name: str, text: str) -> None:
+    """What the cost model gives a class is what it takes alone, as no sum hides a crossing."""
+    model, shape = load_model_spec(name), shape_of(parse_step(text))
+    found = StepPredictor(model, H200).predict(shape)
+    alone = predicted_times(counted_work(model, shape), H200, "bf16")
+    assert found.times_us.keys() == alone.keys()
+    for kind, us in found.times_us.items():
+        assert us == pytest.approx(alone[kind], rel=2e-2)
+
+
+def test_what_gpus_exchange_has_a_row_and_no_roof() -> None:
+    """Its time is its own, not that of products; no share of a ceiling is made up for it."""
+    model, shape = load_model_spec("Llama-3.1-8B"), shape_of(parse_step("decode:32x1024"))
+    step = StepPredictor(model, H200, tensor_parallel_size=2).predict(shape)
+    ceilings = assumed_ceilings(H200, "bf16")
+    found = place("a step", step.times_us, step.gpu_us, step.work, ceilings)
+    point = next(point for point in found.points if point.kind == "communication")
+    assert (point.bound, point.fraction, point.group) == ("link", 0.0, "communication")
+    assert point.time_us > 0
+    text = roofline_text(found)
+    assert f"communication takes {point.time_us:,.1f} us: GPUs exchange data" in text
+    parts = sum(one.time_us for one in found.points) + found.rest_us
+    assert parts == pytest.approx(found.step_us)
 
 
 def test_bounds_follow_from_the_ridge() -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from command_line import invoke
 from gap_stories import left_here
 from recorded_runs import recorded
 from textual.pilot import Pilot
 from tui_pilot import drive, shown, until
 
+from engine.core.hardware_spec import load_hardware_spec
+from engine.core.model_spec import load_model_spec
+from simulator.roofline import RooflineCostModel
 from workbench.profile.gap_text import verdict
 from workbench.profile.latest_gaps import MEASURED_HERE
 from workbench.profile.run_roofline import NoRooflineError, RunRoofline, shape_of_row
@@ -46,18 +50,21 @@ def screen_text(app: WorkbenchApp) -> str:
 
 
 def test_a_step_is_divided_whole(run: OpenedRun) -> None:
-    """The times of all classes sum to the step's; shares are the analytic model's."""
+    """Classes and gaps sum to the step; what is predicted is the cost model's step."""
     state = RooflineState(run.store, run.player)
     for position in (0, 5, run.player.head // 2, run.player.head):
         run.player.seek(position)
         found = state.now()
         assert found is not None
-        assert sum(point.time_us for point in found.points) == pytest.approx(found.step_us)
+        parts = sum(point.time_us for point in found.points) + found.rest_us
+        assert parts == pytest.approx(found.step_us)
+        assert found.rest_us > 0
         assert found.step_us == run.player.steps.at(position)["gpu_ns"] / 1e3
         model = state.model()
         assert model is not None
-        predicted = sum(point.time_us for point in found.points) / found.step_us
-        assert predicted * state.predicted_us() == pytest.approx(state.predicted_us())
+        row = run.player.steps.at(position)
+        costs = RooflineCostModel(load_model_spec(run.store.header.model), model.gpu)
+        assert state.predicted_us() == costs.step_cost(shape_of_row(row))[0] / 1e3
 
 
 def test_points_move_with_the_batch(run: OpenedRun) -> None:
@@ -85,15 +92,22 @@ def test_what_ifs_are_predictions_of_the_same_step(run: OpenedRun) -> None:
     assert batch.step >= 1
     assert batch.tokens_per_s == pytest.approx(2 / batch.step)
     assert 0.5 < fp8.step < 1
-    assert tp.step == pytest.approx(0.5, abs=0.05)
+    model, gpu = load_model_spec(run.store.header.model), load_hardware_spec("h200")
+    shape = shape_of_row(row)
+    one, two = (
+        RooflineCostModel(model, gpu, tensor_parallel_size=count).step_cost(shape)[0]
+        for count in (1, 2)
+    )
+    assert tp.step == pytest.approx(two / one)
+    assert 0.5 < tp.step < 1
     assert shape_of_row(row).decode_requests == count
 
 
 def test_a_run_of_an_unknown_gpu_has_none(run: OpenedRun) -> None:
     """And the reason is told; so it is of a model whose file is gone."""
     other = RunHeaderOf(run)
-    with pytest.raises(NoRooflineError, match="nothing is known of the ceilings of cpu"):
-        RunRoofline(other.with_gpu("cpu"))
+    with pytest.raises(NoRooflineError, match="nothing is known of the ceilings of abacus"):
+        RunRoofline(other.with_gpu("abacus"))
     with pytest.raises(NoRooflineError, match="shape of its model"):
         RunRoofline(other.with_model("nowhere.json"))
 
@@ -208,3 +222,58 @@ def test_without_stories_the_screen_says_how_to_get_them() -> None:
     MEASURED_HERE.write_text("{")
     drive(journey)
     assert "no result of" in seen[1]
+
+
+def test_a_run_of_a_cpu_says_at_any_width_that_it_has_no_roofline(tmp_path: Path) -> None:
+    """Whole words in the pane that is shown; the CPU is the reason, whatever its model is."""
+    pytest.importorskip("torch")
+    ended = invoke("run", "engine_on_cpu", "--load-format", "dummy", "--device", "cpu", "--quiet",
+                   "--num-prompts", "2")  # fmt: skip
+    assert ended.exit_code == 0, ended.stderr
+    cpu = OpenedRun.recorded(next((tmp_path / "runs").iterdir()))
+    for size in ((80, 24), (120, 36)):
+        seen: list[str] = []
+
+        async def journey(app: WorkbenchApp, pilot: Pilot[None], seen: list[str] = seen) -> None:
+            await shown(app, pilot, "live")
+            await pilot.press("6")
+            await shown(app, pilot, "roofline")
+            for key in ("v", "v", "e"):
+                seen.append(screen_text(app))
+                await pilot.press(key)
+                await pilot.pause(0.05)
+            seen.append(screen_text(app))
+
+        drive(journey, size, start=cpu)
+        for text in seen:
+            words = " ".join(text.split())
+            assert words.count("nothing is known of a CPU's ceilings: rooflines are of GPUs.") == 1
+
+
+def test_sentences_are_whole_on_a_small_screen(run: OpenedRun, tmp_path: Path) -> None:
+    """Those of classes, a story's verdict and how to measure are wrapped, not cut."""
+    seen: list[str] = []
+    stories = left_here(tmp_path)
+
+    async def journey(app: WorkbenchApp, pilot: Pilot[None]) -> None:
+        await shown(app, pilot, "live")
+        await pilot.press("6", "e")
+        await shown(app, pilot, "roofline")
+        await pilot.pause(0.05)
+        seen.append(" ".join(screen_text(app).split()))
+        screen = app.screen
+        assert isinstance(screen, RooflineScreen)
+        found = screen.state.now()
+        assert found is not None
+        seen.append(found.points[-1].words)
+        await pilot.press("7")
+        await shown(app, pilot, "gaps")
+        await pilot.pause(0.05)
+        seen.append(" ".join(screen_text(app).split()))
+
+    drive(journey, (80, 24), start=run)
+    assert seen[1] in seen[0]
+    assert verdict(stories[0]) in seen[2]
+    MEASURED_HERE.unlink()
+    drive(journey, (80, 24), start=run)
+    assert "cold, eager and as CUDA Graphs, and leaves profile/gaps.json" in seen[-1]

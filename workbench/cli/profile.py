@@ -93,6 +93,7 @@ def _request(
     if model is not None and layers is None and needs_weights:  # else it is a card
         check_model_name(model, load_format)
         model = checkpoint_of(model, load_format)
+    _check_layers(model, layers)
     return StepRequest(
         text=step,
         design=parse_step(step),
@@ -104,6 +105,24 @@ def _request(
         eager=eager,
         layers=layers,
     )
+
+
+def _check_layers(model: str | None, layers: int | None) -> None:
+    """Refuse more layers than a model has; a model that is not to be found is told later."""
+    from engine.core.model_spec import load_model_spec
+    from workbench.cli.failures import UsageError
+    from workbench.profile.recording import LayersError, shortened
+
+    if model is None or layers is None:
+        return
+    try:
+        spec = load_model_spec(model)
+    except (ValueError, OSError):
+        return
+    try:
+        shortened(spec, layers)
+    except LayersError as error:
+        raise UsageError(str(error)) from None
 
 
 def _check_class(only: str | None, *, with_ncu: bool) -> None:

@@ -138,8 +138,7 @@ def predict_roofline(request: StepRequest, gpu: str, output: Path, *, as_json: b
     from engine.core.model_spec import load_model_spec
     from workbench.cli.failures import UsageError
     from workbench.profile.ceilings import assumed_ceilings
-    from workbench.profile.counted_work import counted_work
-    from workbench.profile.predicted import predicted_times
+    from workbench.profile.predicted import StepPredictor
     from workbench.profile.recording import shortened
     from workbench.profile.roofline import place
     from workbench.profile.step_text import shape_of
@@ -150,11 +149,16 @@ def predict_roofline(request: StepRequest, gpu: str, output: Path, *, as_json: b
     if request.layers is not None:
         spec = shortened(spec, request.layers)
     shape, dtype = shape_of(request.design), request.dtype or spec.weight_dtype
-    work = counted_work(spec, shape, weight_dtype=dtype)
-    times = predicted_times(work, hardware, dtype)
+    longest = max(shape.prefill_max_context, shape.decode_max_context)
+    if longest > spec.max_model_len:
+        raise UsageError(
+            f"{request.text} has a request of {longest:,} tokens, and {request.model} takes at "
+            f"most {spec.max_model_len:,}"
+        )
+    step = StepPredictor(spec, hardware, weight_dtype=dtype).predict(shape)
     title = f"{request.model}, {request.text}, {hardware.title}, predicted"
     ceilings = assumed_ceilings(hardware, dtype)
-    roof = place(title, times, sum(times.values()), work, ceilings)
+    roof = place(title, step.times_us, step.gpu_us, step.work, ceilings)
     _show_roofline(roof, output, as_json=as_json)
 
 

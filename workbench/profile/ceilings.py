@@ -10,6 +10,8 @@ from engine.core.hardware_spec import HardwareSpec
 from workbench.profile.counted_work import Work
 
 MEMORY, COMPUTE, LATENCY = "memory", "compute", "latency"
+LINK: Final = "link"
+"""What bounds an exchange between GPUs; it is under no roof of a GPU."""
 _LATENCY_BELOW: Final = 0.35  # of the ceiling: neither bytes nor FLOPs explain the time
 
 

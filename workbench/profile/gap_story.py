@@ -17,6 +17,7 @@ from engine.runtime.executor import EngineError
 from workbench.profile.first_call import FirstCall, first_call
 from workbench.profile.gaps import Gap, occupation
 from workbench.profile.trace import Trace, TraceFileError, read_trace
+from workbench.profile.wrong_file import WRONG, in_words
 
 SCHEMA: Final = "profile_gaps/v1"
 EAGER, GRAPH = "eager", "graph"
@@ -242,7 +243,7 @@ def read_stories(path: Path) -> list[GapStory]:
         raise TraceFileError(f"cannot read {path}: {error.strerror or error}") from error
     except TraceFileError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except WRONG as error:
         raise TraceFileError(
-            f"{path} is no result of `workbench profile gaps`: {error!r}"
+            f"{path} is no result of `workbench profile gaps`: {in_words(error)}"
         ) from None

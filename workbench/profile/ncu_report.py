@@ -16,6 +16,7 @@ from typing import Final
 from engine.profiling.op_classes import GROUP_OF
 from workbench.profile.kernel_classes import classify
 from workbench.profile.trace import DeviceWork, TraceFileError, kernel_name
+from workbench.profile.wrong_file import WRONG, in_words
 
 TIME: Final = "gpu__time_duration.sum"
 READ, WRITTEN = "dram__bytes_read.sum", "dram__bytes_write.sum"
@@ -67,7 +68,10 @@ def read_ncu(path: Path) -> list[NcuKernel]:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise TraceFileError(f"cannot read {path}: {error.strerror or error}") from error
-    rows = list(csv.reader(line for line in text.splitlines() if line.startswith('"')))
+    try:
+        rows = list(csv.reader(line for line in text.splitlines() if line.startswith('"')))
+    except csv.Error as error:
+        raise TraceFileError(f"{path} is no CSV of ncu that can be read: {error}") from None
     if len(rows) < 2 or "Kernel Name" not in rows[0]:
         raise TraceFileError(_nothing(path, text))
     head = rows[0]
@@ -75,8 +79,10 @@ def read_ncu(path: Path) -> list[NcuKernel]:
         if "Metric Name" in head:
             return _long(head, rows[1:])
         return [_kernel(head, rows[1], row) for row in rows[2:]]
-    except (ValueError, KeyError, IndexError) as error:
-        raise TraceFileError(f"{path} is no CSV of ncu that can be read: {error}") from None
+    except WRONG as error:
+        raise TraceFileError(
+            f"{path} is no CSV of ncu that can be read: {in_words(error)}"
+        ) from None
 
 
 def _nothing(path: Path, text: str) -> str:
@@ -118,7 +124,7 @@ def _long(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[NcuKernel]
 
 def _made(cells: dict[str, str], values: dict[str, float]) -> NcuKernel:
     if TIME not in values:
-        raise KeyError(f"kernel {cells['Kernel Name']} has no {TIME}")
+        raise ValueError(f"kernel {cells['Kernel Name']} has no {TIME}")
     tensor = [values[name] for name in TENSOR if name in values]
     return NcuKernel(
         kernel_name(cells["Kernel Name"]),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from workbench.atomic_file import open_atomic
+from workbench.profile.ceilings import LINK
 from workbench.profile.gap_story import GapStory, Steady
 from workbench.profile.gap_text import verdict
 from workbench.profile.roofline import Point, Roofline
@@ -146,7 +147,7 @@ def _table(figure: Figure, found: Roofline) -> None:
         cells = (f"{point.time_us:,.1f}", f"{point.tb_s:.2f}", rate)
         for x, cell in zip(_COLUMNS[1:], cells, strict=True):
             figure.text(x, y, cell, fontsize=8.5, ha="right")
-        reached = f"{point.fraction:.0%} {point.bound}"
+        reached = point.bound if point.bound == LINK else f"{point.fraction:.0%} {point.bound}"
         figure.text(_LAST, y, reached, fontsize=8.5, color=GROUP_COLOURS[point.group])
     y -= step
     figure.text(_COLUMNS[0], y, "rest and gaps", fontsize=8.5, color=GREY)

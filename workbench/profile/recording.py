@@ -31,6 +31,10 @@ _GPU_STEPS, _CPU_STEPS, _WATCHED_STEPS = 30, 5, 5
 _TINY: Final = "tiny_model.json"
 
 
+class LayersError(ValueError):
+    """A model has not as many layers as were asked for; says how many."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRequest:
     """What to trace.
@@ -142,12 +146,12 @@ def spec_of(about: Mapping[str, Any]) -> ModelSpec | None:
     model = about.get("model")
     if not isinstance(model, str):
         return None
+    layers = about.get("layers")
     try:
         spec = load_model_spec(str(files("scenarios") / _TINY) if model == _TINY else model)
-    except (ValueError, OSError):
+        return spec if layers is None else shortened(spec, int(layers))
+    except (ValueError, TypeError, OSError):
         return None
-    layers = about.get("layers")
-    return spec if layers is None else shortened(spec, int(layers))
 
 
 def shape_of_trace(about: Mapping[str, Any]) -> StepShape | None:
@@ -157,7 +161,16 @@ def shape_of_trace(about: Mapping[str, Any]) -> StepShape | None:
 
 
 def shortened(spec: ModelSpec, layers: int) -> ModelSpec:
-    """The same model with its first layers only."""
+    """The same model with its first layers only.
+
+    Raises:
+        LayersError: it has not so many.
+    """
+    if not 1 <= layers <= spec.num_layers:
+        raise LayersError(
+            f"--layers {layers}: the model has {spec.num_layers} layers; take 1 to "
+            f"{spec.num_layers}, or leave it out for all"
+        )
     moe = spec.moe
     if moe is not None:
         moe = replace(moe, layers=tuple(layer for layer in moe.layers if layer < layers))

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from engine.core.model_spec import ModelSpec
-from engine.profiling.op_classes import GROUP_OF, REST
+from engine.profiling.op_classes import COMMUNICATION, GROUP_OF, REST
 from simulator.cost_model import StepShape
-from workbench.profile.ceilings import Ceilings, in_words, reached
+from workbench.profile.ceilings import LINK, Ceilings, in_words, reached
 from workbench.profile.counted_work import ELEMENTWISE, ELEMENTWISE_CLASSES, Work, counted_work
 from workbench.profile.ncu_report import NcuKernel
 from workbench.profile.timeline import Timeline
@@ -28,7 +28,7 @@ class Point:
         time_us: that it took of a step.
         tb_s, tflop_s: at which rates.
         fraction: of the ceiling above it.
-        bound: "memory", "compute" or "latency".
+        bound: "memory", "compute", "latency", or "link" of an exchange between GPUs.
         words: a sentence on it.
         source: COUNTED, or COUNTERS where the bytes were read from the device's counters.
         counted_bytes: what the count says, where counters say something else beside it.
@@ -63,7 +63,7 @@ class Roofline:
     Attributes:
         title: what ran, on what.
         step_us: of the whole step.
-        rest_us: of classes that nothing is counted for, and of gaps.
+        rest_us: of classes that nothing is counted for, and of launches and gaps.
         ceilings: of the device.
         points: the class that takes longest first.
     """
@@ -101,9 +101,9 @@ def place(
         ceilings: of the device.
     """
     points = [
-        _point(kind, work[kind], us, ceilings)
+        _point(kind, work[kind], us, ceilings) if kind in work else _exchange(kind, us)
         for kind, us in times_us.items()
-        if us > 0 and kind in work
+        if us > 0 and (kind in work or GROUP_OF.get(kind) == COMMUNICATION)
     ]
     points.sort(key=lambda point: -point.time_us)
     placed = sum(point.time_us for point in points)
@@ -116,6 +116,12 @@ def _point(kind: str, work: Work, us: float, ceilings: Ceilings) -> Point:
         kind, GROUP_OF.get(kind, REST), work.num_bytes, work.flops, us, found.tb_s, found.tflop_s,
         found.fraction, found.bound, in_words(kind, work, us, found),
     )  # fmt: skip
+
+
+def _exchange(kind: str, us: float) -> Point:
+    """Between GPUs: the link's rate is no ceiling of this roofline, so only its time is told."""
+    words = f"{kind} takes {us:,.1f} us: GPUs exchange data over their link, which has no roof here"
+    return Point(kind, COMMUNICATION, 0.0, 0.0, us, 0.0, 0.0, 0.0, LINK, words)
 
 
 def merged(times_us: Mapping[str, float]) -> dict[str, float]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Final
 
+from workbench.profile.ceilings import LINK
 from workbench.profile.roofline import COUNTERS, Point, Roofline
 
 _WIDTH, _HEIGHT = 72, 18
@@ -48,12 +49,16 @@ def _row(letter: str, point: Point, step_us: float) -> str:
     row = (
         f"  {letter} {point.kind:<18}{point.time_us:>10,.1f}{share:>7.1%}"
         f"{point.num_bytes / 1e6:>10,.1f}{point.flops / 1e9:>10,.2f}{point.intensity:>9,.1f}"
-        f"{point.tb_s:>7.2f}{point.tflop_s:>9,.1f}{point.fraction:>9.0%}  {point.bound:<8}"
+        f"{point.tb_s:>7.2f}{point.tflop_s:>9,.1f}{_ceiling(point)}  {point.bound:<8}"
     )
     if point.source != COUNTERS or not point.counted_bytes:
         return row.rstrip()
     ratio = point.num_bytes / point.counted_bytes
     return row + f"  {ratio:>12.2f}{_percent(point.warps_active)}{_percent(point.tensor_active)}"
+
+
+def _ceiling(point: Point) -> str:
+    return f"{'-':>9}" if point.bound == LINK else f"{point.fraction:>9.0%}"
 
 
 def _percent(value: float | None) -> str:

@@ -1,8 +1,8 @@
 """The roofline of any step of a recorded run, and of what it would be with another setting.
 
 A record holds how long a step took, not how long its kernels did: the time is divided among the
-classes as the analytic cost model divides its own. So all classes of a step are as far below their
-prediction as the whole step is.
+classes, launches and gaps as the analytic cost model divides its own. So all of a step is as far
+below its prediction as the whole step is.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from engine.core.hardware_spec import (
 from engine.core.model_spec import ModelSpec, TensorParallelError, load_model_spec
 from simulator.cost_model import UNKNOWN, StepShape
 from workbench.profile.ceilings import Ceilings, assumed_ceilings
-from workbench.profile.counted_work import Work, counted_work
-from workbench.profile.predicted import predicted_times
+from workbench.profile.predicted import PredictedStep, StepPredictor
 from workbench.profile.roofline import Roofline, place
-from workbench.profile_match import is_gpu
+from workbench.profile_match import CPU, is_gpu
 from workbench.run_header import RunHeader
 
+_NO_CPU = (
+    "this run is one of a CPU, and nothing is known of a CPU's ceilings: rooflines are of GPUs. "
+    "`workbench profile timeline` shows where a CPU's time goes."
+)
 _NO_MODEL = "the shape of its model is not to be found: {}"
 
 
@@ -65,6 +68,8 @@ class RunRoofline:
     """
 
     def __init__(self, header: RunHeader, replica: int = 0) -> None:
+        if header.gpu.casefold() == CPU:
+            raise NoRooflineError(_NO_CPU)
         self._model, self.gpu = _model_of(header), _gpu_of(header)
         self._tp = header.replicas[replica].tensor_parallel_size
         section = header.scenario.get("model")
@@ -73,6 +78,11 @@ class RunRoofline:
         self._kv = facts.get("kv_dtype") or self._model.dtype
         self._name = header.model
         self.ceilings = self._ceilings()
+        self._predictors: dict[tuple[str, int], StepPredictor] = {}
+        try:
+            self._predictor(self._weights, self._tp)
+        except ValueError as error:
+            raise NoRooflineError(str(error)) from error
 
     def _ceilings(self) -> Ceilings:
         try:
@@ -86,17 +96,14 @@ class RunRoofline:
         Args:
             row: its columns in the table `steps`.
         """
-        work = self._work(shape_of_row(row))
-        times = predicted_times(work, self.gpu, self._weights)
-        step_us, predicted_us = row["gpu_ns"] / 1e3, sum(times.values())
-        scale = step_us / predicted_us if predicted_us else 0.0
-        scaled = {kind: us * scale for kind, us in times.items()}
-        return place(self._name, scaled, step_us, work, self.ceilings)
+        found, step_us = self._predicted(shape_of_row(row)), row["gpu_ns"] / 1e3
+        scale = step_us / found.gpu_us if found.gpu_us else 0.0
+        scaled = {kind: us * scale for kind, us in found.times_us.items()}
+        return place(self._name, scaled, step_us, found.work, self.ceilings)
 
     def predicted_us(self, row: Mapping[str, int]) -> float:
-        """What the kernels of a step take by the analytic model, without gaps."""
-        work = self._work(shape_of_row(row))
-        return sum(predicted_times(work, self.gpu, self._weights).values())
+        """What a step takes by the analytic model, with launches and gaps."""
+        return self._predicted(shape_of_row(row)).gpu_us
 
     def what_ifs(self, row: Mapping[str, int]) -> list[WhatIf]:
         """Twice the requests, fp8 weights, twice the GPUs: those that the hardware can do."""
@@ -111,15 +118,14 @@ class RunRoofline:
             self._model.check_tensor_parallel(2 * self._tp)
         except TensorParallelError:
             return found
-        name = f"TP {self._tp} → {2 * self._tp}, no all-reduce"
+        name = f"TP {self._tp} → {2 * self._tp}"
         return [*found, self._what_if(name, shape, shape, self._weights, 2 * self._tp)]
 
     def _what_if(
         self, name: str, before: StepShape, after: StepShape, weights: str, tp: int
     ) -> WhatIf:
-        now, then = self._work(before), self._work(after, weights, tp)
-        now_us = sum(predicted_times(now, self.gpu, self._weights).values())
-        then_us = sum(predicted_times(then, self.gpu, weights).values())
+        is_now, would_be = self._predicted(before), self._predicted(after, weights, tp)
+        now, then = is_now.work, would_be.work
         tokens = _tokens(after) / max(_tokens(before), 1)
         crossed = tuple(
             kind
@@ -128,16 +134,21 @@ class RunRoofline:
             and (work.intensity > self.ceilings.ridge)
             != (now[kind].intensity > self.ceilings.ridge)
         )
-        step = then_us / now_us if now_us else 1.0
+        step = would_be.gpu_us / is_now.gpu_us if is_now.gpu_us else 1.0
         return WhatIf(name, step, tokens / step if step else 0.0, crossed)
 
-    def _work(
+    def _predicted(
         self, shape: StepShape, weights: str | None = None, tp: int | None = None
-    ) -> dict[str, Work]:
-        return counted_work(
-            self._model, shape, tensor_parallel_size=tp or self._tp,
-            weight_dtype=weights or self._weights, kv_dtype=self._kv,
-        )  # fmt: skip
+    ) -> PredictedStep:
+        return self._predictor(weights or self._weights, tp or self._tp).predict(shape)
+
+    def _predictor(self, weights: str, tp: int) -> StepPredictor:
+        if (weights, tp) not in self._predictors:
+            self._predictors[weights, tp] = StepPredictor(
+                self._model, self.gpu, tensor_parallel_size=tp, weight_dtype=weights,
+                kv_dtype=self._kv,
+            )  # fmt: skip
+        return self._predictors[weights, tp]
 
 
 def shape_of_row(row: Mapping[str, int]) -> StepShape:

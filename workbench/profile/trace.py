@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from engine.profiling.op_classes import RANGE
+from workbench.profile.wrong_file import WRONG, in_words
 
 _DEVICE: Final = {"kernel": "kernel", "gpu_memcpy": "copy", "gpu_memset": "copy"}
 _HOST: Final = frozenset({"cpu_op", "user_annotation", "cuda_runtime", "cuda_driver"})
@@ -118,8 +119,8 @@ def read_trace(path: Path) -> Trace:
         whole = json.loads(data)
     except OSError as error:
         raise TraceFileError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, EOFError) as error:
-        raise TraceFileError(f"{path} is no JSON, as a trace is: {error}") from None
+    except WRONG as error:
+        raise TraceFileError(f"{path} is no trace: {in_words(error)}") from None
     events = whole.get("traceEvents") if isinstance(whole, dict) else whole
     if not isinstance(events, list):
         raise TraceFileError(
@@ -127,10 +128,14 @@ def read_trace(path: Path) -> Trace:
             "`workbench profile timeline` writes it"
         )
     about = whole.get("workbench") if isinstance(whole, dict) else None
+    if about is not None and not isinstance(about, dict):
+        raise TraceFileError(f"{path} is no trace: `workbench` is no object")
     try:
         return parse_events(events, about or {})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise TraceFileError(f"{path} holds an event that is none of a trace: {error!r}") from None
+    except WRONG as error:
+        raise TraceFileError(
+            f"{path} holds an event that is none of a trace: {in_words(error)}"
+        ) from None
 
 
 def parse_events(

@@ -15,6 +15,7 @@ from textual.message import Message
 from workbench.tui.pane import Pane, palette_of
 from workbench.tui.plots.canvas import Canvas
 from workbench.tui.plots.palette import Palette
+from workbench.tui.plots.short_text import wrapped
 
 
 class RequestChosen(Message):
@@ -78,7 +79,8 @@ class ChartPane(Pane):
         return canvas.line(0, 0, parts, limit)
 
     def empty(self, canvas: Canvas, palette: Palette, name: str, *lines: str) -> None:
-        """What to say where there is nothing to draw: why, and what would fill the pane."""
+        """Say where there is nothing to draw why, and what would fill the pane; lines wrap."""
         self.title(canvas, palette, name, "")
-        for y, line in enumerate(lines, 2):
-            canvas.text(2, y, line, palette.ink("data-axis"))
+        pieces = [piece for line in lines for piece in wrapped(line, canvas.width - 3)]
+        for y, piece in enumerate(pieces, 2):
+            canvas.text(2, y, piece, palette.ink("data-axis"))

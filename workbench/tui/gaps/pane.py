@@ -14,12 +14,13 @@ from workbench.tui.chart_pane import ChartPane
 from workbench.tui.plots import bars
 from workbench.tui.plots.canvas import Canvas
 from workbench.tui.plots.palette import Palette
-from workbench.tui.plots.short_text import shortened
+from workbench.tui.plots.short_text import shortened, wrapped
 
 _LANE_ROWS: Final = 2
 _LEFT: Final = 7  # cells for the names of lanes
 _SIDE_FROM: Final = 100  # cells from which on first calls stand beside the figures
 _FIGURES: Final = 56  # cells of the figures
+_WRAP_FROM: Final = 20  # cells of height from which on a verdict has as many lines as it needs
 _LEAST_BAR: Final = 70  # cells from which on causes have bars
 _NOTHING: Final = "nothing was measured in this folder yet"
 _HOW: Final = (
@@ -28,9 +29,9 @@ _HOW: Final = (
     "",
     "    workbench profile gaps --before eager --after graph",
     "",
-    "measures decode steps and a diffusion transformer's denoising loop, cold, eager and as CUDA",
-    "Graphs, and leaves profile/gaps.json, which this screen shows.",
-)
+    ("measures decode steps and a diffusion transformer's denoising loop, cold, eager and as CUDA "
+    "Graphs, and leaves profile/gaps.json, which this screen shows."),
+)  # fmt: skip
 COLOURS: Final = {"eager": "data-step", "graph": "data-prefill"}
 SHAPES: Final = {"eager": "▒", "graph": "█"}
 
@@ -71,8 +72,12 @@ class StoryPane(ChartPane):
         canvas.text(x, 0, f"{story.what} on {story.gpu}", palette.ink(bold=True))
         good = story.gain > 1.1
         colour = "data-good" if good else "data-axis"
-        canvas.text(0, 1, shortened(verdict(story), canvas.width), palette.ink(colour))
-        y = _lanes(canvas, palette, 3, story)
+        sentence = [shortened(verdict(story), canvas.width)]
+        if canvas.height >= _WRAP_FROM:
+            sentence = wrapped(verdict(story), canvas.width)
+        for y, line in enumerate(sentence, 1):
+            canvas.text(0, y, line, palette.ink(colour))
+        y = _lanes(canvas, palette, 2 + len(sentence), story)
         if canvas.width >= _SIDE_FROM:
             _figures(canvas, palette, y + 1, story)
             _first_calls(canvas, palette, _FIGURES, y + 1, story)

@@ -29,7 +29,7 @@ GUIDE: Final = ScreenHelp(
         (
             "eff and bound",
             ("the least time for the bytes and FLOPs over the time taken. mem: bytes are the "
-            "limit; cmp: arithmetic; lat: neither explains the time."),
+            "limit; cmp: arithmetic; lat: neither explains the time; lnk: GPUs exchange data."),
         ),
         (
             "what if",

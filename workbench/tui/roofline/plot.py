@@ -63,7 +63,7 @@ class PlotPane(ChartPane):
         """As `Pane.draw`."""
         found = self._state.now()
         if found is None:
-            self.empty(canvas, palette, "roofline", *_why_not(self._state))
+            self.empty(canvas, palette, "roofline", *self._state.why_not())
             return
         if canvas.width < _LEAST_WIDTH or canvas.height < _LEAST_HEIGHT:
             self.empty(canvas, palette, "roofline", "needs a larger pane: z")
@@ -78,12 +78,6 @@ class PlotPane(ChartPane):
         _roof(canvas, palette, box, top)
         _trail(canvas, palette, box, self._state.trail())
         _letters(canvas, palette, box, found)
-
-
-def _why_not(state: RooflineState) -> tuple[str, ...]:
-    if state.model() is None:
-        return ("there is none for this run:", state.trouble or "")
-    return ("comes with the first step",)
 
 
 def _axes(canvas: Canvas, palette: Palette, box: Box) -> None:

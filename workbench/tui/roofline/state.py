@@ -54,6 +54,12 @@ class RooflineState:
         """Of the step under the cursor; None: there is none."""
         return None if self.player.empty else self._at(self.player.position)
 
+    def why_not(self) -> tuple[str, ...]:
+        """Sentences that say why there is no roofline of the step under the cursor."""
+        if self.model() is None:
+            return ("there is none for this run:", self.trouble or "")
+        return ("comes with the first step",)
+
     def trail(self) -> list[Roofline]:
         """Of the steps before it, as many columns back as `TRAIL`, the oldest first."""
         player = self.player
@@ -72,7 +78,7 @@ class RooflineState:
         return model.what_ifs(player.steps.at(player.position))
 
     def predicted_us(self) -> float:
-        """Of the step under the cursor, by the analytic model without gaps; 0 without a step."""
+        """Of the step under the cursor, by the analytic model; 0 without a step."""
         model, player = self.model(), self.player
         if model is None or player.empty:
             return 0.0

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Final
 
-from workbench.profile.ceilings import COMPUTE, LATENCY, MEMORY
+from workbench.profile.ceilings import COMPUTE, LATENCY, LINK, MEMORY
 from workbench.profile.roofline import Point, Roofline
 from workbench.profile.run_roofline import WhatIf
 from workbench.tui.chart_pane import ChartPane
 from workbench.tui.plots.canvas import Canvas
 from workbench.tui.plots.palette import Palette
-from workbench.tui.plots.short_text import shortened
+from workbench.tui.plots.short_text import wrapped
 from workbench.tui.roofline.colours import COLOUR_OF
 from workbench.tui.roofline.state import LETTERS, RooflineState
 
 _BOUND: Final = {MEMORY: ("mem", "data-decode"), COMPUTE: ("cmp", "data-step"),
-                 LATENCY: ("lat", "data-bad")}  # fmt: skip
+                 LATENCY: ("lat", "data-bad"), LINK: ("lnk", "data-transfer")}  # fmt: skip
+_LEAST_TABLE: Final = 6  # lines; with fewer beside sentences there is none
 _BAR_FROM: Final = 48  # cells
 _CHANGED: Final = 0.02  # a time less far from another is the same
 
@@ -36,16 +37,30 @@ class TablePane(ChartPane):
         """As `Pane.draw`."""
         found = self._state.now()
         if found is None:
+            if self._state.detail or self.screen.has_class("-narrow"):  # there is no plot to say it
+                self.empty(canvas, palette, "roofline", *self._state.why_not())
             return
+        below = [
+            (line, colour)
+            for text, colour in self._below(found)
+            for line in wrapped(text, canvas.width, "  ")
+        ]
+        first = 0
+        if not self._state.detail or len(below) + _LEAST_TABLE <= canvas.height:
+            first = self._table(canvas, palette, found, canvas.height - len(below) - 3) + 1
+        for y, (text, colour) in enumerate(below, first):
+            canvas.text(0, y, text, palette.ink(colour))
+
+    def _table(self, canvas: Canvas, palette: Palette, found: Roofline, room: int) -> int:
+        """At most so many classes and what is left of the step; returns the y after them."""
         dim = palette.ink("data-axis")
         canvas.text(0, 0, f"{'  class':<20}{'% step':>7}{'TB/s':>6}{'eff':>5}  bound", dim)
-        below = self._below(found)
-        room = max(canvas.height - len(below) - 2, 1)
-        shown = list(zip(LETTERS, found.points[:room], strict=False))
+        shown = list(zip(LETTERS, found.points[: max(room, 1)], strict=False))
         for y, (letter, point) in enumerate(shown, 1):
             _row(canvas, palette, y, letter, point, found)
-        for y, (text, colour) in enumerate(below, len(shown) + 2):
-            canvas.text(0, y, shortened(text, canvas.width), palette.ink(colour))
+        share = found.rest_us / found.step_us if found.step_us else 0.0
+        canvas.text(0, len(shown) + 1, f"{'  launches, gaps':<20}{100 * share:>7.1f}", dim)
+        return len(shown) + 2
 
     def _below(self, found: Roofline) -> list[tuple[str, str | None]]:
         """Lines of (text, colour)."""
@@ -56,8 +71,8 @@ class TablePane(ChartPane):
         off = found.step_us / predicted - 1 if predicted else 0.0
         kind = "measured" if state.store.header.kind == "engine" else "simulated"
         lines: list[tuple[str, str | None]] = [
-            (f"step {kind} {found.step_us / 1e3:,.3f} ms, kernels by the analytic", None),
-            (f"model {predicted / 1e3:,.3f} ms ({off:+.0%}); its shares divide the step", None),
+            (f"step {kind} {found.step_us / 1e3:,.3f} ms, by the analytic model", None),
+            (f"{predicted / 1e3:,.3f} ms ({off:+.0%}); its shares divide the step", None),
         ]
         what_ifs = state.what_ifs()
         if what_ifs:
@@ -75,12 +90,16 @@ def _row(
         (f" {point.kind:<18}", palette.ink()),
         (f"{100 * share:>7.1f}", palette.ink()),
         (f"{point.tb_s:>6.2f}", palette.ink()),
-        (f"{min(point.fraction, 9.99):>5.0%}", palette.ink()),
+        (_efficiency(point), palette.ink()),
         (f"  {bound} ", palette.ink(bound_colour, bold=True)),
     ])  # fmt: skip
     room = canvas.width - x - 1
     if canvas.width >= _BAR_FROM and room > 0:
         canvas.text(x, y, "█" * round(share * room), palette.ink(colour))
+
+
+def _efficiency(point: Point) -> str:
+    return f"{'-':>5}" if point.bound == LINK else f"{min(point.fraction, 9.99):>5.0%}"
 
 
 def _what_if(one: WhatIf) -> tuple[str, str | None]:
