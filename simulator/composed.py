@@ -21,13 +21,13 @@ from typing import Final
 
 import numpy as np
 
+from engine.core.graph_sizes import default_graph_tokens
 from engine.core.hardware_spec import HardwareSpec
 from engine.core.model_spec import ModelSpec
 from simulator.calibrated import FittedCostModel
 from simulator.composing import compose_fit, flops_per_token
 from simulator.kernel_file import ComposedError, KernelFile
 from simulator.kernel_parts import KernelParts, KernelTables
-from simulator.prefill_graph_sizes import prefill_graph_sizes
 from simulator.profile import LaunchFit
 
 _MARGIN: Final = 1.5  # times the largest model measured whole, and as much below the smallest
@@ -57,7 +57,7 @@ class ComposedCostModel(FittedCostModel):
     ) -> None:
         parts = KernelParts(KernelTables(kernels), model, gpu, tensor_parallel_size)
         composition = kernels.composition
-        sizes = () if kernels.identity.gpu == "cpu" else prefill_graph_sizes(model)
+        sizes = () if kernels.identity.gpu == "cpu" else default_graph_tokens(model)
         flops = flops_per_token(model, tensor_parallel_size)
         fit = compose_fit(parts, composition.correction, composition.lenders, sizes, flops)
         alike = model.moe is None and tensor_parallel_size == 1 and _is_between(kernels, flops)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from measured_steps import GPU_ENGINE, gpu_shapes, host_samples
 
+from engine.core.graph_sizes import default_graph_tokens
 from engine.core.hardware_spec import load_hardware_spec
 from engine.core.model_spec import ModelSpec, load_model_spec
 from engine.profiling.kernel_cases import KernelCase, KernelLimits, design_kernels
@@ -14,7 +15,6 @@ from simulator.cost_model import StepFeatures
 from simulator.fit_composition import Measured, fit_composition
 from simulator.fitting import fit_profile
 from simulator.kernel_file import SCHEMA, Composition, Correction, KernelFile, KernelIdentity
-from simulator.prefill_graph_sizes import prefill_graph_sizes
 from simulator.profile import SCHEMA as PROFILE_SCHEMA
 from simulator.profile import Identity, Profile, Samples
 from workbench.kernel_measurements import series_of
@@ -105,7 +105,7 @@ def measured_whole(kernels: KernelFile, card: str, noise: float = 0.002) -> Meas
     corrected = with_correction(kernels, TRUE)
     engine = GPU_ENGINE.__class__(
         num_pages=20_000, max_num_batched_tokens=8192, max_running_requests=512,
-        graph_batch_sizes=GPU_ENGINE.graph_batch_sizes, graph_tokens=prefill_graph_sizes(spec),
+        graph_batch_sizes=GPU_ENGINE.graph_batch_sizes, graph_tokens=default_graph_tokens(spec),
     )  # fmt: skip
     shapes = [shape for shape in gpu_shapes() if shape.graph_batch or shape.prefill_tokens]
     costs = ComposedCostModel(corrected, spec, H200).step_costs(StepFeatures.from_shapes(shapes))

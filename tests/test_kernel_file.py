@@ -13,7 +13,6 @@ from engine.core.model_spec import load_model_spec, model_card_names
 from engine.profiling.kernel_cases import OPS as MEASURED_OPS
 from engine.profiling.kernel_cases import SHARDS, Draw, KernelLimits, design_kernels, draw_experts
 from engine.profiling.kernel_cases import weight_bytes as weights_of
-from engine.runtime.prefill_graphs import default_graph_tokens
 from simulator import shipped_profiles
 from simulator.kernel_file import (
     OPS,
@@ -21,7 +20,6 @@ from simulator.kernel_file import (
     is_kernel_file,
     read_kernel_file,
 )
-from simulator.prefill_graph_sizes import prefill_graph_sizes
 from simulator.profile import ProfileError
 
 TABLES = made_kernels(("Qwen3-0.6B", "Qwen3-30B-A3B"))
@@ -113,12 +111,6 @@ def test_fields_that_nobody_knows_are_refused(tmp_path: Path):
 def test_the_file_names_numbers_as_the_measurement_does():
     """Ops, their sizes and axes are the same where they are measured and where they are read."""
     assert {op: (names.sizes, names.axes) for op, names in MEASURED_OPS.items()} == dict(OPS)
-
-
-@pytest.mark.parametrize("spec", CARDS, ids=lambda spec: spec.name)
-def test_padding_is_the_engines(spec):
-    """Composed models pad steps with prompts as the engine does."""
-    assert prefill_graph_sizes(spec) == default_graph_tokens(spec)
 
 
 def test_every_op_is_measured_and_nothing_twice():

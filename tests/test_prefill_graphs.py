@@ -13,18 +13,19 @@ import pytest
 import torch
 from tiny_engine import make_runner
 
-from engine.core.graph_sizes import graph_chunks, graph_tokens_for
+from engine.core.graph_sizes import (
+    LAUNCH_SECONDS,
+    PREFILL_BYTES,
+    PREFILL_FLOPS,
+    TOKEN_SIZES,
+    default_graph_tokens,
+    graph_chunks,
+    graph_tokens_for,
+)
 from engine.core.model_spec import load_model_spec
 from engine.models.step_inputs import PrefillInputs, StepInputs
 from engine.runtime.host_step import HostPrefill, HostStep
-from engine.runtime.prefill_graphs import (
-    BYTES,
-    FLOPS,
-    LAUNCH_SECONDS,
-    SIZES,
-    PrefillGraphs,
-    default_graph_tokens,
-)
+from engine.runtime.prefill_graphs import PrefillGraphs
 from engine.runtime.runner_config import RunnerConfig
 
 CONFIG = dict(
@@ -41,14 +42,14 @@ def test_graphs_reach_as_far_as_launches_are_the_limit() -> None:
         default_graph_tokens(load_model_spec(name))
         for name in ("Qwen3-0.6B", "Llama-3.1-8B", "Llama-3.1-70B")
     )
-    assert small[-1] == SIZES[-1]
-    assert 256 <= middle[-1] <= 1024
+    assert small[-1] == TOKEN_SIZES[-1]
+    assert 1024 <= middle[-1] <= 1280
     assert large[-1] < middle[-1]
     spec = load_model_spec("Llama-3.1-8B")
     flops = spec.flops_per_token_by_group()
     flops.pop("lm_head")
     shorter, longer = (
-        2 * spec.num_parameters / BYTES + tokens * sum(flops.values()) / FLOPS
+        2 * spec.num_parameters / PREFILL_BYTES + tokens * sum(flops.values()) / PREFILL_FLOPS
         for tokens in middle[-2:]
     )
     assert shorter < spec.num_layers * LAUNCH_SECONDS <= longer  # the last one is padding
@@ -56,7 +57,7 @@ def test_graphs_reach_as_far_as_launches_are_the_limit() -> None:
 
 def test_padding_stays_small() -> None:
     """From 16 tokens on a step is padded by less than what it is, from 192 on by a third."""
-    for smaller, larger in pairwise(SIZES):
+    for smaller, larger in pairwise(TOKEN_SIZES):
         assert larger <= 2 * smaller
         assert smaller < 192 or 3 * larger <= 4 * smaller
 
@@ -70,7 +71,7 @@ def test_none_is_larger_than_a_step() -> None:
 
 def test_a_graph_has_room_for_its_chunks() -> None:
     """The least with room for tokens and chunks, unless that is a large one for chunks only."""
-    sizes = SIZES[:12]
+    sizes = TOKEN_SIZES[:12]
     for tokens in (1, 63, 64, 500, 1000):
         for chunks in range(1, 40):
             fits = [size for size in sizes if size >= tokens and graph_chunks(size) >= chunks]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from engine.core.graph_sizes import default_graph_tokens
 from engine.core.model_spec import ModelSpec, load_model_spec, model_card_names
 from engine.kernels.nvrtc import NvrtcError
 from engine.kernels.registry import select_kernels
@@ -21,7 +22,6 @@ from engine.models.weight_loading import load_weights
 from engine.runtime.executor import EngineError
 from engine.runtime.memory_measurement import TRIAL_PAGES, measure, page_bytes
 from engine.runtime.model_runner import ModelRunner
-from engine.runtime.prefill_graphs import default_graph_tokens
 from engine.runtime.runner_config import RunnerConfig
 from engine.runtime.running_step import on_device
 

@@ -8,7 +8,6 @@ logits are wanted, and is launched as it comes.
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from engine.core.graph_sizes import graph_chunks, graph_tokens_for
-from engine.core.model_spec import ModelSpec
 from engine.models.kv_cache import KvCache
 from engine.models.step_inputs import PrefillInputs, StepInputs
 from engine.models.transformer import Transformer
@@ -25,29 +23,7 @@ from engine.runtime.graph_capture import GraphSpace
 from engine.runtime.host_step import HostPrefill, HostStep
 from engine.runtime.transfers_to_device import pieces
 
-# Without 448, for which cuBLAS takes longer than for 512.
-SIZES = (16, 32, *range(64, 385, 64), *range(512, 1025, 64), *range(1280, 4097, 256))
-# Of the kernels of a layer, and of one with experts, one by one. Alone it is 350e-6 beside no
-# decoding requests, 450e-6 beside some, 740e-6 with experts; the interpreter has other work, too.
-LAUNCH_SECONDS, MOE_LAUNCH_SECONDS = 600e-6, 900e-6
-_WEIGHT_BYTES = 2  # a parameter
-BYTES, FLOPS = 4e12, 6e14  # of a second of prefill, as measured
-
 Int32 = NDArray[np.int32]
-
-
-def default_graph_tokens(spec: ModelSpec) -> tuple[int, ...]:
-    """Numbers of tokens for which the GPU would wait for launches, and the next larger one.
-
-    Larger steps gain nothing from graphs and would be padded for nothing.
-    """
-    flops = spec.flops_per_token_by_group()
-    flops.pop("lm_head", None)  # of sampled tokens only
-    mixtures = len(spec.moe.layers) if spec.moe is not None else 0
-    launches = (spec.num_layers - mixtures) * LAUNCH_SECONDS + mixtures * MOE_LAUNCH_SECONDS
-    weights = _WEIGHT_BYTES * spec.num_parameters / BYTES
-    most = (launches - weights) * FLOPS / sum(flops.values())
-    return SIZES[: bisect.bisect_left(SIZES, most) + 1]
 
 
 @dataclass(frozen=True, slots=True)
