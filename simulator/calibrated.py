@@ -53,6 +53,7 @@ from simulator.profile import (
     Profile,
     ProfileError,
 )
+from simulator.waking import WakeFit
 
 TERMS: Final = (
     "tokens", "attention_prefill", "attention_decode", "requests", "logits", "launches"
@@ -76,7 +77,7 @@ class FittedCostModel:
         self, name: str, fit: Fit, graph_tokens: Sequence[int], known_kinds: NDArray[np.bool_]
     ) -> None:
         self._name = name
-        self._power = fit.power
+        self._power, self._wake = fit.power, fit.wake
         self._decode = DecodeCurves(fit.decode)
         self._mixed = None
         self._shared = SharedContext(fit.shared)
@@ -96,6 +97,11 @@ class FittedCostModel:
     def power(self) -> PowerFit | None:
         """As it was fitted."""
         return self._power
+
+    @property
+    def wake(self) -> WakeFit | None:
+        """As it was fitted."""
+        return self._wake
 
     def step_costs(self, features: StepFeatures) -> StepCosts:
         """Costs of many steps, with their terms."""

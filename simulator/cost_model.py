@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.power_state import PowerFit
+from simulator.waking import WakeFit
 
 Int64 = NDArray[np.int64]
 
@@ -121,7 +122,8 @@ class CostModel(Protocol):
     """Predicts step durations. `step_cost` and `decode_run` equal `step_costs` bit for bit.
 
     A step has at least one token; all methods raise ValueError for a step without. The times are
-    those of a GPU with cool clocks; `power` says how they grow with what it does.
+    those of a GPU with cool clocks that follow each other; `power` says how they grow with what the
+    GPU does, and `wake` what the first of them after an idle time takes longer.
     """
 
     @property
@@ -132,6 +134,11 @@ class CostModel(Protocol):
     @property
     def power(self) -> PowerFit | None:
         """What the GPU's power limit does to steps (`simulator.power_state`); None: nothing."""
+        ...
+
+    @property
+    def wake(self) -> WakeFit | None:
+        """What idle times do to the step after them (`simulator.waking`); None: nothing."""
         ...
 
     def step_costs(self, features: StepFeatures) -> StepCosts:

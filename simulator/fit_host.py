@@ -7,7 +7,8 @@ from typing import Final
 import numpy as np
 
 from simulator.fit_base import nonnegative_costs
-from simulator.profile import HostFit, HostSamples, ProfileError
+from simulator.profile import HostFit, ProfileError
+from simulator.samples import HostSamples
 
 FEWEST_HOST: Final = 10
 _ROUNDS: Final = 50  # of reweighting; the fit of the host settles in about 20

@@ -16,7 +16,7 @@ from simulator.cost_model import Int64, StepFeatures
 from simulator.fit_base import Float64, Steps
 from simulator.fit_decode import ascending
 from simulator.power_state import PowerFit, left
-from simulator.profile import PowerSamples
+from simulator.samples import PowerSamples
 
 _KNOTS: Final = tuple(round(0.05 + 0.1 * at, 2) for at in range(10))
 _COOL: Final = 0.2  # loads up to here are cool, or as cool as there were any

@@ -2,7 +2,8 @@
 
 Decode steps of a CUDA Graph get a table each (`fit_decode`), all others share one fit
 (`fit_mixed`), and the host has its own (`fit_host`). All are of a GPU with cool clocks; what lower
-clocks do to any step is one more fit (`fit_power`). They are made of steps whose requests share no
+clocks do to any step is one more fit (`fit_power`), and what idle times do another
+(`fit_waking`). They are made of steps whose requests share no
 context; what that saves is the last fit (`fit_shared`).
 
 Residuals say how well steps are predicted that were not fitted to: a knot of a decode table by its
@@ -15,27 +16,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.cost_model import StepFeatures, StepShape
+from simulator.calibrated import HostCosts
+from simulator.cost_model import StepFeatures, StepShape, sum_of_terms
 from simulator.fit_base import Float64, Steps
 from simulator.fit_decode import GraphKnots, decode_tables, knots_by_graph
 from simulator.fit_host import fit_host
 from simulator.fit_mixed import best_mixed_fit, fit_mixed
 from simulator.fit_power import fit_power
 from simulator.fit_shared import fit_shared
+from simulator.fit_waking import fit_waking
 from simulator.mixed_costs import MixedCosts
-from simulator.profile import (
-    EngineFacts,
-    Fit,
-    HostSamples,
-    PowerSamples,
-    ProfileError,
-    Residual,
-    Samples,
-    samples_problem,
-)
+from simulator.profile import EngineFacts, Fit, ProfileError, Residual
+from simulator.samples import HostSamples, PowerSamples, Samples, WakeSamples, samples_problem
+from simulator.waking import WakeFit
 
 DECODE: Final = "decode"
 PREFILL: Final = "prefill"
@@ -52,6 +49,7 @@ def fit_profile(
     host_samples: HostSamples,
     engine: EngineFacts,
     power_samples: PowerSamples | None = None,
+    wake_samples: WakeSamples | None = None,
 ) -> Fit:
     """What predicts the samples best.
 
@@ -60,6 +58,7 @@ def fit_profile(
         host_samples: the host's time of steps.
         engine: that ran them.
         power_samples: steps that were measured one after the other.
+        wake_samples: first steps after idle times.
 
     Returns:
         The fit. Its `mixed` is None if nothing was measured but decode steps of CUDA Graphs.
@@ -67,7 +66,7 @@ def fit_profile(
     Raises:
         ProfileError: the samples cannot carry a fit; says what is missing.
     """
-    problem = samples_problem(samples, host_samples, power_samples)
+    problem = samples_problem(samples, host_samples, power_samples, wake_samples)
     if problem:
         raise ProfileError(problem)
     if not len(samples):
@@ -84,7 +83,7 @@ def fit_profile(
     tables = tuple(decode_tables(graphs))
     mixed = fit_mixed(others, engine.graph_tokens) if len(others) else None
     shared, errors = fit_shared(steps.at(sharing), tables, mixed, engine.graph_tokens)
-    return Fit(
+    fit = Fit(
         decode=tables,
         mixed=mixed,
         host=fit_host(host_samples),
@@ -93,6 +92,17 @@ def fit_profile(
         shared=shared,
         power=fit_power(steps, power_samples, 0.0 if mixed is None else mixed.pair_ns),
     )
+    return msgspec.structs.replace(fit, wake=_wake(fit, engine, wake_samples))
+
+
+def _wake(fit: Fit, engine: EngineFacts, samples: WakeSamples | None) -> WakeFit | None:
+    """What idle times add to what the fit says of steps; they were too short for clocks to fall."""
+    if samples is None or fit.mixed is None:
+        return None
+    features = samples.features()
+    gpu_ns = sum_of_terms(MixedCosts(fit.mixed, engine.graph_tokens).terms(features))
+    host_ns = HostCosts(fit.host).column(features)
+    return fit_waking(samples, gpu_ns.astype(np.float64), host_ns.astype(np.float64))
 
 
 def _limits(features: StepFeatures) -> dict[str, int]:

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from simulator.power_state import Cost, PowerFit
-from simulator.profile import Count, HostFit, LaunchFit, Positive, ProfileError, Residual, SharedFit
+from simulator.profile import HostFit, LaunchFit, ProfileError, Residual, SharedFit
+from simulator.samples import Count, Positive
 
 SCHEMA: Final = "kernels/v1"
 PREFIX: Final = "kernels-"  # of the file's name

@@ -8,21 +8,27 @@ traced to what was measured.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 
 from engine.core.defaults import MEMORY_FRACTION
-from simulator.cost_model import StepFeatures, StepShape
+from simulator.cost_model import StepShape
 from simulator.power_state import Cost, PowerFit
+from simulator.samples import (
+    Count,
+    HostSamples,
+    Positive,
+    PowerSamples,
+    Samples,
+    WakeSamples,
+    samples_problem,
+)
+from simulator.waking import WakeFit
 
 SCHEMA: Final = "profile/v4"
 _SLOWEST: Final = 9.0  # no GPU lowers its clocks to less than a tenth
-
-# Checked when a profile is read or written: whole numbers that a float64 holds, finite costs.
-Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
-Positive = Annotated[int, msgspec.Meta(ge=1, le=1 << 53)]
 
 
 class ProfileError(ValueError):
@@ -76,62 +82,6 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     memory_fraction: float = MEMORY_FRACTION
     graph_batch_sizes: tuple[Positive, ...] = ()
     graph_tokens: tuple[Positive, ...] = ()
-
-
-class Samples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Measured steps, one entry a distinct shape; before each, the GPU's clocks could recover.
-
-    Attributes:
-        shapes: `simulator.cost_model.StepShape` fields, in its order.
-        gpu_ns: median over the repetitions.
-        spread_ns: median absolute deviation from it.
-        repeats: how many were counted.
-    """
-
-    shapes: tuple[tuple[int, ...], ...]
-    gpu_ns: tuple[Positive, ...]
-    spread_ns: tuple[Count, ...]
-    repeats: tuple[Positive, ...]
-
-    def features(self) -> StepFeatures:
-        """The shapes as columns."""
-        return StepFeatures.from_shapes([StepShape(*shape) for shape in self.shapes])
-
-    def __len__(self) -> int:
-        return len(self.shapes)
-
-
-class HostSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Time of the host for steps, as measured while it served: one entry a step.
-
-    Attributes:
-        requests: of a step, those that prefill among them.
-        prefill_requests, prefill_tokens: those, and their tokens.
-        host_ns: CPU time.
-    """
-
-    requests: tuple[Count, ...]
-    prefill_requests: tuple[Count, ...]
-    prefill_tokens: tuple[Count, ...]
-    host_ns: tuple[Count, ...]
-
-    def __len__(self) -> int:
-        return len(self.host_ns)
-
-
-class PowerSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Steps that ran one right after the other, so that the GPU computed more and more.
-
-    Attributes:
-        tokens: of each step.
-        gpu_ns: of each step.
-    """
-
-    tokens: tuple[Positive, ...]
-    gpu_ns: tuple[Positive, ...]
-
-    def __len__(self) -> int:
-        return len(self.gpu_ns)
 
 
 class DecodeTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -249,6 +199,7 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         host: CPU time.
         shared: what is saved by context that decode items share.
         power: what lower clocks make of all that; None: it is not known.
+        wake: what the first step after an idle time takes longer; None: it is not known.
         limits: feature -> largest value measured; beyond it a prediction extrapolates.
         residuals: by region of shapes, cross-validated.
     """
@@ -260,6 +211,7 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     residuals: tuple[Residual, ...]
     shared: SharedFit = SharedFit()
     power: PowerFit | None = None
+    wake: WakeFit | None = None
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -279,6 +231,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     host_samples: HostSamples
     fit: Fit
     power_samples: PowerSamples | None = None
+    wake_samples: WakeSamples | None = None
     conditions: dict[str, Any] = {}
 
 
@@ -323,26 +276,11 @@ def _decode(data: bytes, name: str) -> Profile:
         profile = msgspec.json.decode(data, type=Profile)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"{name} is not a profile: {error}") from None
-    samples = profile.samples, profile.host_samples, profile.power_samples
+    samples = profile.samples, profile.host_samples, profile.power_samples, profile.wake_samples
     problem = samples_problem(*samples) or _problem(profile)
     if problem:
         raise ProfileError(f"{name}: {problem}")
     return profile
-
-
-def samples_problem(
-    samples: Samples, host_samples: HostSamples, power_samples: PowerSamples | None = None
-) -> str | None:
-    """What keeps samples from being read as columns, if anything does."""
-    if len({len(samples), len(samples.gpu_ns), len(samples.spread_ns), len(samples.repeats)}) > 1:
-        return "its samples are of different lengths"
-    if power_samples is not None and len(power_samples.tokens) != len(power_samples.gpu_ns):
-        return "its samples of the power limit are of different lengths"
-    if len({len(column) for column in msgspec.structs.astuple(host_samples)}) > 1:
-        return "its samples of the host are of different lengths"
-    if any(len(shape) != len(StepShape._fields) for shape in samples.shapes):
-        return f"a sample has not the {len(StepShape._fields)} features of a step"
-    return None
 
 
 def _problem(profile: Profile) -> str | None:
@@ -377,6 +315,8 @@ def _problem(profile: Profile) -> str | None:
         return "the table of shared context saves more than there is"
     if fit.power is not None and (problem := _power_problem(fit.power)):
         return f"the table of slowdowns {problem}"
+    if fit.wake is not None and (problem := _wake_problem(fit.wake)):
+        return f"the table of idle times {problem}"
     unknown = sorted(set(fit.limits) - set(StepShape._fields))
     if unknown:
         return f"it limits {unknown[0]!r}, which is no feature of a step"
@@ -393,6 +333,14 @@ def _power_problem(fit: PowerFit) -> str | None:
     if fit.slowdown[-1] > _SLOWEST:
         return f"says that steps take {1 + fit.slowdown[-1]:.0f} times as long"
     return None
+
+
+def _wake_problem(fit: WakeFit) -> str | None:
+    if not fit.idle_ns or len({len(fit.idle_ns), len(fit.gpu_ns), len(fit.lead_ns)}) > 1:
+        return "has columns of different lengths, or is empty"
+    if np.any(np.diff(fit.idle_ns) <= 0):
+        return "does not ascend"
+    return "has times that descend" if np.any(np.diff(fit.gpu_ns) < 0) else None
 
 
 def _table_problem(at: tuple[int, ...], ns: tuple[float, ...]) -> str | None:

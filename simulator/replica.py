@@ -27,6 +27,7 @@ from simulator.behaviour import OutputLengths
 from simulator.clock import Clock
 from simulator.cost_model import CostModel, StepShape
 from simulator.power_state import PowerState
+from simulator.waking import Waking
 
 _FLUSH_EVERY = 4096  # steps between looks at the buffers' size
 _LONGEST_RUN = 4096  # steps skipped at once
@@ -91,6 +92,7 @@ class Replica:
         self._pace_ns = 1_000_000  # GPU time of the last step
         power = cost_model.power
         self._power = PowerState(power) if power is not None else None
+        self._waking = Waking(cost_model.wake)
 
     @property
     def live_requests(self) -> int:
@@ -146,9 +148,15 @@ class Replica:
         gpu_ns, host_ns, extrapolated = self.cost_model.step_cost(_shape(plan))
         ready = now + host_ns
         start = ready if ready > self._gpu_free_ns else self._gpu_free_ns
+        idle_ns = now - self._gpu_free_ns
+        wakes = self._waking.wakes(idle_ns)
+        if wakes:
+            start = now + self._waking.until_begin_ns(idle_ns, host_ns)
         if self._power is not None:
             tokens = plan.prefill_tokens + plan.decode_tokens
             gpu_ns = self._power.lengthen(gpu_ns, tokens, start, plan.prefill_pairs)
+        if wakes:
+            gpu_ns += self._waking.longer_ns(idle_ns)
         done = start + gpu_ns
         self._host_free_ns, self._gpu_free_ns, self._pace_ns = ready, done, gpu_ns
         self._running.append(_Running(plan, now, start, done, gpu_ns, host_ns, extrapolated))
@@ -171,6 +179,8 @@ class Replica:
         batch = scheduler.book.batch
         pace = running[-1].gpu_ns if running else self._pace_ns
         if not batch.members or now + 2 * pace >= horizon:
+            return now
+        if self._waking.wakes(now - self._gpu_free_ns):
             return now
         limit = min((horizon - now) // pace + 1, _LONGEST_RUN)
         if self._behaviour.active:

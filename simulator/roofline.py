@@ -128,6 +128,11 @@ class RooflineCostModel:
         """Nobody measured what clocks do."""
         return None
 
+    @property
+    def wake(self) -> None:
+        """Nor what idle times do."""
+        return None
+
     def step_costs(self, features: StepFeatures) -> StepCosts:
         """Costs of many steps, with their terms."""
         f = features

@@ -8,6 +8,7 @@ import numpy as np
 
 from simulator.cost_model import StepCosts, StepFeatures, StepShape
 from simulator.power_state import PowerFit
+from simulator.waking import WakeFit
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,7 @@ class ConstantCosts:
     host_ns: int = 0
     name: str = "constant"
     power: PowerFit | None = None
+    wake: WakeFit | None = None
 
     def step_costs(self, features: StepFeatures) -> StepCosts:
         gpu_ns = np.full(len(features), self.gpu_ns, np.int64)

@@ -10,15 +10,8 @@ import numpy as np
 from simulator.cost_model import StepFeatures, StepShape
 from simulator.fitting import fit_profile
 from simulator.mixed_costs import launch_kinds, padded_tokens
-from simulator.profile import (
-    SCHEMA,
-    EngineFacts,
-    HostSamples,
-    Identity,
-    LaunchFit,
-    Profile,
-    Samples,
-)
+from simulator.profile import SCHEMA, EngineFacts, Identity, LaunchFit, Profile
+from simulator.samples import HostSamples, Samples
 
 GRAPH_BATCHES = (1, 2, 4, 8, 16, 24, 32, 64, 128, 256)
 GPU_ENGINE = EngineFacts(

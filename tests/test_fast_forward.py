@@ -22,6 +22,7 @@ from simulator.cost_model import CostModel, StepCosts, StepFeatures, StepShape
 from simulator.power_state import PowerFit
 from simulator.roofline import RooflineCostModel
 from simulator.router import RouterConfig
+from simulator.waking import WakeFit
 from simulator.world import ReplicaConfig, SimulationResult, World
 from workbench.fuzz.fake_model import Ask
 from workbench.fuzz.tiny import random_config
@@ -112,6 +113,7 @@ class HashCosts:
     slow_host: bool
     name: str = "hash"
     power: PowerFit | None = None
+    wake: WakeFit | None = None
 
     def _gpu_ns(self, shape: StepShape) -> int:
         mixed = shape.decode_context * 2654435761 + shape.prefill_tokens * 40503
@@ -149,6 +151,7 @@ HOT = PowerFit(
     memory_share=0.3,
     light_busy=0.1,
 )
+SLEEPY = WakeFit(idle_ns=(500_000, 90_000_000), gpu_ns=(100_000.0, 900_000.0), lead_ns=(-2e5, 7e5))
 ROOFLINE = RooflineCostModel(load_model_spec("llama-3.1-8b"), load_hardware_spec("h200"))
 
 
@@ -223,9 +226,10 @@ def random_world(seed: int, costs: CostModel, fast_forward: bool) -> SimulationR
     "costs",
     [
         ROOFLINE, HashCosts(slow_host=False), HashCosts(slow_host=True),
-        HashCosts(slow_host=False, power=HOT), HashCosts(slow_host=True, power=HOT),
+        HashCosts(slow_host=False, power=HOT), HashCosts(slow_host=True, power=HOT, wake=SLEEPY),
+        HashCosts(slow_host=False, wake=SLEEPY),
     ],
-    ids=["roofline", "hash", "slow host", "hot", "slow host, hot"],
+    ids=["roofline", "hash", "slow host", "hot", "slow host, hot, sleepy", "sleepy"],
 )  # fmt: skip
 def test_a_simulation_that_skips_equals_one_that_does_not(costs: CostModel, block: int) -> None:
     """Every plan, time, request and page event is the same with and without fast-forward."""

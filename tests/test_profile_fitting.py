@@ -30,7 +30,8 @@ from simulator.fit_base import nonnegative_costs
 from simulator.fit_decode import ascending
 from simulator.fit_host import fit_host
 from simulator.fitting import fit_profile
-from simulator.profile import HostSamples, LaunchFit, ProfileError, Samples, SharedFit
+from simulator.profile import LaunchFit, ProfileError, SharedFit
+from simulator.samples import HostSamples, Samples
 
 SAMPLES = samples_of(gpu_shapes())
 PROFILE = profile_of(SAMPLES)

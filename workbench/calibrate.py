@@ -19,6 +19,7 @@ import msgspec
 
 from engine.core.config import SchedulerConfig
 from engine.profiling.gpu_state import GpuState
+from engine.profiling.idling import IdleTimes, measure_idling
 from engine.profiling.made_plans import PlanMaker
 from engine.profiling.measuring import (
     Features,
@@ -35,15 +36,13 @@ from simulator.fitting import fit_profile
 from simulator.profile import (
     SCHEMA,
     EngineFacts,
-    HostSamples,
     Identity,
-    PowerSamples,
     Profile,
     ProfileError,
-    Samples,
     encode_profile,
     read_profile,
 )
+from simulator.samples import HostSamples, PowerSamples, Samples, WakeSamples
 from workbench.atomic_file import write_atomic
 from workbench.engine_driver import HostClock
 from workbench.engine_run import Build, Runner, Say, build_runner
@@ -195,7 +194,13 @@ def refit(path: Path) -> Calibration:
         ProfileError: it cannot be read, or its samples carry no fit.
     """
     profile = read_profile(path)
-    fit = fit_profile(profile.samples, profile.host_samples, profile.engine, profile.power_samples)
+    fit = fit_profile(
+        profile.samples,
+        profile.host_samples,
+        profile.engine,
+        profile.power_samples,
+        profile.wake_samples,
+    )
     profile = msgspec.structs.replace(profile, fit=fit)
     write_atomic(path, encode_profile(profile))
     return Calibration(profile, path, bool(profile.conditions.get("complete", True)))
@@ -212,6 +217,7 @@ class _Measured:
     steps: Measurements
     host: HostTimes
     warming: WarmingTimes
+    idling: IdleTimes
     designed: int
     complete: bool
 
@@ -226,10 +232,9 @@ def _measure(runner: Runner, clock: HostClock, folder: Path, seconds: float, say
     runner.fill_cache_with_noise()
     say(f"{name}: host time")
     host = measure_host(runner, _scheduler(limits), clock, spec.vocab_size)
-    say(f"{name}: clocks")
+    idling = measure_idling(runner, _scheduler(limits), clock, spec.vocab_size)
     light = LightSteps(runner, limits, spec.vocab_size)
     maker, designs = PlanMaker(light.limits, spec.vocab_size), design_steps(light.limits)
-    warming = measure_warming(runner, light, maker)
 
     def measured(shape: Features, times: list[int], share: float) -> None:
         partial.append(shape, times)
@@ -244,9 +249,20 @@ def _measure(runner: Runner, clock: HostClock, folder: Path, seconds: float, say
         measured=measured,
         rest=light.rest,
     )
+    say(f"{name}: clocks")
+    warming = measure_warming(runner, light, maker)  # at last, when the GPU is as hot as in service
     engine = _engine_facts(limits, runner.config, facts)
     return _Measured(
-        identity, engine, facts["kernels"], partial, steps, host, warming, len(designs), complete
+        identity,
+        engine,
+        facts["kernels"],
+        partial,
+        steps,
+        host,
+        warming,
+        idling,
+        len(designs),
+        complete,
     )
 
 
@@ -256,8 +272,9 @@ def _profile(measured: _Measured) -> Profile:
     power = PowerSamples(
         tokens=tuple(measured.warming.tokens), gpu_ns=tuple(measured.warming.gpu_ns)
     )
+    wake = _wake_samples(measured.idling)
     try:
-        fit = fit_profile(samples, host, measured.engine, power)
+        fit = fit_profile(samples, host, measured.engine, power, wake)
     except ProfileError as error:
         raise ProfileError(
             f"{error}; the same command goes on where this one stopped ({measured.partial.path})"
@@ -271,6 +288,7 @@ def _profile(measured: _Measured) -> Profile:
         host_samples=host,
         fit=fit,
         power_samples=power,
+        wake_samples=wake,
         conditions={
             "sittings": measured.partial.sittings,
             "complete": measured.complete,
@@ -336,6 +354,15 @@ def _samples(done: Measurements) -> Samples:
         gpu_ns=tuple(map(round, medians)),
         spread_ns=tuple(map(round, spreads)),
         repeats=tuple(len(done.times[shape]) for shape in shapes),
+    )
+
+
+def _wake_samples(idling: IdleTimes) -> WakeSamples:
+    return WakeSamples(
+        shapes=tuple((*shape, UNKNOWN) for shape in idling.shapes),
+        idle_ns=tuple(idling.idle_ns),
+        lead_ns=tuple(idling.lead_ns),
+        gpu_ns=tuple(max(1, ns) for ns in idling.gpu_ns),
     )
 
 

@@ -17,6 +17,7 @@ from engine.core.token_ids import TokenBuffer
 from engine.profiling.step_shapes import EngineLimits, StepDesign
 
 _SEED = 1
+_RUN = 4  # pages that follow each other; a long service has runs of two, a new one of eight
 
 
 class PlanMaker:
@@ -41,9 +42,13 @@ class PlanMaker:
             0, vocab_size, limits.max_model_len, dtype=np.int32
         )
         self._tokens = TokenBuffer(ids)
-        # In service, too, the pages of a request lie anywhere.
-        order = np.random.default_rng(_SEED).permutation(limits.num_pages)
-        self._pages: list[int] = (first_page + order).tolist()
+        # In service, too, the pages of a request are pieces of what others left.
+        runs = np.arange(limits.num_pages).reshape(-1, 1)
+        if limits.num_pages > _RUN:
+            runs = runs[: limits.num_pages // _RUN * _RUN].reshape(-1, _RUN)
+        order = np.random.default_rng(_SEED).permutation(runs).ravel()
+        rest = np.arange(len(order), limits.num_pages)
+        self._pages: list[int] = (first_page + np.concatenate([order, rest])).tolist()
         # The same requests again and again: a new epoch says that their pages are others.
         self._requests = [
             Request(number, limits.max_model_len - 1, 1, tokens=self._tokens)

@@ -171,7 +171,7 @@ class HostTimes:
         self.host_ns.extend(steps["host_ns"].tolist())
 
 
-class _NoEnds:
+class NoEnds:
     """Texts end at their max_tokens."""
 
     def planned(self, plan: StepPlan) -> None:
@@ -199,7 +199,7 @@ def measure_host(
         if batch > config.max_running_requests or lengths[1] + _HOST_STEPS > config.max_model_len:
             continue
         log = EventLog()
-        loop = ServingLoop(Scheduler(config, log), executor, clock, _NoEnds(), log)
+        loop = ServingLoop(Scheduler(config, log), executor, clock, NoEnds(), log)
         for number in range(batch):
             prompt = [draw.randrange(vocab_size) for _ in range(draw.randint(*lengths))]
             tokens = TokenBuffer(prompt, len(prompt) + _HOST_STEPS)

@@ -73,7 +73,7 @@ class EngineLimits:
 
 
 CONTEXTS = (32, 128, 256, 512, 1024, 2048)  # mean KV of decoding requests; beyond, time is linear
-_SPREAD = 0.6  # of the logarithm of their KV, as texts differ
+_SPREAD = 0.4  # of the logarithm of their KV: prompts differ more, what is generated adds to them
 PREFIXES = (256, 1024, 4096, 16384)
 _TILE = 64  # tokens; a step of a few more than a multiple takes about as long as one of the next
 _PAST = (8, 37)  # whole multiples themselves are no typical steps: libraries treat them otherwise
@@ -149,7 +149,7 @@ def _uneven(limits: EngineLimits) -> Iterator[StepDesign]:
     """Batches that hardly need their graph, and one request much longer than the others."""
     for before, batch in pairwise(limits.graph_batch_sizes):
         if batch - before > 1:
-            yield StepDesign(decodes=(512,) * (before + 1))
+            yield StepDesign(decodes=as_served(before + 1, 512, limits.max_model_len))
     for batch in (4, 32, 128):
         for longest in (4096, 16384):
             yield StepDesign(decodes=(longest, *(128,) * (batch - 1)))
@@ -191,7 +191,7 @@ def _mixed(limits: EngineLimits) -> Iterator[StepDesign]:
 def _shared(limits: EngineLimits) -> Iterator[StepDesign]:
     """Requests that go on after the same text, all of them or a quarter each."""
     for shared in (512, 2048, 8192):
-        for batch in (8, 32, 96):
+        for batch in (8, 32, 96, 224):
             for groups in (1, 4):
                 own = as_served(batch, 256, limits.max_model_len - shared)
                 decodes = tuple(shared + length for length in own)

@@ -8,6 +8,7 @@ import numpy as np
 
 from engine.core.events import Columns
 from simulator.power_state import lengthened
+from simulator.waking import longer_after_idling
 from workbench.analysis.decode_share import features_of
 
 if TYPE_CHECKING:
@@ -33,4 +34,13 @@ def predicted_ns(model: CostModel, steps: Columns) -> Int64:
     predicted = np.zeros(len(has_tokens), np.int64)
     pairs = features.prefill_pairs
     predicted[rows] = lengthened(model.power, cool_ns, tokens, starts_ns, pairs)
+    predicted[rows] += longer_after_idling(model.wake, _idle_ns(steps)[rows])
     return predicted
+
+
+def _idle_ns(steps: Columns) -> Int64:
+    """How long the GPU had nothing to do when each step was planned; below 0: it was busy."""
+    ends_ns = steps["start_ns"].astype(np.int64) + steps["gpu_ns"]
+    before_ns = np.concatenate([[0], ends_ns[:-1]])[: len(ends_ns)]
+    idle_ns: Int64 = steps["plan_ns"].astype(np.int64) - before_ns
+    return idle_ns

@@ -26,7 +26,7 @@ from workbench.fidelity.errors import FidelityError
 from workbench.fidelity.loads import Load
 from workbench.fidelity.suite import read_json
 
-SCHEMA: Final = "fidelity-cell/v1"
+SCHEMA: Final = "fidelity-cell/v2"
 _SUFFIXES: Final = (".py", ".cu")
 # What calibrates an engine, or stands beside it, is no part of one that serves.
 _NOT_SERVING: Final = ("profiling", "demo", "native", "kernels/lab", "models/dit.py")
@@ -169,7 +169,8 @@ def write_cell(folder: Path, load: Load, cell: Cell) -> None:
 
 def step_columns(steps: Columns) -> Columns:
     """Those columns of a `steps` table that a cell keeps."""
-    wanted = [each.name for each in fields(StepFeatures)] + ["start_ns", "gpu_ns", "host_ns"]
+    times = ["plan_ns", "start_ns", "end_ns", "gpu_ns", "host_ns"]
+    wanted = [each.name for each in fields(StepFeatures)] + times
     return {name: steps[name] for name in wanted if name in steps}
 
 

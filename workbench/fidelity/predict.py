@@ -7,6 +7,7 @@ from typing import Any
 
 from simulator.cost_model import CostModel, Int64, StepCosts, StepFeatures, StepShape, whole_ns
 from simulator.power_state import PowerFit
+from simulator.waking import WakeFit
 from workbench.fidelity.loads import Load
 from workbench.fidelity.suite import Suite
 from workbench.simulate import Simulation, prepare
@@ -31,6 +32,10 @@ class Longer:
     @property
     def power(self) -> PowerFit | None:
         return self._model.power
+
+    @property
+    def wake(self) -> WakeFit | None:
+        return self._model.wake
 
     def step_costs(self, features: StepFeatures) -> StepCosts:
         costs = self._model.step_costs(features)

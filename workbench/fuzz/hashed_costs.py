@@ -8,11 +8,16 @@ import numpy as np
 
 from simulator.cost_model import StepCosts, StepFeatures, StepShape
 from simulator.power_state import PowerFit
+from simulator.waking import WakeFit
 from workbench.fuzz.draws import draw
 
 _UNIT_NS = 250_000
 _HOT = PowerFit(
     token_ns=_UNIT_NS / 8, load=(0.1, 0.5), slowdown=(0.0, 1.0), memory_share=0.5, light_busy=0.05
+)
+
+_SLEEPY = WakeFit(
+    idle_ns=(_UNIT_NS, 40 * _UNIT_NS), gpu_ns=(0.0, _UNIT_NS), lead_ns=(-_UNIT_NS / 4, _UNIT_NS / 2)
 )
 
 
@@ -28,6 +33,11 @@ class HashedCosts:
     def power(self) -> PowerFit | None:
         """Every other seed has a GPU that comes to its power limit."""
         return _HOT if draw(self.seed, 1) % 2 else None
+
+    @property
+    def wake(self) -> WakeFit | None:
+        """Every third seed has a host that sleeps."""
+        return None if draw(self.seed, 2) % 3 else _SLEEPY
 
     def step_costs(self, features: StepFeatures) -> StepCosts:
         columns = [getattr(features, name).tolist() for name in StepShape._fields]

@@ -1,0 +1,117 @@
+"""What was measured of an engine, as a hardware profile keeps it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from simulator.cost_model import StepFeatures, StepShape
+
+# Checked when a profile is read or written: whole numbers that a float64 holds, finite costs.
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=1 << 53)]
+
+
+class Samples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Measured steps, one entry a distinct shape; before each, the GPU's clocks could recover.
+
+    Attributes:
+        shapes: `simulator.cost_model.StepShape` fields, in its order.
+        gpu_ns: median over the repetitions.
+        spread_ns: median absolute deviation from it.
+        repeats: how many were counted.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    gpu_ns: tuple[Positive, ...]
+    spread_ns: tuple[Count, ...]
+    repeats: tuple[Positive, ...]
+
+    def features(self) -> StepFeatures:
+        """The shapes as columns."""
+        return StepFeatures.from_shapes([StepShape(*shape) for shape in self.shapes])
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+class HostSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Time of the host for steps, as measured while it served: one entry a step.
+
+    Attributes:
+        requests: of a step, those that prefill among them.
+        prefill_requests, prefill_tokens: those, and their tokens.
+        host_ns: CPU time.
+    """
+
+    requests: tuple[Count, ...]
+    prefill_requests: tuple[Count, ...]
+    prefill_tokens: tuple[Count, ...]
+    host_ns: tuple[Count, ...]
+
+    def __len__(self) -> int:
+        return len(self.host_ns)
+
+
+class PowerSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Steps that ran one right after the other, so that the GPU computed more and more.
+
+    Attributes:
+        tokens: of each step.
+        gpu_ns: of each step.
+    """
+
+    tokens: tuple[Positive, ...]
+    gpu_ns: tuple[Positive, ...]
+
+    def __len__(self) -> int:
+        return len(self.gpu_ns)
+
+
+class WakeSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """First steps after idle times, one entry a step.
+
+    Attributes:
+        shapes: `simulator.cost_model.StepShape` fields, in its order.
+        idle_ns: of the GPU, when the step was planned.
+        lead_ns: from the plan to the GPU's first work, and from its last until the host knew.
+        gpu_ns: of the step.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    idle_ns: tuple[Count, ...]
+    lead_ns: tuple[Count, ...]
+    gpu_ns: tuple[Positive, ...]
+
+    def features(self) -> StepFeatures:
+        """The shapes as columns."""
+        return StepFeatures.from_shapes([StepShape(*shape) for shape in self.shapes])
+
+    def __len__(self) -> int:
+        return len(self.gpu_ns)
+
+
+def samples_problem(
+    samples: Samples,
+    host_samples: HostSamples,
+    power_samples: PowerSamples | None = None,
+    wake_samples: WakeSamples | None = None,
+) -> str | None:
+    """What keeps samples from being read as columns, if anything does."""
+    if len({len(samples), len(samples.gpu_ns), len(samples.spread_ns), len(samples.repeats)}) > 1:
+        return "its samples are of different lengths"
+    if power_samples is not None and len(power_samples.tokens) != len(power_samples.gpu_ns):
+        return "its samples of the power limit are of different lengths"
+    if _are_uneven(host_samples):
+        return "its samples of the host are of different lengths"
+    if wake_samples is not None and _are_uneven(wake_samples):
+        return "its samples of idle times are of different lengths"
+    shapes = (*samples.shapes, *(wake_samples.shapes if wake_samples is not None else ()))
+    if any(len(shape) != len(StepShape._fields) for shape in shapes):
+        return f"a sample has not the {len(StepShape._fields)} features of a step"
+    return None
+
+
+def _are_uneven(columns: WakeSamples | HostSamples) -> bool:
+    return len({len(column) for column in msgspec.structs.astuple(columns)}) > 1

@@ -1,0 +1,109 @@
+"""What the first step after an idle time takes longer: the law, its fit, and who obeys it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from constant_costs import ConstantCosts
+
+from engine.core.config import SchedulerConfig
+from engine.core.events import EventLog
+from engine.core.workload import Workload
+from simulator.fit_waking import fit_waking
+from simulator.samples import WakeSamples
+from simulator.waking import LEAST_IDLE_NS, WakeFit, Waking, longer_after_idling
+from simulator.world import ReplicaConfig, RouterConfig, World
+from workbench.analysis.predicted_steps import predicted_ns
+
+FIT = WakeFit(
+    idle_ns=(1_000_000, 3_000_000), gpu_ns=(100_000.0, 300_000.0), lead_ns=(-50_000.0, 250_000.0)
+)
+COSTS = ConstantCosts(gpu_ns=2_000_000, host_ns=400_000, wake=FIT)
+CONFIG = SchedulerConfig(num_pages=100, max_model_len=1000)
+
+
+def test_tables_are_linear_in_between_and_constant_outside() -> None:
+    """Between two idle times the mean of both, beyond them what the nearest says."""
+    waking = Waking(FIT)
+    assert [waking.longer_ns(idle) for idle in (300_000, 2_000_000, 9_000_000)] == [
+        100_000, 200_000, 300_000,
+    ]  # fmt: skip
+    assert waking.until_begin_ns(2_000_000, 400_000) == 500_000
+    assert waking.until_begin_ns(300_000, 20_000) == 0  # not before the plan
+
+
+def test_a_short_idle_time_is_none() -> None:
+    """Steps that follow each other have gaps of their own, and an unknown engine has no tables."""
+    assert Waking(FIT).wakes(LEAST_IDLE_NS)
+    assert not Waking(FIT).wakes(LEAST_IDLE_NS - 1)
+    assert not Waking(None).wakes(10**12)
+    idle = np.array([-5, 0, LEAST_IDLE_NS - 1, 2_000_000])
+    assert longer_after_idling(FIT, idle).tolist() == [0, 0, 0, 200_000]
+    assert longer_after_idling(None, idle).tolist() == [0, 0, 0, 0]
+
+
+def simulated(costs: ConstantCosts, *arrivals_ms: float) -> dict[str, np.ndarray]:
+    """Steps of requests that arrive then, with a prompt of 10 tokens and an output of 3."""
+    count, log = len(arrivals_ms), EventLog()
+    workload = Workload.from_lengths(
+        (np.array(arrivals_ms) * 1e6).astype(np.int64), np.full(count, 10), np.full(count, 3)
+    )
+    World(workload, [ReplicaConfig(CONFIG, costs)], RouterConfig("round_robin", 1), log=log).run()
+    return dict(log.tables()["steps"])
+
+
+def test_only_the_first_step_after_an_idle_time_takes_longer() -> None:
+    """Of requests far apart each prompt begins later and takes longer, and no other step does."""
+    plain, steps = (simulated(costs, 0, 40, 80) for costs in (replace(COSTS, wake=None), COSTS))
+    first = steps["prefill_tokens"] > 0
+    first[0] = False  # nothing was before it
+    assert first.sum() == 2
+    assert (steps["gpu_ns"] - plain["gpu_ns"]).tolist() == (300_000 * first).tolist()
+    delays = steps["start_ns"] - steps["plan_ns"]
+    assert delays[first].tolist() == [650_000, 650_000]
+
+
+def test_recorded_steps_are_predicted_as_they_were_simulated() -> None:
+    """The same law tells of a record what steps should have taken."""
+    steps = simulated(COSTS, 0, 12.5, 40, 41, 90)
+    assert (steps["gpu_ns"] > COSTS.gpu_ns).any()
+    assert predicted_ns(COSTS, steps).tolist() == steps["gpu_ns"].tolist()
+
+
+def made_samples(noise: float, count: int = 7) -> tuple[WakeSamples, np.ndarray, np.ndarray]:
+    """Steps of an engine that obeys FIT exactly, or nearly."""
+    rng = np.random.default_rng(3)
+    idle = np.repeat([1_000_000, 3_000_000, 20_000_000], count)
+    idle = (idle * rng.uniform(1, 1.2, len(idle))).astype(np.int64)
+    gpu, host = np.full(len(idle), 2e6), np.full(len(idle), 4e5)
+    longer = np.interp(idle, FIT.idle_ns, FIT.gpu_ns) + noise * rng.standard_normal(len(idle))
+    lead = np.interp(idle, FIT.idle_ns, FIT.lead_ns)
+    samples = WakeSamples(
+        shapes=((10, 1, 0, 55, 10, 0, 0, 0, 0, 0, 1, 0, -1),) * len(idle),
+        idle_ns=tuple(idle.tolist()),
+        lead_ns=tuple((host + lead).astype(int).tolist()),
+        gpu_ns=tuple((gpu + longer).astype(int).tolist()),
+    )
+    return samples, gpu, host
+
+
+@pytest.mark.parametrize("noise", [0.0, 10_000.0])
+def test_the_fit_finds_what_made_the_samples(noise: float) -> None:
+    """Each idle time that was measured is a place of the tables, with its median."""
+    fit = fit_waking(*made_samples(noise))
+    assert fit is not None
+    assert len(fit.idle_ns) == 3
+    known, found = Waking(FIT), Waking(fit)
+    for idle in fit.idle_ns:
+        assert found.longer_ns(idle) == pytest.approx(known.longer_ns(idle), abs=15_000)
+        assert found.until_begin_ns(idle, 400_000) == pytest.approx(
+            known.until_begin_ns(idle, 400_000), abs=25_000
+        )
+
+
+def test_too_few_samples_carry_no_fit() -> None:
+    """Two steps could be anything."""
+    assert fit_waking(*made_samples(0.0, count=2)) is None
+    assert fit_waking(None, np.zeros(0), np.zeros(0)) is None
