@@ -26,7 +26,8 @@ from typer.testing import CliRunner
 
 from engine.core.config import SchedulerConfig
 from engine.core.enums import RadixOp
-from engine.core.radix_cache import RadixCache, RadixNode
+from engine.core.radix_cache import RadixCache
+from engine.core.radix_node import RadixNode
 from engine.core.scheduler import Scheduler
 from engine.native import build, prefix_cache
 from engine.native.cache_speed import measure_cache_speed
@@ -231,6 +232,16 @@ def test_both_caches_answer_and_tell_the_same(seed: int) -> None:
     twins = Twins(np.random.default_rng(seed))
     for _ in range(100):
         twins.step()
+
+
+def test_the_native_cache_has_all_that_the_python_one_has() -> None:
+    """What somebody may call or read of a cache and of its nodes is there in both."""
+    for python, native in (
+        (RadixCache(1), native_cache(1)),
+        (RadixCache(1).root(0), native_cache(1).root(0)),
+    ):
+        names = {name for name in dir(python) if not name.startswith("_")}
+        assert names <= set(dir(native))
 
 
 def test_both_refuse_the_same() -> None:

@@ -15,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from engine.core.enums import RadixOp
 from engine.core.invariants import cache_problems
-from engine.core.radix_cache import RadixCache, RadixNode
+from engine.core.radix_cache import RadixCache
+from engine.core.radix_node import RadixNode
 
 Ids = tuple[int, ...]
 Key = tuple[int, Ids]  # namespace and a prefix of whole pages
