@@ -34,8 +34,8 @@ from simulator.profile import (
     ProfileError,
     Residual,
     Samples,
-    samples_problem,
 )
+from simulator.profile_file import samples_problem
 
 DECODE: Final = "decode"
 PREFILL: Final = "prefill"

@@ -41,9 +41,8 @@ from simulator.profile import (
     Profile,
     ProfileError,
     Samples,
-    encode_profile,
-    read_profile,
 )
+from simulator.profile_file import encode_profile, read_profile
 from workbench.atomic_file import read_whole_lines, write_atomic
 from workbench.engine_driver import HostClock
 from workbench.engine_run import Build, Runner, Say, build_runner
