@@ -1,6 +1,6 @@
 """The prefix cache in C++: the laws of the Python one, and the very same answers.
 
-The machines and models of `test_radix_cache`, `test_radix_growth` and the fuzzer run on it.
+The machines and models of `cache_model`, `test_radix_growth` and the fuzzer run on it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import test_radix_cache
 import test_radix_growth
+from cache_model import CacheMachine, swarm
 from core_harness import fresh_seeds, machine_settings
 from hypothesis.stateful import run_state_machine_as_test
 
@@ -34,7 +34,7 @@ def int32(*ids: int) -> np.ndarray:
 # The laws of the Python cache
 
 
-class NativeMachine(test_radix_cache.CacheMachine):
+class NativeMachine(CacheMachine):
     make = staticmethod(native_cache)  # type: ignore[assignment]
 
 
@@ -46,7 +46,7 @@ def test_any_calls_on_the_native_cache_and_on_a_model() -> None:
 def test_random_calls_on_the_native_cache_and_on_a_model() -> None:
     """The same for long sequences, and for seeds that nobody has seen."""
     seeds = [*range(60), *fresh_seeds(20)]
-    assert sum(test_radix_cache.swarm(seed, make=native_cache) for seed in seeds) > 100
+    assert sum(swarm(seed, make=native_cache) for seed in seeds) > 100
 
 
 @pytest.mark.parametrize("eviction", ["lru", "lfu"])
