@@ -27,6 +27,8 @@ MODULES = (
     "engine.core.plan",
     "engine.core.planner",
     "engine.core.radix_cache",
+    "engine.core.radix_node",
+    "engine.core.radix_tree",
     "engine.core.request",
     "engine.core.request_book",
     "engine.core.results",

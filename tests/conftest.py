@@ -7,6 +7,8 @@ decorated, hence here. Step times come from the analytic model, whichever profil
 
 import importlib.util
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +51,22 @@ def run(own_folder: Path) -> "OpenedRun":
     del own_folder
     reader = recorded("workload.num_requests=150", "load.warmup_requests=0", detail="pages")
     return OpenedRun.recorded(reader.path)
+
+
+@pytest.fixture(scope="module")
+def prefix_cache_builds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of builds, with the prefix cache in C++, compiled once."""
+    from native_builds import shared_builds
+
+    from engine.native import prefix_cache
+
+    if shutil.which("g++") is None:
+        pytest.skip("no g++")
+    folder = shared_builds(tmp_path_factory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORKBENCH_NATIVE_DIR", str(folder))
+        prefix_cache.native_module()
+        yield folder
 
 
 # Triton exists for Linux only. Elsewhere the engine cannot be imported, and its tests are left out.

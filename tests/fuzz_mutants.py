@@ -40,7 +40,7 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
-        "evict-ignores-a-lock", "radix caches in general", CORE + "radix_cache.py",
+        "evict-ignores-a-lock", "radix caches in general", CORE + "radix_tree.py",
         "            if node.locks or node.children or node.parent is None:\n",
         "            if node.locks > 1 or node.children or node.parent is None:\n",
     ),
@@ -72,12 +72,12 @@ MUTANTS = (
         "            self._kv.publish(request, request.scheduled_tokens)\n",
     ),
     Mutant(
-        "evictable-counted-twice", "sglang #35270", CORE + "radix_cache.py",
+        "evictable-counted-twice", "sglang #35270", CORE + "radix_tree.py",
         "        self.evictable_pages -= count\n        if self._listener is not None:\n",
         "        if self._listener is not None:\n",
     ),
     Mutant(
-        "page-rounded-up", "sglang #38840", CORE + "radix_cache.py",
+        "page-rounded-up", "sglang #38840", CORE + "radix_tree.py",
         "        return same // self.page_size * self._page_bytes\n",
         "        return (same + self.page_size // 2) // self.page_size * self._page_bytes\n",
     ),
@@ -151,7 +151,7 @@ MUTANTS = (
         "        return self.cache.match(request.tokens.ids(0, most))\n",
     ),
     Mutant(
-        "split-forgets-the-locks", "radix caches in general", CORE + "radix_cache.py",
+        "split-forgets-the-locks", "radix caches in general", CORE + "radix_tree.py",
         "        upper.locks, upper.hits, upper.last_access = node.locks, node.hits, node.last_access\n",
         "        upper.hits, upper.last_access = node.hits, node.last_access\n",
     ),
@@ -161,7 +161,7 @@ MUTANTS = (
         "        if now_pages >= available:\n",
     ),
     Mutant(
-        "evicts-out-of-order", "radix caches in general", CORE + "radix_cache.py",
+        "evicts-out-of-order", "radix caches in general", CORE + "radix_tree.py",
         "            if last_access != node.last_access or (self._lfu and hits != node.hits):\n",
         "            if last_access < node.last_access - 9:\n",
     ),

@@ -16,7 +16,8 @@ from simulator.fit_composition import Measured, fit_composition
 from simulator.fitting import fit_profile
 from simulator.kernel_file import SCHEMA, Composition, Correction, KernelFile, KernelIdentity
 from simulator.profile import SCHEMA as PROFILE_SCHEMA
-from simulator.profile import Identity, Profile, Samples
+from simulator.profile import Identity, Profile
+from simulator.samples import Samples
 from workbench.kernel_measurements import series_of
 from workbench.profile_match import model_digest
 

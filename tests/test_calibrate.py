@@ -20,7 +20,8 @@ from engine.runtime.runner_config import RunnerConfig
 from simulator.calibrated import CalibratedCostModel
 from simulator.cost_model import UNKNOWN, StepFeatures, StepShape
 from simulator.power_state import PowerFit, PowerState, lengthened
-from simulator.profile import ProfileError, encode_profile, read_profile
+from simulator.profile import ProfileError
+from simulator.profile_file import encode_profile, read_profile
 from workbench import calibrate as calibration
 from workbench.analysis.rebuilt_models import rebuild_cost_models
 from workbench.calibrate import Calibration, calibrate

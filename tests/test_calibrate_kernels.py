@@ -15,7 +15,8 @@ from engine.profiling.kernel_cases import KernelCase, KernelLimits
 from engine.profiling.kernel_tables import KernelTimes, measure_kernels
 from simulator import shipped_profiles
 from simulator.kernel_file import KernelFile, encode_kernel_file, read_kernel_file
-from simulator.profile import ProfileError, encode_profile
+from simulator.profile import ProfileError
+from simulator.profile_file import encode_profile
 from simulator.roofline import NAME as ANALYTIC
 from workbench.analysis.rebuilt_models import rebuild_cost_models
 from workbench.calibrate_kernels import calibrate_kernels, file_name, refit_kernels, teach

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from async_stories import asks, play
 from fake_language import EOS, FakeRunner, FakeTokenizer, Story, engine, greedy, text_of
+from tmux_terminal import TMUX, Terminal
 from typer.testing import CliRunner
 
 from engine.demo import demo_model_folder
@@ -229,3 +230,36 @@ def test_ctrl_c_ends_a_piped_chat() -> None:
     assert process.returncode == 130
     assert "interrupted]" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.skipif(TMUX is None, reason="tmux is not installed")
+def test_ctrl_c_on_a_terminal_ends_nothing_but_what_is_going_on(tmp_path: Path) -> None:
+    """It stops an answer, then drops what is typed and says how to leave, which is with code 0."""
+    pytest.importorskip("triton")
+    terminal = Terminal(tmp_path)
+    try:
+        terminal.command(
+            "chat",
+            "--device",
+            "cpu",
+            "--temperature",
+            "0",
+            "--max-tokens",
+            "1900;",
+            "echo",
+            "code $?",
+        )
+        terminal.until("/quit or Ctrl-D ends.", "\n>")
+        terminal.keys("class A:", "Enter")
+        while not terminal.until("> class A:").partition("> class A:")[2].strip():
+            time.sleep(0.05)  # until the model writes
+        terminal.keys("C-c")
+        terminal.until("interrupted]\n>")
+        terminal.keys("def half\\", "Enter", "of a text", "C-c")
+        terminal.until("Nothing was sent. /quit or Ctrl-D ends.\n>")
+        terminal.keys("/new", "Enter", "C-d")
+        shown = terminal.until("code 0")
+        assert shown.count("tokens ·") == 1, "what was dropped is not answered"
+        assert "Traceback" not in shown
+    finally:
+        terminal.close()

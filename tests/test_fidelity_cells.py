@@ -15,7 +15,7 @@ from test_calibrate import GRAPHS, calibrated, true_ns
 from engine.core.plan import StepPlan
 from engine.profiling.measuring import features_of
 from simulator.cost_model import UNKNOWN, StepShape
-from simulator.profile import encode_profile
+from simulator.profile_file import encode_profile
 from workbench.engine_setup import EngineOptions
 from workbench.fidelity.cells import engine_digest, read_cell
 from workbench.fidelity.errors import FidelityError

@@ -17,7 +17,8 @@ from core_harness import fresh_seeds
 from textual.pilot import Pilot
 from tui_pilot import drive, shown
 
-from engine.core.radix_cache import RadixCache, RadixNode
+from engine.core.radix_cache import RadixCache
+from engine.core.radix_node import RadixNode
 from workbench.fuzz import canary, lines
 from workbench.fuzz.campaign import Plan, carry_out, find_again, run_block
 from workbench.fuzz.case_file import repeat_file, write_case

@@ -1,59 +1,30 @@
-"""The prefix cache in C++: the laws of the Python one, the very same answers, and whose memory.
+"""The prefix cache in C++: the laws of the Python one, and the very same answers.
 
-The machines and models of `test_radix_cache`, `test_radix_growth` and the fuzzer run on it.
+The machines and models of `cache_model`, `test_radix_growth` and the fuzzer run on it.
 """
 
 from __future__ import annotations
 
-import gc
-import json
-import shutil
-import sys
-import threading
-import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import test_radix_cache
 import test_radix_growth
+from cache_model import CacheMachine, swarm
 from core_harness import fresh_seeds, machine_settings
 from hypothesis.stateful import run_state_machine_as_test
-from native_builds import shared_builds
-from typer.testing import CliRunner
 
-from engine.core.config import SchedulerConfig
 from engine.core.enums import RadixOp
-from engine.core.radix_cache import RadixCache, RadixNode
+from engine.core.radix_cache import RadixCache
+from engine.core.radix_node import RadixNode
 from engine.core.scheduler import Scheduler
-from engine.native import build, prefix_cache
-from engine.native.cache_speed import measure_cache_speed
-from engine.native.gil import measure_gil
-from engine.native.prefix_cache import (
-    hash_pages,
-    hash_pages_reference,
-    inject,
-    is_faster,
-    native_cache,
-)
-from workbench.cli import app
+from engine.native.prefix_cache import inject, native_cache
 from workbench.fuzz import cache_machine, rig
 from workbench.fuzz.explore import explore
 from workbench.fuzz.machines import MACHINES
 
-
-@pytest.fixture(scope="module", autouse=True)
-def builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The extension, compiled once."""
-    if shutil.which("g++") is None:
-        pytest.skip("no g++")
-    folder = shared_builds(tmp_path_factory)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_NATIVE_DIR", str(folder))
-        prefix_cache.native_module()
-        yield folder
+pytestmark = pytest.mark.usefixtures("prefix_cache_builds")
 
 
 def int32(*ids: int) -> np.ndarray:
@@ -63,7 +34,7 @@ def int32(*ids: int) -> np.ndarray:
 # The laws of the Python cache
 
 
-class NativeMachine(test_radix_cache.CacheMachine):
+class NativeMachine(CacheMachine):
     make = staticmethod(native_cache)  # type: ignore[assignment]
 
 
@@ -75,7 +46,7 @@ def test_any_calls_on_the_native_cache_and_on_a_model() -> None:
 def test_random_calls_on_the_native_cache_and_on_a_model() -> None:
     """The same for long sequences, and for seeds that nobody has seen."""
     seeds = [*range(60), *fresh_seeds(20)]
-    assert sum(test_radix_cache.swarm(seed, make=native_cache) for seed in seeds) > 100
+    assert sum(swarm(seed, make=native_cache) for seed in seeds) > 100
 
 
 @pytest.mark.parametrize("eviction", ["lru", "lfu"])
@@ -233,6 +204,16 @@ def test_both_caches_answer_and_tell_the_same(seed: int) -> None:
         twins.step()
 
 
+def test_the_native_cache_has_all_that_the_python_one_has() -> None:
+    """What somebody may call or read of a cache and of its nodes is there in both."""
+    for python, native in (
+        (RadixCache(1), native_cache(1)),
+        (RadixCache(1).root(0), native_cache(1).root(0)),
+    ):
+        names = {name for name in dir(python) if not name.startswith("_")}
+        assert names <= set(dir(native))
+
+
 def test_both_refuse_the_same() -> None:
     """Too few pages and a node without a lock raise the same error."""
     for cache in (RadixCache(2), native_cache(2)):
@@ -243,236 +224,3 @@ def test_both_refuse_the_same() -> None:
             cache.unlock(leaf)
         with pytest.raises(ValueError, match=f"node {leaf.node_id} is not locked"):
             cache.insert_locked(leaf, int32(3, 4), [1])
-
-
-# Whose memory it is
-
-
-def test_ids_of_a_node_are_a_view_of_its_vector() -> None:
-    """`ids` copies nothing: same address, not its own data, and read-only."""
-    cache = native_cache(2)
-    node: Any = cache.insert(cache.root(0), int32(*range(1000)), list(range(500))).node
-    view = node.ids
-    assert view.ctypes.data == node.ids_address
-    assert not view.flags.owndata
-    assert not view.flags.writeable
-    assert view.tobytes() == node.key
-
-
-def test_a_view_outlives_its_node_and_its_cache() -> None:
-    """A view keeps the vector alive when node and cache are gone."""
-    cache = native_cache(2)
-    node: Any = cache.insert(cache.root(0), int32(*range(1000)), list(range(500))).node
-    view = node.ids
-    assert cache.clear() == list(range(500))
-    del node, cache
-    gc.collect()
-    _ = [np.full(1000, 7, np.int32) for _ in range(50)]  # what was freed would be overwritten
-    assert view.tolist() == list(range(1000))
-
-
-def test_a_view_stays_what_it_was_when_its_node_changes() -> None:
-    """Growing, cutting and splitting a node leave earlier views alone."""
-    cache = native_cache(2)
-    root = cache.root(0)
-    cache.lock(root)
-    node: Any = cache.insert_locked(root, int32(1, 2, 3, 4), [0, 1]).node
-    before = node.ids
-    assert cache.insert_locked(node, int32(5, 6), [2]).node is node
-    grown = node.ids
-    assert (before.tolist(), grown.tolist()) == ([1, 2, 3, 4], [1, 2, 3, 4, 5, 6])
-    cache.match(int32(1, 2, 9, 9))
-    assert node.ids.tolist() == [3, 4, 5, 6]
-    cache.unlock(node)
-    assert cache.evict(1) == [2]
-    assert node.ids.tolist() == [3, 4]
-    assert grown.tolist() == [1, 2, 3, 4, 5, 6]
-
-
-def test_nodes_die_with_what_holds_them() -> None:
-    """A node's object is one and the same while it is cached, and freed when it is evicted."""
-    cache = native_cache(1)
-    node = cache.insert(cache.root(0), int32(1), [0]).node
-    assert cache.match(int32(1)).node is node
-    held = sys.getrefcount(node)
-    cache.clear()
-    assert sys.getrefcount(node) == held - 1
-    assert node.parent is None
-
-
-def test_a_cache_frees_its_listener_and_its_tree() -> None:
-    """A deep tree is taken down without recursion, and what the cache held is let go."""
-
-    class Listener:
-        def __call__(self, op: RadixOp, node: RadixNode) -> None:
-            pass
-
-    listener = Listener()
-    gone = weakref.ref(listener)
-    cache = native_cache(1, "lru", listener)
-    node = cache.root(0)
-    for token in range(50_000):  # a chain: a child of a child of a child
-        node = cache.insert(node, int32(token), [token]).node
-    del cache, listener, node
-    gc.collect()
-    assert gone() is None
-
-
-def test_ids_are_read_where_they_lie_or_not_at_all() -> None:
-    """Ids of another type or with gaps are a TypeError, never a copy."""
-    cache = native_cache(2)
-    for wrong in (np.arange(4), np.arange(8, dtype=np.int32)[::2], [1, 2]):
-        with pytest.raises(TypeError):
-            cache.match(wrong)  # type: ignore[arg-type]
-        with pytest.raises(TypeError):
-            hash_pages(wrong, 2)  # type: ignore[arg-type]
-
-
-# Hashes of pages
-
-
-@pytest.mark.parametrize("page_size", [1, 3, 16])
-@pytest.mark.parametrize("release_gil", [True, False])
-def test_hashes_equal_the_reference(page_size: int, release_gil: bool) -> None:
-    """Native hashes are those of the Python reference, negative ids and rests included."""
-    ids = np.random.default_rng(1).integers(-5, 1 << 30, 1000).astype(np.int32)
-    wanted = hash_pages_reference(ids, page_size, parent=99)
-    out = hash_pages(ids, page_size, 99, release_gil=release_gil)
-    assert out.dtype == np.uint64
-    assert np.array_equal(out, wanted)
-
-
-def test_hashes_chain() -> None:
-    """A page's hash depends on all before it, and goes on from any of them."""
-    ids = np.arange(64, dtype=np.int32)
-    whole = hash_pages(ids, 16)
-    assert np.array_equal(hash_pages(ids[32:], 16, int(whole[1])), whole[2:])
-    assert len({*whole.tolist(), *hash_pages(ids[16:], 16).tolist()}) == 7
-
-
-def test_hashes_are_the_vector_that_was_filled() -> None:
-    """The result is not copied into an array: it stands on the vector, which it keeps alive."""
-    out = hash_pages(np.arange(1600, dtype=np.int32), 16)
-    assert not out.flags.owndata
-    assert type(out.base).__name__ == "PyCapsule"
-    part, wanted = out[50:], out[50:].tolist()
-    del out
-    gc.collect()
-    assert part.tolist() == wanted
-
-
-# Threads
-
-
-def test_threads_may_share_a_cache_whose_walks_release_the_lock() -> None:
-    """With the lock released in every walk, threads that match and insert break no law."""
-    cache = native_cache(4, release_tokens=0)
-    rng = np.random.default_rng(0)
-    texts = [rng.integers(0, 2, 400).astype(np.int32) for _ in range(40)]
-    errors: list[BaseException] = []
-
-    def work(at: int) -> None:
-        try:
-            for i in range(200):
-                text = texts[(at * 7 + i) % len(texts)]
-                match = cache.match(text)
-                cache.lock(match.node)
-                depth = len(match.pages)
-                pages = list(range(1000 * i + depth, 1000 * i + 100))
-                end = cache.insert_locked(match.node, text[4 * depth :], pages)
-                assert cache.peek(text) == 400
-                cache.unlock(end.node)
-        except BaseException as error:  # noqa: BLE001 - told to the test below
-            errors.append(error)
-
-    threads = [threading.Thread(target=work, args=(at,)) for at in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
-    assert cache.protected_pages == 0
-    assert cache.evictable_pages == len(cache.clear())
-
-
-def test_a_released_lock_lets_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside work that keeps the lock a thread is late by about a call; beside other work not."""
-    monkeypatch.setattr("engine.native.gil.SECONDS", 0.1)
-    rows = {(row.threads, row.released): row for row in measure_gil().scaling}
-    assert rows[1, True].late_median_ms < rows[1, False].late_median_ms
-
-
-# The decision
-
-
-def scheduler(**settings: Any) -> Scheduler:
-    return Scheduler(SchedulerConfig(
-        num_pages=100, max_model_len=512, max_num_batched_tokens=512, max_running_requests=8,
-        **settings,
-    ))  # fmt: skip
-
-
-def test_only_a_faster_build_is_wanted(builds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wanted is what is built and was measured to be faster here, and not if builds are off."""
-    monkeypatch.setenv("WORKBENCH_NATIVE", "1")
-    file = prefix_cache.speed_file()
-    file.unlink(missing_ok=True)
-    assert not is_faster()
-    for native_us, wanted in ((1.0, True), (3.0, False)):
-        file.write_text(json.dumps({"native_us": native_us, "python_us": 2.0}))
-        assert is_faster() == wanted
-        assert inject(scheduler()) == wanted
-    file.write_text(json.dumps({"native_us": 1.0, "python_us": 2.0}))
-    monkeypatch.setenv("WORKBENCH_NATIVE", "0")
-    assert not inject(scheduler())
-    monkeypatch.setenv("WORKBENCH_NATIVE", "1")
-    monkeypatch.setenv("WORKBENCH_NATIVE_DIR", str(builds / "none"))
-    assert not inject(scheduler())
-
-
-def test_nothing_is_injected_where_there_is_no_cache_or_no_place_for_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A scheduler without a prefix cache gets none, and a core of machine code keeps its own."""
-    assert not inject(scheduler(prefix_cache=False), lambda: True)
-    monkeypatch.setattr(prefix_cache, "active_build", lambda: Path("somewhere"))
-    assert not inject(scheduler(), lambda: True)
-
-
-def test_a_scheduler_that_has_served_keeps_its_cache() -> None:
-    """Changing the cache under cached pages is refused."""
-    served = scheduler()
-    served.kv.cache.match(int32(1))
-    with pytest.raises(ValueError, match="before it serves"):
-        inject(served, lambda: True)
-
-
-def test_both_caches_are_timed_on_the_same_answers() -> None:
-    """The comparison that decides has both caches give equal answers, in some time."""
-    speed = measure_cache_speed()
-    assert speed.equal
-    assert min(speed.python_us, speed.native_us) > 0
-
-
-def test_without_a_compiler_the_error_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where it cannot be built the error names what is missing, and nothing is injected."""
-    monkeypatch.setenv("WORKBENCH_NATIVE_DIR", str(tmp_path))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(build.NativeUnavailableError, match=r"g\+\+ is not installed; it takes pip"):
-        native_cache(16)
-    assert not is_faster()
-
-
-def test_building_ahead_measures_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`workbench native --extensions-only` builds what it can and writes down who was faster."""
-    monkeypatch.setattr(shutil, "which", lambda name, which=shutil.which: (
-        None if name == "nvcc" else which(name)
-    ))  # fmt: skip
-    prefix_cache.speed_file().unlink(missing_ok=True)
-    result = CliRunner().invoke(app, ["native", "--extensions-only"])
-    assert result.exit_code == 0, result.output
-    assert "workbench_ops_cuda: left out, nvcc is not installed" in result.output
-    assert "us of CPU a request in C++" in result.output
-    assert set(json.loads(prefix_cache.speed_file().read_text())) >= {"native_us", "python_us"}

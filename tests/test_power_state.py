@@ -19,7 +19,7 @@ from simulator.power_state import (
     lengthened,
     slowdown,
 )
-from simulator.profile import read_profile
+from simulator.profile_file import read_profile
 
 SHIPPED = Path(simulator.__file__).with_name("profiles") / "nvidia-h200-llama-3.1-8b-bf16-tp1.json"
 FIT = PowerFit(

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.core.config import SchedulerConfig
-from engine.core.radix_cache import RadixCache, RadixNode
+from engine.core.radix_cache import RadixCache
+from engine.core.radix_node import RadixNode
 from engine.core.token_ids import TokenBuffer
 from workbench.fuzz.explore import explore
 from workbench.fuzz.fake_model import Ask

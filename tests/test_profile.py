@@ -14,7 +14,8 @@ from measured_steps import (
     samples_of,
 )
 
-from simulator.profile import SCHEMA, ProfileError, encode_profile, read_profile
+from simulator.profile import SCHEMA, ProfileError
+from simulator.profile_file import encode_profile, read_profile
 
 PROFILE = msgspec.structs.replace(
     profile_of(samples_of(gpu_shapes())), conditions={"sm_clock_mhz": [1980, 1965]}

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from engine.core.invariants import cache_problems
-from engine.core.radix_cache import RadixCache, RadixNode
+from engine.core.radix_cache import RadixCache
+from engine.core.radix_node import RadixNode
 
 Prefix = tuple[int, ...]
 

@@ -15,7 +15,8 @@ from measured_steps import gpu_shapes, profile_of, samples_of
 from engine.core.hardware_spec import gpu_names
 from engine.core.model_spec import load_model_spec
 from simulator import shipped_profiles
-from simulator.profile import Profile, encode_profile, read_profile
+from simulator.profile import Profile
+from simulator.profile_file import encode_profile, read_profile
 from simulator.roofline import NAME as ANALYTIC
 from workbench.analysis.header_diff import header_differences
 from workbench.analysis.rebuilt_models import rebuild_cost_models

@@ -10,7 +10,7 @@ from engine.core.config import SchedulerConfig
 from engine.core.enums import FinishReason
 from engine.core.invariants import check
 from engine.core.plan import StepPlan, StepResult
-from engine.core.radix_cache import Eviction
+from engine.core.radix_tree import Eviction
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
 from engine.core.token_ids import TokenBuffer

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written under another name, then renamed."""
+"""Files that are never half there: written under another name, or a whole line at a time."""
 
 from __future__ import annotations
 
@@ -36,6 +36,27 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Write a whole file, or leave none; errors as in `open_atomic`."""
     with open_atomic(path) as file:
         file.write(data)
+
+
+def read_whole_lines(path: Path) -> list[str]:
+    """The lines of a file that others appended to until they were stopped; none if there is none.
+
+    A last line that was cut short is taken away from the file, too, so that appending can go on; a
+    file without any whole line is deleted.
+
+    Raises:
+        UnicodeDecodeError: it is no text.
+    """
+    if not path.exists():
+        return []
+    whole, _, torn = path.read_bytes().rpartition(b"\n")
+    if not whole:
+        path.unlink()
+        return []
+    lines = whole.decode().splitlines()
+    if torn:
+        write_atomic(path, whole + b"\n")
+    return lines
 
 
 def _forget(path: Path) -> None:

@@ -39,11 +39,10 @@ from simulator.profile import (
     Identity,
     Profile,
     ProfileError,
-    encode_profile,
-    read_profile,
 )
+from simulator.profile_file import encode_profile, read_profile
 from simulator.samples import HostSamples, PowerSamples, Samples, WakeSamples
-from workbench.atomic_file import write_atomic
+from workbench.atomic_file import read_whole_lines, write_atomic
 from workbench.engine_driver import HostClock
 from workbench.engine_run import Build, Runner, Say, build_runner
 from workbench.profile_match import identity_of
@@ -86,16 +85,9 @@ class Partial:
         Raises:
             ProfileError: it is of another engine, or damaged.
         """
-        if not self.path.exists():
-            return Measurements()
-        whole, _, torn = self.path.read_bytes().rpartition(b"\n")
-        if not whole:  # not even its head was written
-            self.path.unlink()
-            return Measurements()
-        if torn:
-            write_atomic(self.path, whole + b"\n")
         try:
-            return self._measurements(whole.decode().splitlines())
+            lines = read_whole_lines(self.path)
+            return self._measurements(lines) if lines else Measurements()
         except (ValueError, TypeError) as error:
             if isinstance(error, ProfileError):
                 raise

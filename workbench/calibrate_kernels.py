@@ -33,7 +33,8 @@ from simulator.kernel_file import (
     encode_kernel_file,
     read_kernel_file,
 )
-from simulator.profile import Profile, ProfileError, read_profile
+from simulator.profile import Profile, ProfileError
+from simulator.profile_file import read_profile
 from simulator.shipped_profiles import read_identity, shipped_profiles
 from workbench.atomic_file import write_atomic
 from workbench.kernel_measurements import PartialKernels, series_of

@@ -17,7 +17,7 @@ from engine.profiling.kernel_cases import Draw, KernelCase
 from engine.profiling.kernel_tables import KernelTimes
 from simulator.kernel_file import SCHEMA, KernelIdentity, Series
 from simulator.profile import ProfileError
-from workbench.atomic_file import write_atomic
+from workbench.atomic_file import read_whole_lines
 
 
 class PartialKernels:
@@ -38,16 +38,9 @@ class PartialKernels:
         Raises:
             ProfileError: it is of another device or version, or damaged.
         """
-        if not self.path.exists():
-            return KernelTimes()
-        whole, _, torn = self.path.read_bytes().rpartition(b"\n")
-        if not whole:
-            self.path.unlink()
-            return KernelTimes()
-        if torn:
-            write_atomic(self.path, whole + b"\n")
         try:
-            return self._times(whole.decode().splitlines())
+            lines = read_whole_lines(self.path)
+            return self._times(lines) if lines else KernelTimes()
         except (ValueError, TypeError) as error:
             if isinstance(error, ProfileError):
                 raise

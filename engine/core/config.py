@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 from engine.core.defaults import MAX_NUM_BATCHED_TOKENS, MAX_RUNNING_REQUESTS, PAGE_SIZE
-from engine.core.radix_cache import Eviction
+from engine.core.radix_tree import Eviction
 from engine.core.waiting_queue import Policy
 
 Mode = Literal["mixed", "prefill_first"]

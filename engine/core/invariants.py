@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from engine.core.enums import RequestStatus
-from engine.core.radix_cache import RadixCache, RadixNode
+from engine.core.radix_cache import RadixCache
+from engine.core.radix_node import RadixNode
 from engine.core.request import Request
 
 if TYPE_CHECKING:

@@ -8,7 +8,9 @@ from typing import NamedTuple
 from engine.core.enums import MemoryOp, RadixOp
 from engine.core.events import EventLog
 from engine.core.page_pool import PagePool, page_runs
-from engine.core.radix_cache import Eviction, PrefixMatch, RadixCache, RadixNode
+from engine.core.radix_cache import RadixCache
+from engine.core.radix_node import PrefixMatch, RadixNode
+from engine.core.radix_tree import Eviction
 from engine.core.request import Request
 from engine.core.token_ids import Int32
 

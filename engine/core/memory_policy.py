@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.core.admission import MOST_EXPECTED_TOKENS
 from engine.core.enums import AdmissionBlock, RejectReason, RetractReason
-from engine.core.radix_cache import PrefixMatch
+from engine.core.radix_node import PrefixMatch
 from engine.core.request import KVHandoff, Request
 from engine.core.scheduler_state import SchedulerState
 

@@ -7,7 +7,8 @@ from typing import Final
 
 from engine.core.enums import FinishReason, RejectReason, RequestStatus
 from engine.core.errors import IllegalTransitionError
-from engine.core.radix_cache import RadixCache, RadixNode
+from engine.core.radix_cache import RadixCache
+from engine.core.radix_node import RadixNode
 from engine.core.token_ids import TokenSource
 
 _S = RequestStatus

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.core.kv_memory import KvMemory
 from engine.core.plan import Transfer, TransferDirection
-from engine.core.radix_cache import RadixNode
+from engine.core.radix_node import RadixNode
 from engine.core.request import Request
 
 

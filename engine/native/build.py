@@ -74,7 +74,8 @@ OPS_CUDA = Extension(
     ("torch",),
 )  # fmt: skip
 PREFIX_CACHE = Extension(
-    "prefix_cache_native", "prefix_cache.cpp", ("prefix_node.h", "prefix_tree.h"), "g++",
+    "prefix_cache_native", "prefix_cache.cpp",
+    ("prefix_cache.h", "prefix_node.h", "prefix_tree.h", "prefix_walk.h"), "g++",
     ("-O3", "-std=c++20", "-fPIC", "-shared", "-fvisibility=hidden"), ("pybind11",),
     binds_python=True,
 )  # fmt: skip

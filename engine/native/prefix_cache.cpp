@@ -1,6 +1,6 @@
-// The extension module: the prefix cache of prefix_tree.h, and the hashes of pages.
+// The extension module: the prefix cache of prefix_cache.h, and the hashes of pages.
 
-#include "prefix_tree.h"
+#include "prefix_cache.h"
 
 #include <pybind11/stl.h>
 

@@ -21,7 +21,9 @@ import numpy.typing as npt
 
 from engine.compiled import active_build, builds_dir
 from engine.core.enums import RadixOp
-from engine.core.radix_cache import Eviction, RadixCache, RadixListener
+from engine.core.radix_cache import RadixCache
+from engine.core.radix_node import RadixListener
+from engine.core.radix_tree import Eviction
 from engine.core.scheduler import Scheduler
 from engine.core.token_ids import Int32
 from engine.native.build import PREFIX_CACHE, build, existing, key_of

@@ -1,27 +1,19 @@
-// The prefix cache of engine/core/radix_cache.py in C++: the same calls, the same results, the same
+// The radix tree of engine/core/radix_tree.py in C++: the same calls, the same results, the same
 // events in the same order. Its docstrings are the contract; here stands only what differs.
 //
 // Keys are vectors of int32 ids, looked at in place where they lie (`ids` of a node is a numpy view
 // of one). Page numbers stay Python's own list entries, because the caller wants them back as such.
-//
-// A walk over the tree needs nothing of Python. It runs without the interpreter's lock if there is
-// enough to compare to be worth handing the lock over and getting it back; a mutex keeps other
-// threads out of the tree meanwhile, for which they wait without the interpreter's lock.
-
 #pragma once
 
-#include "prefix_node.h"
+#include "prefix_walk.h"
 
-#include <algorithm>
-#include <cstring>
-#include <mutex>
 #include <tuple>
 
 namespace workbench {
 
-class PrefixCache {
+class PrefixTree {
  public:
-  PrefixCache(int64_t page_size, bool lfu, py::object listener, std::vector<py::object> ops,
+  PrefixTree(int64_t page_size, bool lfu, py::object listener, std::vector<py::object> ops,
               int64_t release_tokens)
       : page_size_(page_size), lfu_(lfu), listener_(std::move(listener)), ops_(std::move(ops)),
         release_tokens_(release_tokens) {
@@ -29,10 +21,10 @@ class PrefixCache {
     if (ops_.size() != 7) throw py::value_error("seven kinds of events are wanted");
   }
 
-  PrefixCache(const PrefixCache&) = delete;
-  PrefixCache& operator=(const PrefixCache&) = delete;
+  PrefixTree(const PrefixTree&) = delete;
+  PrefixTree& operator=(const PrefixTree&) = delete;
 
-  ~PrefixCache() {
+  ~PrefixTree() {
     heap_.clear();
     std::vector<NodePtr> all;
     for (auto& [name, root] : roots_) all.push_back(root);
@@ -70,33 +62,6 @@ class PrefixCache {
     return {node->self, std::move(pages), ids.size()};
   }
 
-  Match match_own(const py::bytes& name, int64_t tokens, int64_t name_space) {
-    const Guard guard(mutex_);
-    Node* node = &root_of(name_space);
-    py::list pages;
-    ++clock_;
-    const std::string_view wanted = name;
-    if (!wanted.empty()) {
-      int64_t left = tokens / page_size_;
-      Node* child = find(node, wanted);
-      while (child != nullptr && left) {
-        if (child->num_pages() > left) child = split(child, left);
-        left -= child->num_pages();
-        pass(node, child, pages);
-        child = find(node, "");
-      }
-    }
-    ++lookups;
-    lookup_tokens += tokens;
-    hit_tokens += static_cast<int64_t>(PyList_GET_SIZE(pages.ptr())) * page_size_;
-    return {node->self, std::move(pages), tokens};
-  }
-
-  void miss_own(int64_t tokens) {
-    ++lookups;
-    lookup_tokens += tokens;
-  }
-
   void forget(const Match& match) {
     const Guard guard(mutex_);
     --lookups;
@@ -111,19 +76,6 @@ class PrefixCache {
     if (found == roots_.end()) return 0;
     const Path path = walk(found->second.get(), ids.data(), ids.size());
     return path.tokens + path.common_pages * page_size_;
-  }
-
-  int64_t peek_own(const py::bytes& name, int64_t tokens, int64_t name_space) {
-    const Guard guard(mutex_);
-    const auto found = roots_.find(name_space);
-    const std::string_view wanted = name;
-    int64_t count = 0;
-    if (found != roots_.end() && !wanted.empty()) {
-      for (Node* node = find(found->second.get(), wanted); node; node = find(node, "")) {
-        count += node->num_pages();
-      }
-    }
-    return std::min(count, tokens / page_size_) * page_size_;
   }
 
   bool continues(Node& node, const Ids& ids) {
@@ -157,30 +109,6 @@ class PrefixCache {
     return result;
   }
 
-  py::object insert_own(Node& node, const py::list& pages) {
-    const Guard guard(mutex_);
-    const bool grows = can_grow(node);
-    ++clock_;
-    ++version;
-    const auto count = static_cast<int64_t>(PyList_GET_SIZE(pages.ptr()));
-    protected_pages += count;
-    if (grows) {
-      extend(node.pages, pages);
-      node.last_access = clock_;
-      tell(INSERT, node);
-      return node.self;
-    }
-    std::string first;
-    if (node.parent == nullptr) first = name_of(next_id_ + 1);
-    Node& leaf = make(std::move(first), std::make_shared<Vector>(), pages, &node);
-    leaf.last_access = clock_;
-    leaf.locks = 1;
-    tell(INSERT, leaf);
-    tell(LOCK, leaf);
-    tell(UNLOCK, node);
-    return leaf.self;
-  }
-
   void lock(Node& node) {
     const Guard guard(mutex_);
     for (Node* step = &node; step->parent; step = step->parent) lock_one(*step);
@@ -200,32 +128,6 @@ class PrefixCache {
       }
     }
     tell(UNLOCK, node);
-  }
-
-  void prove(Node& node) {
-    const Guard guard(mutex_);
-    for (Node* step = &node; step->parent && step->proven < step->num_pages(); step = step->parent) {
-      step->proven = step->num_pages();
-    }
-  }
-
-  void withdraw(Node& node) {
-    const Guard guard(mutex_);
-    Node *step = &node, *top = &node;
-    while (step->parent && step->proven < step->num_pages()) {
-      top = step;
-      step = step->parent;
-    }
-    if (step == &node || top->key->empty() || top->withdrawn()) return;
-    if (top->proven) step = split(top, top->proven);
-    const auto slot = step->children.find(top->first);
-    const NodePtr kept = slot->second;
-    step->children.erase(slot);
-    top->first = name_of(++next_id_);
-    step->children[top->first] = kept;
-    ++version;
-    devalue(kept);
-    tell(WITHDRAW, *top);
   }
 
   py::list evict(int64_t count) {
@@ -276,68 +178,14 @@ class PrefixCache {
     return result;
   }
 
- private:
+ protected:
   enum Op { TOUCH, SPLIT, INSERT, LOCK, UNLOCK, EVICT, WITHDRAW };
   using Entry = std::tuple<int64_t, int64_t, int64_t, NodePtr>;  // hits, last access, id, node
 
-  // Keeps other threads out. Who must wait does so without the interpreter's lock, which the
-  // thread inside may need to get out.
-  class Guard {
-   public:
-    explicit Guard(std::mutex& mutex) : lock_(mutex, std::try_to_lock) {
-      if (!lock_.owns_lock()) {
-        const py::gil_scoped_release release;
-        lock_.lock();
-      }
-    }
-
-   private:
-    std::unique_lock<std::mutex> lock_;
-  };
-
-  // Where a text leads: nodes that it holds whole, then one that it shares some pages with.
-  struct Path {
-    std::vector<Node*> nodes;
-    Node* parting = nullptr;
-    int64_t common_pages = 0, tokens = 0;
-  };
-
-  static std::string_view text_of(const int32_t* ids, int64_t count) {
-    return {reinterpret_cast<const char*>(ids), static_cast<size_t>(count) * sizeof(int32_t)};
-  }
-
-  static Node* find(const Node* node, std::string_view first) {
-    const auto found = node->children.find(first);
-    return found == node->children.end() ? nullptr : found->second.get();
-  }
-
   Path walk(const Node* node, const int32_t* ids, int64_t count) const {
-    if (count < release_tokens_) return walk_on(node, ids, count);
+    if (count < release_tokens_) return follow(node, ids, count, page_size_);
     const py::gil_scoped_release release;
-    return walk_on(node, ids, count);
-  }
-
-  Path walk_on(const Node* node, const int32_t* ids, int64_t count) const {
-    Path path;
-    while (count - path.tokens >= page_size_) {
-      const int32_t* rest = ids + path.tokens;
-      Node* child = find(node, text_of(rest, page_size_));
-      if (child == nullptr) break;
-      const Vector& key = *child->key;
-      const auto length = static_cast<int64_t>(key.size());
-      const auto shorter = std::min(length, count - path.tokens);
-      const size_t bytes = static_cast<size_t>(shorter) * sizeof(int32_t);
-      if (shorter < length || std::memcmp(key.data(), rest, bytes) != 0) {
-        const auto same = std::mismatch(key.data(), key.data() + shorter, rest).first - key.data();
-        path.parting = child;
-        path.common_pages = same / page_size_;
-        break;
-      }
-      path.nodes.push_back(child);
-      path.tokens += length;
-      node = child;
-    }
-    return path;
+    return follow(node, ids, count, page_size_);
   }
 
   // A match goes through a child.
@@ -491,24 +339,6 @@ class PrefixCache {
     if (node.queued || node.parent == nullptr || node.locks || !node.children.empty()) return;
     node.queued = true;
     push(node.parent->children.find(node.first)->second);
-  }
-
-  // Let a node and what is below it be the first to be evicted.
-  void devalue(const NodePtr& top) {
-    std::vector<NodePtr> stack{top};
-    while (!stack.empty()) {
-      const NodePtr node = stack.back();
-      stack.pop_back();
-      node->hits = node->last_access = 0;
-      if (node->queued) push(node);  // the heap does not look at what became less valuable by itself
-      for (const auto& [first, child] : node->children) stack.push_back(child);
-    }
-  }
-
-  static std::string name_of(int64_t number) {
-    std::string name(NAME_BYTES, '\0');
-    for (size_t i = 0; i < 8; ++i) name[i] = static_cast<char>(number >> (8 * i) & 0xFF);
-    return name;
   }
 
   void push(const NodePtr& node) {

@@ -27,8 +27,10 @@ Examples:
 _HELP: Final = """\
 Type the beginning of a text; the model goes on with it. It sees the whole text;
 when there is more than it can see it forgets the older part, and a line says so.
-A line that ends with \\ goes on in the next line. Ctrl-C stops the model.
+A line that ends with \\ goes on in the next line.
+Ctrl-C stops the model, or drops what you were typing.
 /new begins a new text, /help shows this, /quit or Ctrl-D ends."""
+_STAYS: Final = "Nothing was sent. /quit or Ctrl-D ends."
 _DEMO: Final = """\
 The demo models complete Python code and its documentation; they answer no questions.
 Try: def read_lines(path):"""
@@ -66,6 +68,8 @@ def run(
 
     Its text streams; each turn says how fast it came and how much of the prompt was a prefix hit.
     Lines are read from a terminal or a pipe. The text goes to stdout, everything else to stderr.
+    Ctrl-C on a terminal stops an answer or drops a line, and the chat goes on until Ctrl-D; reading
+    from a pipe it ends with exit code 130.
     """
     from engine.demo import demo_model_folder
     from workbench.chat_session import open_session
@@ -109,18 +113,32 @@ def _converse(runner: asyncio.Runner, session: ChatSession, prompt: str, *, quie
         command = text.strip()
         if command == "/quit":
             return
-        if command == "/new":
-            session.forget()
-        elif command == "/help":
-            typer.echo(_HELP, err=True)
-        elif _COMMAND.fullmatch(command):
-            _warn(f"unknown command {command}: there are {', '.join(_COMMANDS)}, and no more words")
-        elif text:
-            _turn(runner, session, text, quiet=quiet)
+        try:
+            if command == "/new":
+                session.forget()
+            elif command == "/help":
+                typer.echo(_HELP, err=True)
+            elif _COMMAND.fullmatch(command):
+                there_are = f"there are {', '.join(_COMMANDS)}, and no more words"
+                _warn(f"unknown command {command}: {there_are}")
+            elif text:
+                _turn(runner, session, text, quiet=quiet)
+        except KeyboardInterrupt:
+            _end_unless_typed()
+
+
+def _end_unless_typed() -> None:
+    """After Ctrl-C, go on only where somebody may type a next text.
+
+    Raises:
+        typer.Exit: nobody will.
+    """
+    if not sys.stdin.isatty():
+        raise typer.Exit(_INTERRUPTED) from None
 
 
 def _texts(prompt: str) -> Iterator[str]:
-    """What is typed until the end of the input. Ctrl-C instead of a text ends the program."""
+    """What is typed until the end of the input; Ctrl-C drops a text that is not complete yet."""
     if prompt:
         import readline  # noqa: F401 - makes `input` edit lines and remember them
     read = _line_reader()
@@ -139,7 +157,9 @@ def _texts(prompt: str) -> Iterator[str]:
             return
         except KeyboardInterrupt:
             typer.echo(err=True)
-            raise typer.Exit(_INTERRUPTED) from None
+            _end_unless_typed()
+            typer.echo(_STAYS, err=True)
+            continue
         yield "\n".join(lines)
 
 
@@ -166,9 +186,6 @@ def _turn(runner: asyncio.Runner, session: ChatSession, text: str, *, quiet: boo
     screen, was_read = _Screen(), True
     try:
         runner.run(screen.write(session, text))
-    except KeyboardInterrupt:
-        if not sys.stdin.isatty():  # nobody will type a next text
-            raise typer.Exit(_INTERRUPTED) from None
     except TextTooLongError as error:
         was_read = False
         if not sys.stdin.isatty():  # the next lines would go on from a text that is missing

@@ -68,7 +68,7 @@ def run(
     beside the engine's own spread, errors of single steps, whether all decisions are the same, and
     which goals are reached. Where everything has been measured, any machine judges any profile.
     """
-    from simulator.profile import read_profile
+    from simulator.profile_file import read_profile
     from workbench.cli.failures import UsageError
     from workbench.cli.model_names import check_model_name
     from workbench.cli.progress import ProgressLine

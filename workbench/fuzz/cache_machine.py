@@ -14,7 +14,8 @@ import numpy as np
 
 from engine.core.invariants import cache_problems
 from engine.core.page_pool import PagePool
-from engine.core.radix_cache import RadixCache, RadixNode
+from engine.core.radix_cache import RadixCache
+from engine.core.radix_node import RadixNode
 from workbench.fuzz.cache_setup import FAULTS, Setup, decode, draw_setup, encode, needed, simpler
 from workbench.fuzz.machine import Machine, Operation, Weights
 from workbench.fuzz.rig import require

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from engine.core.radix_cache import Eviction
+from engine.core.radix_tree import Eviction
 from workbench.fuzz.machine import Operation, swarm
 from workbench.fuzz.tiny import MOST_SLOTS
 

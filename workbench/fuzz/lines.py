@@ -19,8 +19,8 @@ from typing import Any, Final
 TRACED_EVERY: Final = 8  # of the seeds, one is traced
 _MODULES: Final = (
     "admission", "decode_batch", "fast_forward", "handoff", "kv_memory", "memory_policy",
-    "page_pool", "planner", "radix_cache", "request_book", "results", "scheduler", "transfers",
-    "waiting_queue",
+    "page_pool", "planner", "radix_cache", "radix_node", "radix_tree", "request_book", "results",
+    "scheduler", "transfers", "waiting_queue",
 )  # fmt: skip
 Line = tuple[str, int]  # module, line number
 

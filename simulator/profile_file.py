@@ -1,0 +1,141 @@
+"""The file of a hardware profile, and what keeps one from being used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from simulator.cost_model import StepShape
+from simulator.power_state import PowerFit
+from simulator.profile import (
+    SCHEMA,
+    Profile,
+    ProfileError,
+)
+from simulator.samples import samples_problem
+from simulator.waking import WakeFit
+
+_SLOWEST: Final = 9.0  # no GPU lowers its clocks to less than a tenth
+
+
+class _Header(msgspec.Struct):
+    """What is read first: complaints about the fields of another schema would mislead."""
+
+    schema: str
+
+
+def read_profile(path: Path) -> Profile:
+    """The profile in a file.
+
+    Raises:
+        ProfileError: it is not there, is no profile, or one of another version.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ProfileError(f"{path}: {error.strerror or error}") from None
+    return _decode(data, str(path))
+
+
+def encode_profile(profile: Profile) -> bytes:
+    """A profile as JSON, indented.
+
+    Raises:
+        ProfileError: it could not be read again.
+    """
+    data = msgspec.json.encode(profile)
+    _decode(data, profile.name)
+    return msgspec.json.format(data, indent=1) + b"\n"
+
+
+def _decode(data: bytes, name: str) -> Profile:
+    """The profile in `data`, complained of by `name`."""
+    try:
+        schema = msgspec.json.decode(data, type=_Header).schema
+        if schema != SCHEMA:
+            raise ProfileError(
+                f"{name} is {schema!r}, this version reads {SCHEMA!r}: calibrate again"
+            )
+        profile = msgspec.json.decode(data, type=Profile)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProfileError(f"{name} is not a profile: {error}") from None
+    samples = profile.samples, profile.host_samples, profile.power_samples, profile.wake_samples
+    problem = samples_problem(*samples) or _problem(profile)
+    if problem:
+        raise ProfileError(f"{name}: {problem}")
+    return profile
+
+
+def _problem(profile: Profile) -> str | None:
+    """What makes predictions of a profile meaningless, if anything does."""
+    fit = profile.fit
+    if not fit.decode and fit.mixed is None:
+        return "it predicts nothing"
+    for name, sizes in (
+        ("its graph batch sizes", profile.engine.graph_batch_sizes),
+        ("its graph tokens", profile.engine.graph_tokens),
+        ("the graph batches of its decode tables", [t.graph_batch for t in fit.decode]),
+    ):
+        if np.any(np.diff(sizes) <= 0):
+            return f"{name} do not ascend"
+    for table in fit.decode:
+        problem = _table_problem(table.context, table.ns)
+        if problem:
+            return f"the table of graph batch {table.graph_batch} {problem}"
+    if fit.mixed is not None:
+        problem = _table_problem(fit.mixed.tokens, fit.mixed.ns)
+        if problem:
+            return f"the table of tokens {problem}"
+        problem = _table_problem(fit.mixed.decode_context, fit.mixed.decode_context_ns)
+        if problem:
+            return f"the table of decode_context {problem}"
+    problem = _table_problem(fit.shared.shared, fit.shared.saved)
+    if problem:
+        return f"the table of shared context {problem}"
+    if any(
+        saved > shared for shared, saved in zip(fit.shared.shared, fit.shared.saved, strict=True)
+    ):
+        return "the table of shared context saves more than there is"
+    if fit.power is not None and (problem := _power_problem(fit.power)):
+        return f"the table of slowdowns {problem}"
+    if fit.wake is not None and (problem := _wake_problem(fit.wake)):
+        return f"the table of idle times {problem}"
+    unknown = sorted(set(fit.limits) - set(StepShape._fields))
+    if unknown:
+        return f"it limits {unknown[0]!r}, which is no feature of a step"
+    return None
+
+
+def _power_problem(fit: PowerFit) -> str | None:
+    if len(fit.load) != len(fit.slowdown) or not fit.load:
+        return f"has {len(fit.load)} loads and {len(fit.slowdown)} values"
+    if np.any(np.diff(fit.load) <= 0):
+        return "does not ascend"
+    if np.any(np.diff(fit.slowdown) < 0):
+        return "has values that descend"
+    if fit.slowdown[-1] > _SLOWEST:
+        return f"says that steps take {1 + fit.slowdown[-1]:.0f} times as long"
+    return None
+
+
+def _wake_problem(fit: WakeFit) -> str | None:
+    if not fit.idle_ns or len({len(fit.idle_ns), len(fit.gpu_ns), len(fit.lead_ns)}) > 1:
+        return "has columns of different lengths, or is empty"
+    if np.any(np.diff(fit.idle_ns) <= 0):
+        return "does not ascend"
+    return "has times that descend" if np.any(np.diff(fit.gpu_ns) < 0) else None
+
+
+def _table_problem(at: tuple[int, ...], ns: tuple[float, ...]) -> str | None:
+    if len(at) != len(ns):
+        return f"has {len(at)} places and {len(ns)} times"
+    if len(at) < 2:
+        return "has fewer than two places, hence no slope"
+    if np.any(np.diff(at) <= 0):
+        return "does not ascend"
+    if np.any(np.diff(ns) < 0):
+        return "has times that descend"
+    return None
