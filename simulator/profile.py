@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final
 import msgspec
 import numpy as np
 
+from engine.core.bounded_file import read_bounded
 from engine.core.defaults import MEMORY_FRACTION
 from simulator.cost_model import StepFeatures, StepShape
 from simulator.power_state import Cost, PowerFit
@@ -295,7 +296,7 @@ def read_profile(path: Path) -> Profile:
         ProfileError: it is not there, is no profile, or one of another version.
     """
     try:
-        data = path.read_bytes()
+        data = read_bounded(path)
     except OSError as error:
         raise ProfileError(f"{path}: {error.strerror or error}") from None
     return _decode(data, str(path))
