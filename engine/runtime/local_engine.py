@@ -19,6 +19,7 @@ from engine.core.config import SchedulerConfig
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
 from engine.core.token_ids import TokenBuffer
+from engine.native.cache_choice import inject
 from engine.runtime.engine_options import EngineOptions
 from engine.runtime.executor import EngineError, Executor
 from engine.runtime.generation import Generation
@@ -88,8 +89,10 @@ class LocalEngine:
         self._clock = clock or clock_from_now()
         self._no_text = no_text
         self._book = TextBook(vocab_size)
+        scheduler = Scheduler(config)
+        inject(scheduler, "engine")
         self._loop = ServingLoop(
-            Scheduler(config),
+            scheduler,
             runner,
             self._clock,
             self._book,
