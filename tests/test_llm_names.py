@@ -62,8 +62,10 @@ def test_an_unknown_name_lists_what_would_be_accepted(kind: type[LLM | AsyncLLM]
 
 
 def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    """Pasted from the documentation, it prints each prompt and how it goes on."""
+    """Pasted from the documentation, it prints each prompt and how it goes on: with some text."""
     example = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert example is not None
     exec(example[1], {})
-    assert capsys.readouterr().out.count(" -> ") == 2
+    texts = capsys.readouterr().out.split(" -> ")[1:]
+    assert len(texts) == 2
+    assert all(len(text.splitlines()) > 1 for text in texts)

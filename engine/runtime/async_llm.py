@@ -35,7 +35,7 @@ class AsyncLLM:
     """A model on one device, for callers in event loops.
 
         async with AsyncLLM("demo-moe") as llm:
-            async for output in llm.generate("import ", SamplingParams(max_tokens=20)):
+            async for output in llm.generate("def mean(values):", SamplingParams(max_tokens=20)):
                 print(output.outputs[0].text)
 
     Args:
