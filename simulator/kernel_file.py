@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from engine.core.bounded_file import read_bounded
 from simulator.power_state import Cost, PowerFit
 from simulator.profile import HostFit, LaunchFit, ProfileError, Residual, SharedFit
 from simulator.samples import Count, Positive
@@ -215,7 +216,7 @@ def read_kernel_file(path: Path) -> KernelFile:
         ProfileError: it is not there, is none, is one of another version, or contradicts itself.
     """
     try:
-        data = path.read_bytes()
+        data = read_bounded(path)
     except OSError as error:
         raise ProfileError(f"{path}: {error.strerror or error}") from None
     return _decode(data, str(path))
@@ -235,7 +236,7 @@ def encode_kernel_file(kernels: KernelFile) -> bytes:
 def is_kernel_file(path: Path) -> bool:
     """Whether a file calls itself kernel tables; no if it cannot be read."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_Header).schema.startswith("kernels/")
+        return msgspec.json.decode(read_bounded(path), type=_Header).schema.startswith("kernels/")
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return False
 

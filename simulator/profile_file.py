@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from engine.core.bounded_file import read_bounded
 from simulator.cost_model import StepShape
 from simulator.power_state import PowerFit
 from simulator.profile import (
@@ -34,7 +35,7 @@ def read_profile(path: Path) -> Profile:
         ProfileError: it is not there, is no profile, or one of another version.
     """
     try:
-        data = path.read_bytes()
+        data = read_bounded(path)
     except OSError as error:
         raise ProfileError(f"{path}: {error.strerror or error}") from None
     return _decode(data, str(path))

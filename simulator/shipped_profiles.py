@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
+from engine.core.bounded_file import read_bounded
 from simulator.kernel_file import PREFIX, KernelIdentity
 from simulator.profile import Identity, ProfileError
 
@@ -71,7 +72,7 @@ def read_kernel_identity(path: Path) -> KernelIdentity:
 
 def _read_head(path: Path, head: type[_AnyHead]) -> _AnyHead:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=head)
+        return msgspec.json.decode(read_bounded(path), type=head)
     except OSError as error:
         raise ProfileError(f"{path}: {error.strerror or error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

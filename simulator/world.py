@@ -81,6 +81,7 @@ class World:
         log: takes the events; a new one by default.
         journal: keep an input journal per replica.
         fast_forward: False goes step by step; the results are the same.
+        equip: given each new scheduler, may put another prefix cache into it.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class World:
         log: EventLog | None = None,
         journal: bool = False,
         fast_forward: bool = True,
+        equip: Callable[[Scheduler], object] = lambda _: None,
     ) -> None:
         if not replicas:
             raise ValueError("a deployment needs at least one replica")
@@ -106,7 +108,7 @@ class World:
             send=self._send,
             give_up=self._give_up,
         )
-        self._workload = workload
+        self._workload, self._equip = workload, equip
         self._ended = 0
         self._client_alarm_ns = FOREVER
         self._home: dict[int, Replica] = {}
@@ -178,10 +180,12 @@ class World:
 
     def _replica(self, index: int, config: ReplicaConfig, fast_forward: bool) -> Replica:
         journal = self.journals[index] if self.journals else None
+        scheduler = Scheduler(config.scheduler, self.log, index, journal)
+        self._equip(scheduler)
         return Replica(
             self.clock,
             index,
-            Scheduler(config.scheduler, self.log, index, journal),
+            scheduler,
             config.cost_model,
             OutputLengths(self._workload),
             self.log,

@@ -10,15 +10,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engine.core.model_spec import ModelSpec, load_model_spec, model_card_names
+from engine.core.model_spec import ModelSpec, load_model_spec
 from engine.core.plan import StepPlan
 from engine.core.request import Request
-from engine.models.model_folder import find_model_folder
+from engine.models.model_folder import find_model
 from engine.runtime.executor import ExecutorDiedError, StepFailedError, StepOutput
 from engine.runtime.runner_config import RunnerConfig
 
@@ -213,6 +212,4 @@ class FakeStep:
 
 
 def _spec(model: str) -> ModelSpec:
-    if model in model_card_names() or Path(model).is_file():
-        return load_model_spec(model)
-    return load_model_spec(str(find_model_folder(model)))
+    return load_model_spec(find_model(model, "dummy").shape)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from engine.core.hf_config import ModelConfigError
+from engine.core.model_spec import load_model_spec
+from engine.demo import DEMO_MODELS, demo_model_folder
 from engine.models.model_folder import (
+    FoundModel,
     ModelNotFoundError,
+    NoWeightsError,
     SpecialTokens,
+    UnknownNameError,
     cached_models,
+    find_model,
     find_model_folder,
     hugging_face_cache,
     special_tokens,
@@ -78,11 +85,54 @@ def test_a_model_that_is_not_here_is_explained(tmp_path: Path) -> None:
     assert "not downloaded" in message
 
 
-@pytest.mark.parametrize("name", ["model", "/no/such", "a/b/c", "~/nowhere/at/all"])
+@pytest.mark.parametrize("name", ["/no/such", "a/b/c", "~/nowhere/at/all"])
 def test_what_is_neither_path_nor_name_is_refused(name: str, tmp_path: Path) -> None:
     """Anything else than a folder or org/name is an error of one line."""
     with pytest.raises(ModelNotFoundError, match="no such folder, and no org/name"):
         find_model_folder(name, environment={"HF_HOME": str(tmp_path)})
+
+
+def test_an_unknown_name_lists_what_is_accepted(tmp_path: Path) -> None:
+    """Demo models, what the cache holds, and cards where random weights are wanted."""
+    cached(tmp_path, "Org/Model-1.0", "aaaa")
+    environment = {"HF_HUB_CACHE": str(tmp_path)}
+    for load_format, others in (("auto", ()), ("dummy", ("Qwen3-8B",))):
+        with pytest.raises(UnknownNameError) as caught:
+            find_model("demo-dens", load_format, environment=environment)
+        assert str(caught.value).startswith(
+            "no model is called 'demo-dens'; did you mean 'demo-dense'?\naccepted: "
+        )
+        for name in ("demo-dense", "demo-draft", "demo-moe", "Org/Model-1.0", *others):
+            assert name in caught.value.known
+            assert name in str(caught.value)
+    with pytest.raises(UnknownNameError, match="the name of the model is empty"):
+        find_model(" ", environment=environment)
+
+
+def test_a_name_means_the_first_that_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder here comes before a demo model and a card, which comes before a file."""
+    monkeypatch.chdir(tmp_path)
+    shipped = demo_model_folder("demo-moe")
+    assert find_model("Demo-MoE") == FoundModel(shipped, "demo-moe")
+    assert find_model("demo-moe", "dummy") == FoundModel(shipped, "demo-moe")
+    assert find_model("qwen3-8b", "dummy") == FoundModel(None, "Qwen3-8B")
+    with pytest.raises(NoWeightsError, match="is a model card, which has no weights"):
+        find_model("qwen3-8b")
+    (tmp_path / "shape.json").write_text("{}")
+    assert find_model("shape.json", "dummy") == FoundModel(None, "shape.json")
+    for name in ("demo-moe", "Qwen3-8B"):
+        write(tmp_path / name / "config.json", {})
+        assert find_model(name) == FoundModel(Path(name), f"{name}/config.json")
+
+
+@pytest.mark.parametrize("name", DEMO_MODELS)
+def test_the_card_of_a_demo_model_is_its_config(name: str) -> None:
+    """So it has the same shape by its name as by its folder."""
+    folder = find_model_folder(name)
+    by_folder = load_model_spec(str(folder))
+    assert replace(load_model_spec(name), name=by_folder.name) == by_folder
 
 
 def test_a_file_of_a_model_is_not_its_folder(tmp_path: Path) -> None:

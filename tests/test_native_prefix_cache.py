@@ -19,7 +19,8 @@ from engine.core.enums import RadixOp
 from engine.core.radix_cache import RadixCache
 from engine.core.radix_node import RadixNode
 from engine.core.scheduler import Scheduler
-from engine.native.prefix_cache import inject, native_cache
+from engine.native.cache_choice import put_native
+from engine.native.prefix_cache import native_cache
 from workbench.fuzz import cache_machine, rig
 from workbench.fuzz.explore import explore
 from workbench.fuzz.machines import MACHINES
@@ -71,7 +72,7 @@ def test_a_scheduler_with_the_native_cache_decides_the_same(
 
     def scheduler(*arguments: Any) -> Scheduler:
         made = Scheduler(*arguments)
-        injected.append(inject(made, lambda: True))
+        injected.append(put_native(made))
         return made
 
     monkeypatch.setattr(rig, "Scheduler", scheduler)

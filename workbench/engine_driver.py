@@ -20,7 +20,7 @@ from engine.core.results import MAX_FAILURES
 from engine.core.scheduler import Scheduler
 from engine.core.token_ids import TokenSource
 from engine.core.workload import Workload
-from engine.native.prefix_cache import inject
+from engine.native.cache_choice import inject
 from engine.runtime.executor import Executor, StepOutput
 from engine.runtime.serving_loop import LoopEvents, ServingLoop, Turn
 from simulator.behaviour import OutputLengths
@@ -126,7 +126,7 @@ class Driver:
         self._clock = clock
         self._log = log if log is not None else EventLog()
         scheduler = Scheduler(config, self._log, journal=journal)
-        inject(scheduler)  # the prefix cache in C++, where it is built and faster
+        inject(scheduler, "engine")
         self._scheduler = scheduler
         self._loop = ServingLoop(
             scheduler,

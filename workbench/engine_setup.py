@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from engine.core.model_spec import ModelSpec, load_model_spec, model_card_names
+from engine.core.model_spec import ModelSpec, load_model_spec
 from engine.demo import demo_model_folder
-from engine.models.model_folder import find_model_folder
+from engine.models.model_folder import find_model, here_or_shipped
 from engine.runtime.runner_config import LoadFormat, RunnerConfig
 from workbench.profile_match import is_gpu
 from workbench.scenario import Model, Scenario
@@ -76,11 +76,12 @@ def is_demo(scenario: Scenario, options: EngineOptions) -> bool:
 
 def _demo_folder(name: str) -> Path | None:
     """The folder of a demo model, unless there is a folder of that name right here."""
-    return None if Path(name).is_dir() else demo_model_folder(name)
+    folder = here_or_shipped(name)
+    return folder if folder is not None and folder == demo_model_folder(name) else None
 
 
 def checkpoint_of(name: str, load_format: LoadFormat = "auto") -> str:
-    """The name of a model as the engine knows it: demo models are folders to it."""
+    """The name of a model for records that are read elsewhere: demo models are folders."""
     folder = _demo_folder(name) if load_format == "auto" else None
     return name if folder is None else str(folder)
 
@@ -91,11 +92,7 @@ def model_spec(config: RunnerConfig) -> ModelSpec:
     Raises:
         ModelConfigError, ModelNotFoundError: it is not there, or not supported.
     """
-    is_card = config.model.casefold() in {name.casefold() for name in model_card_names()}
-    is_shape = config.load_format == "dummy" and Path(config.model).is_file()
-    if is_shape or (is_card and not Path(config.model).is_dir()):
-        return load_model_spec(config.model)
-    return load_model_spec(str(find_model_folder(config.model)))
+    return load_model_spec(find_model(config.model, config.load_format).shape)
 
 
 def substitutions(scenario: Scenario, options: EngineOptions, facts: dict[str, Any]) -> list[str]:

@@ -22,6 +22,7 @@ from engine.core.plan import StepPlan, StepResult
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
 from engine.core.workload import Workload
+from engine.native.cache_choice import inject
 from simulator.behaviour import OutputLengths
 from simulator.client import Clients
 from simulator.world import synthetic_tokens
@@ -91,6 +92,7 @@ class _Paced:
         self, workload: Workload, config: SchedulerConfig, max_concurrency: int | None
     ) -> None:
         self._scheduler = Scheduler(config)
+        inject(self._scheduler, "simulation")
         self._lengths = OutputLengths(workload)
         self._flying: deque[StepPlan] = deque()
         self._wishes: deque[Request | int] = deque()  # requests to send, ids to abort

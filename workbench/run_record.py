@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.core.bounded_file import read_bounded
 from engine.core.enums import ItemKind
 from engine.core.events import TABLES, Columns, Detail, Segment, empty_columns, recorded_tables
 from workbench.atomic_file import write_atomic
@@ -355,9 +356,6 @@ _DAMAGE: Final = (
 )  # fmt: skip
 
 
-_MOST_JSON_BYTES: Final = 1 << 26  # of a header or a summary; they take some thousands
-
-
 def _refuse_giant(archive: zipfile.ZipFile, name: str) -> None:
     """Check that an array is no larger than its bytes, before memory is taken for it.
 
@@ -383,12 +381,6 @@ def _read_bytes(path: Path) -> bytes:
         RunRecordError: it cannot be read, or is far larger than any of them.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(_MOST_JSON_BYTES + 1)
+        return read_bounded(path)
     except OSError as error:
         raise RunRecordError.of_os_error("read", path, error) from error
-    if len(content) > _MOST_JSON_BYTES:
-        raise RunRecordError(
-            f"{path} is larger than {_MOST_JSON_BYTES:,} bytes, which nothing of its kind is"
-        )
-    return content

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from engine.core.scheduler import Scheduler
 from engine.core.workload import Workload
+from engine.native.cache_choice import injector
 from simulator.world import Outcome, World
 from workbench.deployment import Deployment, profile_notes, resolve_deployment
 from workbench.execution import (
@@ -55,8 +57,11 @@ class Simulation:
         journal: bool = False,
         should_stop: ShouldStop = lambda: False,
         on_progress: OnProgress = lambda _: None,
+        equip: Callable[[Scheduler], object] | None = None,
     ) -> Ended:
         """Run to the end, or until `should_stop`, asked once a simulated second, says so.
+
+        Schedulers get the prefix cache that was measured fastest, or what `equip` puts into them.
 
         Raises:
             MetricsError: the tables contradict each other, which is a defect.
@@ -70,6 +75,7 @@ class Simulation:
             max_concurrency=self.max_concurrency,
             log=outlet.log,
             journal=journal or self.replay is not None,
+            equip=equip or injector("simulation"),
         )
         if self.replay is not None:
             self.replay(world, should_stop, outlet.on_progress)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from engine.core.bounded_file import read_bounded
 from engine.core.dtypes import did_you_mean
 
 _MISSING: Final = object()
@@ -278,7 +279,7 @@ def text_model(config: HfConfig) -> tuple[HfConfig, tuple[str, ...]]:
 def read_json_object(path: Path) -> dict[str, object]:
     """A JSON file that holds an object. Raises ModelConfigError that names the file."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_bounded(path).decode())
     except OSError as error:
         raise ModelConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -17,6 +17,8 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
+from engine.core.bounded_file import read_bounded
+
 INDEX_NAME: Final = "model.safetensors.index.json"
 SINGLE_NAME: Final = "model.safetensors"
 
@@ -105,8 +107,10 @@ def _read_shards(folder: Path, weight_map: Mapping[str, str]) -> dict[str, Store
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        values = json.loads(index.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        values = json.loads(read_bounded(index))
+    except OSError as error:
+        raise CheckpointError(f"{index}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{index}: cannot be read: {error}") from error
     weight_map = values.get("weight_map") if isinstance(values, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:

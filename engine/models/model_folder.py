@@ -1,4 +1,4 @@
-"""Finds a model on this machine: a folder, or `org/name` in the local Hugging Face cache.
+"""What the name of a model means on this machine; everything that takes one asks `find_model`.
 
 Nothing is ever downloaded. The cache's layout is `models--org--name/snapshots/COMMIT/`, with
 `refs/REVISION` holding the commit that a branch or tag stood for (Hugging Face Hub documentation,
@@ -12,16 +12,49 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from engine.core.dtypes import did_you_mean
 from engine.core.hf_config import HfConfig, read_json_object, text_model
+from engine.core.model_spec import model_card_names
+from engine.demo import DEMO_MODELS, demo_model_folder
 
+_SHOWN: Final = 8  # names of cached models in a message
 _REPOSITORY: Final = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class ModelNotFoundError(ValueError):
     """No such model on this machine. The message says where it was looked for."""
+
+
+class UnknownNameError(ModelNotFoundError):
+    """A bare name that no model has. The message lists what would be accepted.
+
+    Attributes:
+        known: names that would have been taken.
+    """
+
+    def __init__(self, name: str, known: tuple[str, ...], message: str) -> None:
+        super().__init__(message)
+        self.name, self.known = name, known
+
+
+class NoWeightsError(ModelNotFoundError):
+    """A model card, of which there is only the shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """What a name stands for.
+
+    Attributes:
+        folder: holds config.json, weights and tokenizer; None: there is only a shape, which takes
+            random weights.
+        shape: what `engine.core.model_spec.load_model_spec` reads: a config's path, or a card.
+    """
+
+    folder: Path | None
+    shape: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,41 +70,106 @@ class SpecialTokens:
     eos: tuple[int, ...]
 
 
-def find_model_folder(
-    name_or_path: str, revision: str = "main", environment: Mapping[str, str] | None = None
-) -> Path:
-    """The folder that holds a model's config.json, weights and tokenizer.
+def find_model(
+    name: str,
+    load_format: Literal["auto", "dummy"] = "auto",
+    revision: str = "main",
+    environment: Mapping[str, str] | None = None,
+) -> FoundModel:
+    """The model of that name: the first of these that there is.
+
+    A folder of that path, a demo model (any case), a model card (any case; "dummy" only), a file
+    with a config (likewise), and `org/name` in the Hugging Face cache.
 
     Args:
-        name_or_path: a folder, or `org/name` in the Hugging Face cache.
+        name: as a person gave it.
+        load_format: "dummy" makes random weights, for which a shape will do.
         revision: branch, tag or commit, for the cache.
         environment: variables that say where the cache is; None is the process's own.
 
     Raises:
-        ModelNotFoundError: neither is there, or it has no config.json.
+        UnknownNameError: it is none of these, and no path either.
+        NoWeightsError: it is a card, and weights are wanted.
+        ModelNotFoundError: a file where a folder must be, a folder without config.json, or not in
+            the cache.
     """
-    folder = Path(name_or_path).expanduser()
-    if folder.is_dir():
-        return _with_config(folder)
-    if folder.exists():
-        is_inside = (folder.parent / "config.json").is_file()
-        hint = f"; did you mean {folder.parent}?" if is_inside else ""
-        raise ModelNotFoundError(f"{name_or_path}: is a file, not the folder of a model{hint}")
-    cache = hugging_face_cache(os.environ if environment is None else environment)
-    if not _REPOSITORY.fullmatch(name_or_path):
-        raise ModelNotFoundError(
-            f"{name_or_path}: no such folder, and no org/name of a model in {cache}"
+    environment = os.environ if environment is None else environment
+    folder = here_or_shipped(name)
+    if folder is not None and folder != demo_model_folder(name):
+        return _in_folder(folder)
+    card = {card.casefold(): card for card in model_card_names()}.get(name.casefold())
+    if folder is not None and card is not None:
+        return FoundModel(folder, card)
+    if card is not None and load_format != "dummy":
+        raise NoWeightsError(
+            f"{name} is a model card, which has no weights: give the folder of a checkpoint, or ask"
+            ' for random weights with load_format="dummy"'
         )
-    repository = cache / f"models--{name_or_path.replace('/', '--')}"
+    if card is not None:
+        return FoundModel(None, card)
+    path = Path(name).expanduser()
+    if name.strip() and path.exists():
+        if load_format == "dummy":
+            return FoundModel(None, str(path))
+        is_inside = (path.parent / "config.json").is_file()
+        hint = f"; did you mean {path.parent}?" if is_inside else ""
+        raise ModelNotFoundError(f"{name}: is a file, not the folder of a model{hint}")
+    if "/" not in name:
+        raise _unknown(name, load_format, hugging_face_cache(environment))
+    return _in_folder(_cached(name, revision, hugging_face_cache(environment)))
+
+
+def here_or_shipped(name: str) -> Path | None:
+    """The folder of that path, or else of the demo model of that name; None: neither is there."""
+    folder = Path(name).expanduser()
+    return folder if name.strip() and folder.is_dir() else demo_model_folder(name)
+
+
+def find_model_folder(
+    name: str, revision: str = "main", environment: Mapping[str, str] | None = None
+) -> Path:
+    """The folder that holds a model's config.json, weights and tokenizer; see `find_model`."""
+    folder = find_model(name, "auto", revision, environment).folder
+    if folder is None:
+        raise NoWeightsError(f"{name} has no weights")
+    return folder
+
+
+def _unknown(name: str, load_format: str, cache: Path) -> UnknownNameError:
+    cached = cached_models(cache)
+    cards = tuple(card for card in model_card_names() if card not in DEMO_MODELS)
+    known = (*DEMO_MODELS, *cached, *(cards if load_format == "dummy" else ()))
+    held = f", which holds {_listed(cached)}" if cached else ", which holds none"
+    said = f"no model is called {name!r}" if name.strip() else "the name of the model is empty"
+    return UnknownNameError(
+        name,
+        known,
+        f"{said}{did_you_mean(name, known)}\n"
+        f"accepted: a demo model ({', '.join(DEMO_MODELS)}); the folder of a checkpoint; org/name"
+        f' of one in the Hugging Face cache {cache}{held}; with load_format="dummy" (random'
+        f" weights) also a config.json or a model card ({', '.join(cards)})",
+    )
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _cached(name: str, revision: str, cache: Path) -> Path:
+    """The snapshot of `org/name` in a Hugging Face cache."""
+    if not _REPOSITORY.fullmatch(name):
+        raise ModelNotFoundError(f"{name}: no such folder, and no org/name of a model in {cache}")
+    repository = cache / f"models--{name.replace('/', '--')}"
     if not repository.is_dir():
         cached = cached_models(cache)
-        known = f"; it holds {', '.join(cached[:8])}" if cached else ""
+        known = f"; it holds {_listed(cached)}" if cached else ""
         raise ModelNotFoundError(
-            f"{name_or_path}: no such folder, and not in the Hugging Face cache {cache}"
-            f"{did_you_mean(name_or_path, cached)}{known}\nmodels are not downloaded:"
-            f" fetch it with `hf download {name_or_path}`, or give a folder"
+            f"{name}: no such folder, and not in the Hugging Face cache {cache}"
+            f"{did_you_mean(name, cached)}{known}\nmodels are not downloaded:"
+            f" fetch it with `hf download {name}`, or give a folder"
         )
-    return _with_config(_snapshot(repository, revision))
+    return _snapshot(repository, revision)
 
 
 def hugging_face_cache(environment: Mapping[str, str]) -> Path:
@@ -135,7 +233,8 @@ def _snapshot(repository: Path, revision: str) -> Path:
     )
 
 
-def _with_config(folder: Path) -> Path:
-    if not (folder / "config.json").is_file():
+def _in_folder(folder: Path) -> FoundModel:
+    config = folder / "config.json"
+    if not config.is_file():
         raise ModelNotFoundError(f"{folder}: the folder holds no config.json")
-    return folder
+    return FoundModel(folder, str(config))

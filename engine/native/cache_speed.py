@@ -26,7 +26,7 @@ class CacheSpeed:
     """CPU time per request, best of several rounds of the same calls.
 
     Attributes:
-        python_us: of `RadixCache`.
+        python_us: of `RadixCache`, as it runs in this process.
         native_us: of the C++ one.
         requests: of a round.
         equal: whether both gave the same answers.

@@ -1,14 +1,10 @@
-"""The prefix cache and the hashes of pages in C++, and the decision to use them.
+"""The prefix cache and the hashes of pages in C++.
 
-The core never imports this. A driver calls `inject(scheduler)`, which puts the C++ cache in the
-place of the Python one if it has been built (`workbench native`) and was faster when it was.
+The core never imports this; `engine.native.cache_choice` puts the cache into schedulers.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable
 from functools import cache
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
@@ -19,14 +15,12 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from engine.compiled import active_build, builds_dir
 from engine.core.enums import RadixOp
 from engine.core.radix_cache import RadixCache
 from engine.core.radix_node import RadixListener
 from engine.core.radix_tree import Eviction
-from engine.core.scheduler import Scheduler
 from engine.core.token_ids import Int32
-from engine.native.build import PREFIX_CACHE, build, existing, key_of
+from engine.native.build import PREFIX_CACHE, build
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -119,39 +113,3 @@ def hash_pages(ids: Int32, page_size: int, parent: int = 0, *, release_gil: bool
     """
     hashes: Hashes = native_module().hash_pages(ids, page_size, parent, release_gil)
     return hashes
-
-
-def speed_file() -> Path:
-    """Where `workbench native` writes down how fast both caches were on this machine."""
-    return builds_dir() / f"{PREFIX_CACHE.name}-{key_of(PREFIX_CACHE)}-speed.json"
-
-
-def is_faster() -> bool:
-    """Whether the C++ cache is built, was measured here, and was faster."""
-    if os.environ.get("WORKBENCH_NATIVE") == "0" or existing(PREFIX_CACHE) is None:
-        return False
-    file = speed_file()
-    if not file.is_file():
-        return False
-    speed = json.loads(file.read_text(encoding="utf-8"))
-    return bool(speed["native_us"] < speed["python_us"])
-
-
-def inject(scheduler: Scheduler, wanted: Callable[[], bool] = is_faster) -> bool:
-    """Give a scheduler that has served nothing yet the C++ cache; returns whether it got it.
-
-    It keeps its own where it has none, where the core itself is machine code (which takes no
-    other), and where `wanted` says no.
-
-    Raises:
-        ValueError: the scheduler has served already.
-    """
-    own = scheduler.kv.cache
-    if own is None or active_build() is not None or not wanted():
-        return False
-    if own.lookups or next(iter(own.nodes()), None) is not None:
-        raise ValueError("the cache of a scheduler can be changed only before it serves")
-    listener = own._listener  # noqa: SLF001 - who listens to it listens to the other instead
-    config = scheduler.config
-    scheduler.kv.cache = native_cache(config.page_size, config.eviction, listener)
-    return True

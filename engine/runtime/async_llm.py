@@ -34,8 +34,8 @@ _PAUSE_S = 60e-6  # per stream: about twice what a reader needs for one output
 class AsyncLLM:
     """A model on one device, for callers in event loops.
 
-        async with AsyncLLM("Qwen/Qwen3-0.6B") as llm:
-            async for output in llm.generate("The sky is", SamplingParams(max_tokens=20)):
+        async with AsyncLLM("demo-moe") as llm:
+            async for output in llm.generate("def mean(values):", SamplingParams(max_tokens=20)):
                 print(output.outputs[0].text)
 
     Args:

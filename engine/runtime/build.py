@@ -6,17 +6,16 @@ import gc
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from engine.core.graph_sizes import default_graph_tokens
-from engine.core.model_spec import ModelSpec, load_model_spec, model_card_names
+from engine.core.model_spec import ModelSpec, load_model_spec
 from engine.kernels.nvrtc import NvrtcError
 from engine.kernels.registry import select_kernels
 from engine.models.dummy_weights import dummy_weights
 from engine.models.kv_cache import allocate_kv_cache
-from engine.models.model_folder import find_model_folder, special_tokens
+from engine.models.model_folder import find_model, special_tokens
 from engine.models.transformer import Transformer
 from engine.models.weight_loading import load_weights
 from engine.runtime.executor import EngineError
@@ -66,7 +65,8 @@ def _build(
     clock: Callable[[], int],
     on_progress: Callable[[str], None],
 ) -> ModelRunner:
-    folder, spec = _find_model(config)
+    found = find_model(config.model, config.load_format)
+    folder, spec = found.folder, load_model_spec(found.shape)
     dtype = _DTYPES[config.dtype or ("fp32" if device.type == "cpu" else spec.dtype)]
     max_model_len = min(config.max_model_len or spec.max_model_len, spec.max_model_len)
     graphs = config.cuda_graph_batch_sizes if device.type == "cuda" else ()
@@ -147,22 +147,6 @@ def find_device(name: str | None) -> torch.device:
     if device.type != "cpu":
         raise EngineError(f"device {name!r} is not one of cpu, cuda, cuda:N")
     return device
-
-
-def _find_model(config: RunnerConfig) -> tuple[Path | None, ModelSpec]:
-    """Folder (None: a card, for dummy weights) and shape."""
-    cards = {name.casefold() for name in model_card_names()}
-    if config.model.casefold() in cards and not Path(config.model).is_dir():
-        if config.load_format != "dummy":
-            raise EngineError(
-                f"{config.model} is the card of a model, without weights: give the folder of a"
-                " checkpoint, or ask for random weights (load format dummy)"
-            )
-        return None, load_model_spec(config.model)
-    if config.load_format == "dummy" and Path(config.model).is_file():
-        return None, load_model_spec(config.model)
-    folder = find_model_folder(config.model)
-    return folder, load_model_spec(str(folder))
 
 
 def _check_gpu(name: str, capability: tuple[int, int]) -> None:

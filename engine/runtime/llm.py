@@ -22,13 +22,14 @@ from engine.sampling_params import SamplingParams
 class LLM:
     """A model on one device.
 
-        with LLM("Qwen/Qwen3-0.6B") as llm:
-            outputs = llm.generate(["The sky is"], SamplingParams(max_tokens=20))
+        with LLM("demo-dense") as llm:
+            outputs = llm.generate(["def mean(values):"], SamplingParams(max_tokens=20))
             print(outputs[0].outputs[0].text)
 
     Args:
-        model: the folder of a checkpoint, or `org/name` of one in the local Hugging Face cache;
-            nothing is downloaded. Or an engine that is there already; it closes with this.
+        model: the folder of a checkpoint, a demo model ("demo-dense"), or `org/name` in the local
+            Hugging Face cache; nothing is downloaded, and `engine.models.model_folder.find_model`
+            says which it is. Or an engine that is there already; it closes with this.
         options: how to run it, each with a default that suits most: device="cpu", dtype="bf16",
             max_model_len=4096, load_format="dummy" (random weights, for which the name of a model
             card will do) and others. `engine.runtime.engine_options.EngineOptions` says where

@@ -19,11 +19,13 @@ from engine.core.config import SchedulerConfig
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
 from engine.core.token_ids import TokenBuffer
+from engine.native.cache_choice import inject
 from engine.runtime.engine_options import EngineOptions
 from engine.runtime.executor import EngineError, Executor
 from engine.runtime.generation import Generation
 from engine.runtime.growing_text import GrowingText
 from engine.runtime.prompts import parse_prompt
+from engine.runtime.runner_config import RunnerConfig
 from engine.runtime.serving_loop import LoopEvents, ServingLoop, Turn
 from engine.runtime.text_book import TextBook
 from engine.runtime.tokenizer import Tokenizer, TokenizerError
@@ -87,8 +89,10 @@ class LocalEngine:
         self._clock = clock or clock_from_now()
         self._no_text = no_text
         self._book = TextBook(vocab_size)
+        scheduler = Scheduler(config)
+        inject(scheduler, "engine")
         self._loop = ServingLoop(
-            Scheduler(config),
+            scheduler,
             runner,
             self._clock,
             self._book,
@@ -111,7 +115,7 @@ class LocalEngine:
         from engine.runtime.build import build_runner
 
         clock = clock_from_now()
-        tokenizer, no_text = _find_tokenizer(options.runner.model)
+        tokenizer, no_text = _find_tokenizer(options.runner)
         runner = build_runner(options.runner, clock)
         config = options.scheduler_for(
             runner.num_pages, runner.max_model_len, runner.config.cuda_graph_batch_sizes
@@ -368,11 +372,14 @@ def clock_from_now() -> Callable[[], int]:
     return lambda: now() - start
 
 
-def _find_tokenizer(model: str) -> tuple[Tokenizer | None, str]:
+def _find_tokenizer(config: RunnerConfig) -> tuple[Tokenizer | None, str]:
     """The model's tokenizer, or None and why there is none."""
-    from engine.models.model_folder import ModelNotFoundError, find_model_folder
+    from engine.models.model_folder import find_model
 
+    folder = find_model(config.model, config.load_format).folder
+    if folder is None:
+        return None, f"there is none: {config.model} is only the shape of a model"
     try:
-        return Tokenizer.from_folder(find_model_folder(model)), ""
-    except (ModelNotFoundError, TokenizerError) as error:
+        return Tokenizer.from_folder(folder), ""
+    except TokenizerError as error:
         return None, f"there is none: {error}"

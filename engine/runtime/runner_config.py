@@ -21,8 +21,9 @@ class RunnerConfig:
     """One replica of a model on one device.
 
     Attributes:
-        model: a folder in the Hugging Face layout, `org/name` in the local Hugging Face cache, or,
-            with dummy weights, also a model card's name.
+        model: what `engine.models.model_folder.find_model` takes: a folder in the Hugging Face
+            layout, a demo model, `org/name` in the local Hugging Face cache, or, with dummy
+            weights, also a model card or a file with a config.
         load_format: "auto" reads the checkpoint; "dummy" makes random weights on the device.
         device: "cuda", "cuda:1", "cpu"; None: a GPU if there is one.
         dtype: "bf16", "fp16", "fp32"; None: the model's own on a GPU, fp32 on a CPU.

@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from engine.core.bounded_file import check_size
+
 if TYPE_CHECKING:
     import tokenizers
 
 FILE_NAME: Final = "tokenizer.json"
+_MOST_BYTES: Final = 1 << 28  # those of 260,000 tokens take some 35 MB
 
 _REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"  # what undecodable bytes become
 _CHARACTER_BYTES: Final = 4  # the longest UTF-8 character
@@ -47,6 +50,10 @@ class Tokenizer:
                 " (pip install -e '.[engine]' in the folder of the workbench); token ids work"
                 " without it"
             ) from error
+        try:
+            check_size(file, _MOST_BYTES)
+        except OSError as error:
+            raise TokenizerError(f"{file}: cannot be read: {error.strerror}") from error
         try:
             return cls(Backend.from_file(str(file)))
         except Exception as error:  # the Rust code raises no narrower one

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Final, Literal
 
 from workbench.cli.failures import UsageError
@@ -26,9 +24,8 @@ def check_model_name(
     Raises:
         UsageError: it is empty, a card without weights, or unknown.
     """
-    from engine.core.model_spec import model_card_names
-    from engine.demo import DEMO_MODELS, demo_model_folder
-    from engine.models.model_folder import cached_models, hugging_face_cache
+    from engine.demo import DEMO_MODELS
+    from engine.models import model_folder
     from workbench.scenario_errors import did_you_mean, listed, quoted
 
     if name is None:
@@ -36,22 +33,19 @@ def check_model_name(
     demos = f"a demo model ({', '.join(DEMO_MODELS)})"
     if not name.strip():
         raise UsageError(f"--model is empty: give {demos}, {_WHAT}")
-    if "/" in name or Path(name).expanduser().exists() or demo_model_folder(name) is not None:
-        return
-    cards = model_card_names()
-    is_card = name.casefold() in {card.casefold() for card in cards}
-    if is_card and load_format == "dummy":
-        return
-    if is_card:
+    try:
+        model_folder.find_model(name, load_format)
+    except model_folder.NoWeightsError:
         dummies = "\n--load-format dummy runs it with random weights" if has_dummies else ""
         raise UsageError(
             f"--model: {quoted(name)} is a model card, which has no weights to run\n"
             f"give {demos}, {_WHAT}{dummies}"
-        )
-    known = [*DEMO_MODELS, *cached_models(hugging_face_cache(os.environ))]
-    known += cards if load_format == "dummy" else ()
-    hint = did_you_mean(name, known)
-    raise UsageError(
-        f"--model: no model is called {quoted(name)}{f': {hint}' if hint else ''}\n"
-        f"demo models: {listed(DEMO_MODELS)}; or {_WHAT}"
-    )
+        ) from None
+    except model_folder.UnknownNameError as error:
+        hint = did_you_mean(name, error.known)
+        raise UsageError(
+            f"--model: no model is called {quoted(name)}{f': {hint}' if hint else ''}\n"
+            f"demo models: {listed(DEMO_MODELS)}; or {_WHAT}"
+        ) from None
+    except model_folder.ModelNotFoundError:
+        return  # a path or an org/name, of which the engine says what is wrong

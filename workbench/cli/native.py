@@ -25,8 +25,8 @@ def run(
 
     Takes mypy, setuptools and a C compiler. Runs use the build by themselves, until the sources
     change; `workbench version` says whether one is in use. With ninja, pybind11 and g++ it also
-    builds what is written in C++ and CUDA (docs/kernel_lab.md), and measures whether that prefix
-    cache is faster than Python's: a run on the engine then uses it.
+    builds what is written in C++ and CUDA (docs/kernel_lab.md), and measures where that prefix
+    cache is faster than Python's: there it is used, and `workbench version` says so.
     """
     from workbench import native_build
     from workbench.native_extensions import build_extensions

@@ -13,6 +13,7 @@ def run() -> None:
     from importlib.metadata import PackageNotFoundError, version
 
     from engine.compiled import active_build
+    from engine.native.cache_choice import described_choices
     from workbench.provenance import workbench_version
 
     typer.echo(f"workbench {workbench_version()}")
@@ -24,3 +25,5 @@ def run() -> None:
         torch = "not installed (only the engine needs it)"
     typer.echo(f"torch     {torch}")
     typer.echo(f"core      {active_build() or 'Python (workbench native compiles it)'}")
+    for line in described_choices():
+        typer.echo(f"cache     {line}")

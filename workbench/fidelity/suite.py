@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from engine.core.bounded_file import FileTooLargeError, read_bounded
 from simulator.profile import Identity, Profile
 from workbench.atomic_file import write_atomic
 from workbench.fidelity.errors import FidelityError
@@ -142,8 +143,8 @@ def read_json(path: Path) -> dict[str, Any]:
         FidelityError: it is damaged.
     """
     try:
-        data = json.loads(path.read_bytes())
-    except ValueError as error:
+        data = json.loads(read_bounded(path))
+    except (FileTooLargeError, ValueError) as error:
         raise FidelityError(
             f"{path} is damaged ({error}): delete it, and it is made again"
         ) from None

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from engine.core.bounded_file import read_bounded
 from workbench.atomic_file import write_atomic
 from workbench.fuzz.explore import Failure, repeat
 from workbench.fuzz.machine import Machine, Operation
@@ -85,15 +86,9 @@ def _operation(machine: Machine, number: int, row: Any) -> Operation:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _LONGEST_FILE_BYTES:
-            raise CaseFileError(
-                f"{path} is larger than {_LONGEST_FILE_BYTES:,} bytes, which no case is"
-            )
-        case = json.loads(path.read_bytes())
+        case = json.loads(read_bounded(path, _LONGEST_FILE_BYTES))
     except OSError as error:
         raise CaseFileError(f"{path} cannot be read: {error.strerror}") from error
-    except CaseFileError:
-        raise
     except (ValueError, RecursionError) as error:
         raise CaseFileError(f"{path} is no JSON: {error}") from error
     if not isinstance(case, dict) or case.get("format") != FORMAT:

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
+from engine.native.cache_choice import described_choices
 from workbench.profile.ncu_report import READ, read_ncu
 from workbench.profile.nsight import Command, ToolError, find_tool, run_tool
 from workbench.profile.trace import TraceFileError
@@ -58,6 +59,8 @@ def examine(*, counters: bool = True, ceilings: bool = True) -> Iterator[Finding
     yield Finding("Python", INFO, f"{platform.python_version()} on {platform.platform()}")
     for package in _PACKAGES:
         yield _package(package)
+    for line in described_choices():
+        yield Finding("prefix cache", INFO, line)
     if importlib.util.find_spec("torch") is None:
         yield Finding("GPU", MISSING, "torch, which would see it: pip install -e '.[engine]'")
         yield from _tools(gpu=False, counters=False)

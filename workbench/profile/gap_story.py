@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from engine.core.bounded_file import read_bounded
 from engine.runtime.executor import EngineError
 from workbench.profile.first_call import FirstCall, first_call
 from workbench.profile.gaps import Gap, occupation
@@ -235,7 +236,7 @@ def read_stories(path: Path) -> list[GapStory]:
         TraceFileError: it is something else.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_bounded(path).decode())
         if data["schema"] != SCHEMA:
             raise TraceFileError(f"{path} is a {data['schema']}, not a {SCHEMA}")
         return [GapStory.from_json(story) for story in data["stories"]]

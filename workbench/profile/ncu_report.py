@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from engine.core.bounded_file import read_bounded
 from engine.profiling.op_classes import GROUP_OF
 from workbench.profile.kernel_classes import classify
 from workbench.profile.trace import DeviceWork, TraceFileError, kernel_name
@@ -34,6 +35,7 @@ _UNITS: Final = {
     "ns": 1e-3, "nsecond": 1e-3, "us": 1.0, "usecond": 1.0, "ms": 1e3, "msecond": 1e3,
     "s": 1e6, "second": 1e6, "byte": 1.0, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9,
 }  # fmt: skip
+_MOST_BYTES: Final = 1 << 28
 _FORBIDDEN: Final = "ERR_NVGPUCTRPERM"
 
 
@@ -65,7 +67,7 @@ def read_ncu(path: Path) -> list[NcuKernel]:
         TraceFileError: it holds none; says what ncu wrote instead.
     """
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_bounded(path, _MOST_BYTES).decode(errors="replace")
     except OSError as error:
         raise TraceFileError(f"cannot read {path}: {error.strerror or error}") from error
     try:

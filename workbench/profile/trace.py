@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from engine.core.bounded_file import read_bounded
 from engine.profiling.op_classes import RANGE
 from workbench.profile.wrong_file import WRONG, in_words
 
 _DEVICE: Final = {"kernel": "kernel", "gpu_memcpy": "copy", "gpu_memset": "copy"}
 _HOST: Final = frozenset({"cpu_op", "user_annotation", "cuda_runtime", "cuda_driver"})
+_MOST_BYTES: Final = 1 << 31
 _GZIP: Final = b"\x1f\x8b"
 
 
@@ -113,7 +115,7 @@ def read_trace(path: Path) -> Trace:
         TraceFileError: it is none, or cannot be read.
     """
     try:
-        data = path.read_bytes()
+        data = read_bounded(path, _MOST_BYTES)
         if data.startswith(_GZIP):
             data = gzip.decompress(data)
         whole = json.loads(data)

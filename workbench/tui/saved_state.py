@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from platformdirs import user_state_path
 
+from engine.core.bounded_file import read_bounded
 from workbench.atomic_file import write_atomic
 from workbench.run_errors import RunRecordError
 from workbench.tui.themes import DEFAULT_THEME
@@ -56,7 +57,7 @@ def state_path() -> Path:
 def load_state(path: Path) -> tuple[SavedState, str | None]:
     """The saved state, and why it could not be read, if so."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=SavedState), None
+        return msgspec.json.decode(read_bounded(path), type=SavedState), None
     except FileNotFoundError:
         return SavedState(), None
     except (OSError, msgspec.MsgspecError) as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from engine.core.bounded_file import read_bounded
 from engine.kernels.lab.rungs import Ceiling
 
 FORMAT = "kernel_lab/v1"
@@ -117,7 +118,7 @@ def read_results(path: Path) -> LabResults:
         OSError: it cannot be read.
     """
     try:
-        results = msgspec.json.decode(path.read_bytes(), type=LabResults)
+        results = msgspec.json.decode(read_bounded(path), type=LabResults)
     except msgspec.MsgspecError as error:
         raise ValueError(f"{path}: no results of the kernel lab: {error}") from error
     if results.format != FORMAT:
