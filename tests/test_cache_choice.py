@@ -135,7 +135,7 @@ def test_other_sources_need_another_measurement(
 ) -> None:
     """Figures of a cache that has been changed since say nothing."""
     write({"engine": FASTER})
-    other = tmp_path / "other" / "engine" / "core" / "radix_cache.py"
+    other = tmp_path / "other" / "engine" / "core" / "radix_tree.py"
     other.parent.mkdir(parents=True)
     other.write_text("# a faster one\n")
     monkeypatch.setattr(cache_choice, "ROOT", tmp_path / "other")

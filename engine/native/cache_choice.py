@@ -137,7 +137,9 @@ def put_native(scheduler: Scheduler) -> bool:
 
 def speed_file() -> Path:
     """Where it is written down how fast the caches of these very sources are on this machine."""
-    own = hashlib.sha256((ROOT / "engine" / "core" / "radix_cache.py").read_bytes())
+    own = hashlib.sha256()
+    for source in sorted((ROOT / "engine" / "core").glob("radix_*.py")):
+        own.update(source.read_bytes())
     name = f"{PREFIX_CACHE.name}-{key_of(PREFIX_CACHE)}-{own.hexdigest()[:12]}"
     return builds_dir() / f"{name}-speed.json"
 
