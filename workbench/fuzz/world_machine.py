@@ -21,6 +21,7 @@ from engine.core.journal import Op, read_calls, replay
 from engine.core.scheduler import Scheduler
 from engine.core.workload import NEVER, PromptSegments, Workload
 from simulator.router import RouterConfig, RouterPolicy
+from simulator.waking import LEAST_IDLE_NS
 from simulator.world import Outcome, ReplicaConfig, World, synthetic_tokens
 from workbench.fuzz.hashed_costs import HashedCosts
 from workbench.fuzz.machine import Machine, Operation, swarm
@@ -240,7 +241,9 @@ class WorldTrial:
             plan, host = steps["plan_ns"][mine], steps["host_ns"][mine]
             law = "steps run one after the other"
             require(bool((steps["step"][mine] == np.arange(len(start))).all()), law)
-            require(bool((start >= plan + host).all()), "no step starts before it is planned")
+            idle = plan - np.concatenate([[0], (start + gpu)[:-1]])
+            ready = np.where(idle >= LEAST_IDLE_NS, plan, plan + host)
+            require(bool((start >= ready).all()), "no step starts before it is planned")
             require(bool((end >= start + gpu).all()), "no step is committed before it is done")
             require(bool((start[1:] >= start[:-1] + gpu[:-1]).all()), law)
 
