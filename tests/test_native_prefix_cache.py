@@ -188,7 +188,7 @@ class Twins:
 
     def own(self) -> None:
         ours, theirs = self.both("root", 0)
-        for _ in range(int(self.rng.integers(1, 3))):
+        for _ in range(int(self.rng.integers(1, 6))):
             (page,) = self.pages(1)
             ours = self.python.insert_own(ours, [page])
             theirs = self.native.insert_own(theirs, [page])
