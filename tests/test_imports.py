@@ -98,7 +98,7 @@ def test_only_fitting_needs_scipy() -> None:
     assert users == ["fit_base.py"]
     parts = {
         "fit_composition.py", "fit_decode.py", "fit_host.py", "fit_mixed.py", "fit_power.py",
-        "fit_shared.py", "fitting.py",
+        "fit_shared.py", "fit_waking.py", "fitting.py",
     }  # fmt: skip
     for path in (ROOT / "simulator").rglob("*.py"):
         fits = {name for name in imported_by(path) if name.startswith("simulator.fit")}
