@@ -28,6 +28,8 @@ _HEADS: Final = ("heads", "kv_heads", "head_dim")
 _EXPERTS: Final = (
     ("experts", "top_k", "hidden", "width"), ("tokens", "active_experts", "largest_load")
 )  # fmt: skip
+_PAGES: Final = (("page_bytes",), ("pages",))
+_HOST: Final[tuple[tuple[str, ...], tuple[str, ...]]] = ((), ("requests",))
 OPS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "norm_linear": _PRODUCT,
     "residual_linear": _PRODUCT,
@@ -45,6 +47,13 @@ OPS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "projections": ((*_HEADS, "qk_norm", "hidden"), ("tokens",)),
     "mlp": (("hidden", "width"), ("tokens",)),
     "moe_layer": _EXPERTS,
+    "kv_copy": _PAGES,
+    "kv_to_host": _PAGES,
+    "kv_from_host": _PAGES,
+    "plan": _HOST,
+    "prepare": _HOST,
+    "commit": _HOST,
+    "detokenize": _HOST,
 }
 
 
@@ -267,7 +276,8 @@ def series_problem(series: tuple[Series, ...]) -> str | None:
             return f"{where}: no such op; ops: {', '.join(OPS)}"
         sizes, axes = OPS[each.op]
         if len(each.sizes) != len(sizes):
-            return f"{where} needs the sizes {', '.join(sizes)}"
+            needed = f"needs the sizes {', '.join(sizes)}" if sizes else "takes no sizes"
+            return f"{where} {needed}"
         if any(len(point) != len(axes) for point in each.points):
             return f"{where} has a point that is not of {', '.join(axes)}"
         lengths = {len(each.points), len(each.ns), len(each.spread_ns), len(each.repeats)}

@@ -76,6 +76,12 @@ def _kernel_ns(case: KernelCase) -> float:
             flops += 60.0 * largest * hidden * width / max(1, active)
         case (("norm" | "embed_tokens" | "sample" | "route"), (size, *_), (tokens,)):
             read = 6.0 * size * tokens
+        case (("plan" | "prepare" | "commit" | "detokenize"), (), (requests,)):
+            return 5000.0 + 100.0 * requests
+        case "kv_copy", (page_bytes,), (pages,):
+            read = 4.0 * page_bytes * pages
+        case (("kv_to_host" | "kv_from_host"), (page_bytes,), (pages,)):
+            return 8000.0 + page_bytes * pages / 50
         case "rotary_kv_write", (heads, kv_heads, dim, _), (tokens,):
             read = 4.0 * (heads + 2 * kv_heads) * dim * tokens
         case _, (out_features, inner), (tokens,):

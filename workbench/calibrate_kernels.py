@@ -19,6 +19,7 @@ from typing import Final
 from engine.core.hardware_spec import HardwareSpec, gpu_names, load_hardware_spec
 from engine.core.hf_config import ModelConfigError
 from engine.core.model_spec import ModelSpec, load_model_spec, model_card_names
+from engine.demo import DEMO_MODELS
 from engine.profiling.gpu_state import GpuState
 from engine.profiling.kernel_cases import SHARDS, KernelCase, design_kernels
 from engine.profiling.kernel_tables import PASSES, KernelMeter, KernelTimes, measure_kernels
@@ -76,7 +77,7 @@ def calibrate_kernels(
         device_name: as torch writes it.
         folder: of the tables; made if it is not there.
         minutes: that measuring may take, after kernels are compiled.
-        models: cards or config files whose sizes are measured; none: those of all cards.
+        models: cards or config files whose sizes are measured; none: `measured_cards`.
         open_meter: opens the device; None: torch's.
         say: told what is going on.
         now: s since 1970, for the record.
@@ -95,7 +96,7 @@ def calibrate_kernels(
     )  # fmt: skip
     name = file_name(meter.name)
     partial = PartialKernels(folder / f"{name}.partial.jsonl", identity)
-    specs = [load_model_spec(model) for model in models or model_card_names()]
+    specs = [load_model_spec(model) for model in models or measured_cards()]
     begin = now()
     with GpuState(meter.bus_id) as state:
         done, complete = _measure(meter, specs, partial, 60 * minutes, say)
@@ -119,6 +120,11 @@ def calibrate_kernels(
     if complete:
         partial.path.unlink(missing_ok=True)
     return KernelCalibration(kernels, path, complete)
+
+
+def measured_cards() -> tuple[str, ...]:
+    """Cards whose sizes are measured: all but the demo models, which no GPU is bought for."""
+    return tuple(name for name in model_card_names() if name not in DEMO_MODELS)
 
 
 def refit_kernels(path: Path) -> KernelCalibration:

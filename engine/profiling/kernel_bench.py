@@ -21,37 +21,21 @@ from numpy.typing import NDArray
 from engine.kernels.registry import KernelSet, select_kernels
 from engine.kernels.rotary import QKNorm
 from engine.profiling.kernel_cases import (
+    COPIES,
     PAGE_SIZE,
     KernelCase,
     KernelLimits,
     draw_experts,
     lengths_of,
 )
+from engine.profiling.kernel_work import Work
+from engine.profiling.kv_copies import KVCopies
 from engine.runtime.device_state import NOTHING_SPECIAL, DeviceState
-
-Launch = Callable[[int], object]
-"""Runs an op; the argument says for which time, and so on which part of the stores."""
 
 _EPS: Final = 1e-5
 _BOUND: Final = 0.03  # of random weights: products of them keep the size of what they multiply
 _ALIGNED: Final = 128  # elements
 _LONGEST: Final = 40_960  # of a request in the engine; picks grids
-
-
-class Work(NamedTuple):
-    """An op on its operands.
-
-    Attributes:
-        launch: runs it.
-        read_bytes: of the stores, each time.
-        moved_bytes: of activations, about.
-        flops: of its products, about.
-    """
-
-    launch: Launch
-    read_bytes: int = 0
-    moved_bytes: int = 0
-    flops: int = 0
 
 
 class _Mixture(NamedTuple):
@@ -97,6 +81,8 @@ class KernelBench:
             "mlp": self._mlp,
             "moe_layer": self._moe_layer,
         }
+        self._copies = KVCopies(self._layers)
+        self._make |= dict.fromkeys(COPIES, self._copies.work)
 
     def work(self, case: KernelCase) -> Work:
         """The op of a case on its operands."""

@@ -43,6 +43,8 @@ _HEADS: Final = ("heads", "kv_heads", "head_dim")
 _EXPERTS: Final = Op(
     ("experts", "top_k", "hidden", "width"), ("tokens", "active_experts", "largest_load")
 )
+_PAGES: Final = Op(("page_bytes",), ("pages",))
+_HOST: Final = Op((), ("requests",))
 OPS: Final[dict[str, Op]] = {
     "norm_linear": _PRODUCT,
     "residual_linear": _PRODUCT,
@@ -61,7 +63,18 @@ OPS: Final[dict[str, Op]] = {
     "projections": Op((*_HEADS, "qk_norm", "hidden"), ("tokens",)),  # qkv, rotation, output
     "mlp": Op(("hidden", "width"), ("tokens",)),
     "moe_layer": _EXPERTS,  # norm, router, choice, experts
+    # Pages of one layer, keys and values: to other pages, to pinned memory of the host, and back.
+    "kv_copy": _PAGES,
+    "kv_to_host": _PAGES,
+    "kv_from_host": _PAGES,
+    # Of the host, for a step in which so many requests decode (`engine.profiling.host_work`).
+    "plan": _HOST,
+    "prepare": _HOST,
+    "commit": _HOST,
+    "detokenize": _HOST,
 }
+COPIES: Final = ("kv_copy", "kv_to_host", "kv_from_host")
+HOST_WORK: Final = ("plan", "prepare", "commit", "detokenize")
 
 PAGE_SIZE: Final = 16  # tokens
 SHARDS: Final = (1, 2, 4, 8)
@@ -80,6 +93,10 @@ _PREFIXES: Final = (256, 1024, 4096, 16384)
 _CHUNKED: Final = (16, 128, 512, 2048)
 _SEVERAL: Final = ((4, 16), (4, 128), (4, 512), (16, 64), (16, 512), (64, 16), (64, 128))
 _SKEWED_ROWS: Final = (8, 32, 128, 512, 2048)
+_SKEWS: Final = (50, 100)
+_COPIED_PAGES: Final = (1, 4, 16, 64, 256, 1024)
+MOST_COPIED_BYTES: Final = 64 << 20
+_HOST_BATCHES: Final = (1, 4, 16, 64, 128, 256, 512)
 _SEED: Final = 1
 
 
@@ -135,7 +152,7 @@ def design_kernels(
 
     Models with latent attention have ops that are none of `OPS`; they are left out.
     """
-    found: dict[KernelCase, None] = {}
+    found: dict[KernelCase, None] = dict.fromkeys(_host_work())
     for model, count in product(models, shards):
         if model.mla is None:
             found |= dict.fromkeys(_of_model(model, count))
@@ -167,6 +184,7 @@ def _of_model(model: ModelSpec, shards: int) -> Iterator[KernelCase]:
     yield from _rows("projections", (*heads, int(model.qk_norm), hidden))
     yield from _decodes(heads)
     yield from _prefills(heads)
+    yield from _copies(heads)
     if model.moe is not None:
         yield from _experts(model, shards)
 
@@ -206,6 +224,18 @@ def _prefills(heads: tuple[int, int, int]) -> Iterator[KernelCase]:
         yield KernelCase("prefill_attention", heads, point)
 
 
+def _copies(heads: tuple[int, int, int]) -> Iterator[KernelCase]:
+    _, kv_heads, head_dim = heads
+    page_bytes = 4 * PAGE_SIZE * kv_heads * head_dim
+    for op, pages in product(COPIES, _COPIED_PAGES):
+        yield KernelCase(op, (page_bytes,), (pages,))
+
+
+def _host_work() -> Iterator[KernelCase]:
+    for op, requests in product(HOST_WORK, _HOST_BATCHES):
+        yield KernelCase(op, (), (requests,))
+
+
 def _experts(model: ModelSpec, shards: int) -> Iterator[KernelCase]:
     moe, hidden = model.moe, model.hidden_size
     if moe is None or moe.intermediate_size % (16 * shards):
@@ -219,7 +249,7 @@ def _experts(model: ModelSpec, shards: int) -> Iterator[KernelCase]:
     for rows in _SKEWED_ROWS:
         pools = sorted({max(top_k, experts // 2), max(top_k, experts // 4)} - {experts})
         draws += [(rows, Draw(pool)) for pool in pools]
-        draws.append((rows, Draw(experts, 50)))
+        draws += [(rows, Draw(experts, skew)) for skew in _SKEWS]
     for rows, draw in draws:
         loads = np.bincount(draw_experts(rows, experts, top_k, draw).ravel(), minlength=experts)
         point = (rows, int(np.count_nonzero(loads)), int(loads.max()))
@@ -241,6 +271,12 @@ def _fits(case: KernelCase, limits: KernelLimits) -> bool:
     if case.op == "decode_attention":
         requests, context = case.point
         return _kv_bytes(case, context, requests) <= limits.kv_bytes
+    if case.op in HOST_WORK:
+        return case.point[0] <= limits.tokens
+    if case.op in COPIES:
+        # From some pages to as many others.
+        copied = case.sizes[0] * case.point[0]
+        return copied <= MOST_COPIED_BYTES and 2 * copied <= limits.kv_bytes
     if case.op == "prefill_attention":
         chunks, each, prefix = case.point
         needed = _kv_bytes(case, chunks * (each + prefix), chunks)

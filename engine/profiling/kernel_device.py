@@ -9,8 +9,9 @@ import torch
 import triton
 
 from engine.kernels.launching import compile_only
+from engine.profiling.host_work import HostWork
 from engine.profiling.kernel_bench import KernelBench
-from engine.profiling.kernel_cases import PAGE_SIZE, KernelCase, KernelLimits
+from engine.profiling.kernel_cases import COPIES, HOST_WORK, PAGE_SIZE, KernelCase, KernelLimits
 from engine.profiling.kernel_timing import GraphTimer, LaunchTimer
 from engine.runtime.executor import EngineError
 
@@ -43,6 +44,7 @@ class KernelDevice:
         self._on_gpu = device.type == "cuda"
         self._dtype = torch.bfloat16 if self._on_gpu else torch.float32
         self._bench = KernelBench(device, self._dtype, limits)
+        self._host = HostWork()
         self._timer = GraphTimer(device) if self._on_gpu else LaunchTimer()
 
     @property
@@ -75,10 +77,14 @@ class KernelDevice:
             return
         with torch.inference_mode(), compile_only(self._device):
             for case in cases:
+                if case.op in COPIES or case.op in HOST_WORK:
+                    continue
                 if case.op not in _PRODUCTS or case.point[0] <= _COMPILED_ROWS:
                     self._bench.work(case).launch(0)
 
     def times(self, case: KernelCase) -> list[float]:
+        if case.op in HOST_WORK:
+            return self._host.times(case.op, *case.point)
         with torch.inference_mode():
             return self._timer.times(self._bench.work(case))
 

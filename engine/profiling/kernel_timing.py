@@ -13,7 +13,7 @@ from typing import Final
 
 import torch
 
-from engine.profiling.kernel_bench import Work
+from engine.profiling.kernel_work import Work
 from engine.runtime.graph_capture import GraphSpace
 
 _REPLAYS: Final = 5

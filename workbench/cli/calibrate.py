@@ -144,14 +144,14 @@ def _refit(path: Path) -> None:
 def _calibrate_kernels(
     model: str | None, device: str, output_dir: Path, minutes: float | None, quiet: bool
 ) -> None:
-    from engine.core.model_spec import model_card_names
     from workbench.cli.progress import ProgressLine
 
+    module = _module("workbench.calibrate_kernels")
     cpu = device == "cpu"
-    models = [str(_tiny_model())] if cpu else list(model_card_names())
+    models = [str(_tiny_model())] if cpu else list(module.measured_cards())
     limit = minutes or (_CPU_MINUTES if cpu else _KERNEL_MINUTES)
     with ProgressLine(enabled=not quiet) as line:
-        done = _module("workbench.calibrate_kernels").calibrate_kernels(
+        done = module.calibrate_kernels(
             device, output_dir, limit, models=[*models, model] if model else models, say=line.say
         )
     _tell_of_kernels(done)
