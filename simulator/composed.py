@@ -7,12 +7,14 @@ its terms.
 
 The name says how far steps of models that were measured whole were from what the tables and the
 *other* models say of them: medians and 90th percentiles of the regions of steps, averaged by how
-many steps they have, of the model that was missed most. Of a mixture, of several GPUs and of a
-model much smaller or larger than those, no error is known.
+many steps they have, of the model that was missed most. No error is known of a mixture as long as
+none was measured whole, of several GPUs, and of a model much smaller or larger than those. Of a
+mixture the name says how unevenly experts are assumed to be chosen, of several GPUs whose exchange
+was measured, which may be another GPU's.
 
 A step counts as extrapolated beyond what was measured, and always if the model's sizes are not
-among those that were, or if several GPUs exchange sums, which no table tells of: that part is the
-analytic model's.
+among those that were, or if several GPUs exchange sums and these were not measured on as many of
+this GPU.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from engine.core.hardware_spec import HardwareSpec
 from engine.core.model_spec import ModelSpec
 from simulator.calibrated import FittedCostModel
 from simulator.composing import compose_fit, flops_per_token
+from simulator.exchange_curves import knows
 from simulator.kernel_file import ComposedError, KernelFile
 from simulator.kernel_parts import KernelParts, KernelTables
 from simulator.profile import LaunchFit
@@ -55,35 +58,39 @@ class ComposedCostModel(FittedCostModel):
         *,
         tensor_parallel_size: int = 1,
     ) -> None:
-        parts = KernelParts(KernelTables(kernels), model, gpu, tensor_parallel_size)
         composition = kernels.composition
+        skew = composition.expert_skew
+        parts = KernelParts(KernelTables(kernels), model, gpu, tensor_parallel_size, skew)
         sizes = () if kernels.identity.gpu == "cpu" else default_graph_tokens(model)
         flops = flops_per_token(model, tensor_parallel_size)
         fit = compose_fit(parts, composition.correction, composition.lenders, sizes, flops)
-        alike = model.moe is None and tensor_parallel_size == 1 and _is_between(kernels, flops)
-        super().__init__(composed_name(kernels, alike), fit, sizes, _known_kinds())
+        name = composed_name(kernels, model, tensor_parallel_size)
+        super().__init__(name, fit, sizes, _known_kinds())
 
 
-def composed_name(kernels: KernelFile, alike: bool) -> str:
-    """Who speaks, and how far off it is expected to be, of a model like those that were measured.
-
-    Args:
-        kernels: what was measured.
-        alike: whether the model is.
-    """
-    expected = expected_error(kernels.composition.errors) if alike else None
-    error = (
-        "error not known"
-        if expected is None
-        else (f"expected error {expected[0]:.1f} %, p90 {expected[1]:.1f} %")
-    )
-    return f"composed from kernel tables of {kernels.identity.gpu}, {error}"
+def composed_name(kernels: KernelFile, model: ModelSpec, tensor_parallel_size: int) -> str:
+    """Who speaks, what is assumed, and how far off it is expected to be."""
+    said = [f"composed from kernel tables of {kernels.identity.gpu}"]
+    if model.moe is not None:
+        said.append(f"expert skew {kernels.composition.expert_skew:g} assumed")
+    if tensor_parallel_size > 1:
+        measured = kernels.exchange if knows(kernels.exchange, tensor_parallel_size) else None
+        said.append(f"exchange {'analytic' if measured is None else f'of {measured.gpu}'}")
+    expected = _expected_of(kernels, model) if tensor_parallel_size == 1 else None
+    said.append("error not known" if expected is None
+                else f"expected error {expected[0]:.1f} %, p90 {expected[1]:.1f} %")  # fmt: skip
+    return ", ".join(said)
 
 
-def _is_between(kernels: KernelFile, flops: float) -> bool:
-    """Whether a model of so many FLOPs a token is about as large as those measured whole."""
-    measured = [lender.flops_per_token for lender in kernels.composition.lenders]
-    return bool(measured) and min(measured) <= _MARGIN * flops and flops <= _MARGIN * max(measured)
+def _expected_of(kernels: KernelFile, model: ModelSpec) -> tuple[float, float] | None:
+    """The error of models of this kind, if it is about as large as those measured whole."""
+    mixture, flops = model.moe is not None, flops_per_token(model, 1)
+    alike = [each for each in kernels.composition.lenders if each.mixture == mixture]
+    sizes = [lender.flops_per_token for lender in alike]
+    if not sizes or min(sizes) > _MARGIN * flops or flops > _MARGIN * max(sizes):
+        return None
+    names = {lender.model for lender in alike}
+    return expected_error(tuple(e for e in kernels.composition.errors if e.model in names))
 
 
 def expected_error(errors: tuple[ComposedError, ...]) -> tuple[float, float] | None:

@@ -78,8 +78,11 @@ def fit_composition(
 ) -> KernelFile:
     """The same tables, with what makes steps of them.
 
+    A mixture was measured whole with random weights, which choose experts evenly: so are its steps
+    composed to be compared, whatever is assumed of those to be predicted.
+
     Args:
-        kernels: tables; their composition is not looked at.
+        kernels: tables; of their composition only the assumed skew of experts is kept.
         measured: models with profiles of the same GPU, which lend what no kernel tells.
         gpu: that was measured.
 
@@ -87,14 +90,18 @@ def fit_composition(
         ProfileError: the tables lack attention of prompts, or an op of a lender.
     """
     attention = tuple(_attention_fits(of_op(kernels.series, "prefill_attention")))
-    bare = msgspec.structs.replace(kernels, composition=Composition(attention=attention))
+    bare = msgspec.structs.replace(
+        kernels, composition=Composition(attention=attention, expert_skew=0.0)
+    )
     errors = [
         error
         for index, left_out in enumerate(measured)
         for error in _errors(bare, [*measured[:index], *measured[index + 1 :]], left_out, gpu)
     ]
     composition = _composition(bare, measured, gpu)
-    composition = msgspec.structs.replace(composition, errors=tuple(errors))
+    composition = msgspec.structs.replace(
+        composition, errors=tuple(errors), expert_skew=kernels.composition.expert_skew
+    )
     return msgspec.structs.replace(kernels, composition=composition)
 
 
@@ -108,6 +115,7 @@ def _composition(
         attention=kernels.composition.attention,
         correction=_correction(every),
         lenders=tuple(_lender(each) for each in measured),
+        expert_skew=kernels.composition.expert_skew,
     )
 
 
@@ -118,6 +126,7 @@ def _lender(measured: Measured) -> Lender:
         model=measured.profile.identity.model,
         flops_per_token=flops_per_token(measured.model, 1),
         layers=measured.model.num_layers,
+        mixture=measured.model.moe is not None,
         host=fit.host,
         launches=LaunchFit() if fit.mixed is None else fit.mixed.launches,
         power=fit.power,

@@ -13,12 +13,16 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from engine.core.bounded_file import read_bounded
+from simulator.kernel_exchange import ExchangeTables, exchange_problem
 from simulator.power_state import Cost, PowerFit
 from simulator.profile import HostFit, LaunchFit, ProfileError, Residual, SharedFit
 from simulator.samples import Count, Positive
 
 SCHEMA: Final = "kernels/v1"
 PREFIX: Final = "kernels-"  # of the file's name
+
+# What a trained router does, as far as one was looked at: docs/calibration.md.
+EXPERT_SKEW: Final = 0.5
 
 Time = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -168,6 +172,7 @@ class Lender(_Strict, frozen=True, kw_only=True):
         model: its name.
         flops_per_token: of its matrices.
         layers: of the model.
+        mixture: whether it has experts.
         host, power, launches: of its profile.
         shared: of its profile, or None if no step was measured that tells it.
     """
@@ -175,6 +180,7 @@ class Lender(_Strict, frozen=True, kw_only=True):
     model: str
     flops_per_token: Positive
     layers: Positive
+    mixture: bool = False
     host: HostFit
     launches: LaunchFit
     power: PowerFit | None
@@ -190,12 +196,14 @@ class Composition(_Strict, frozen=True, kw_only=True):
         lenders: models that were measured whole on this GPU; without any, nothing is known of how
             steps differ from the sum of their kernels, nor of the host.
         errors: by model and region; of each model without its own steps.
+        expert_skew: assumed of mixtures: the n-th expert is liked as 1 / n ** expert_skew.
     """
 
     attention: tuple[AttentionFit, ...]
     correction: Correction = Correction()
     lenders: tuple[Lender, ...] = ()
     errors: tuple[ComposedError, ...] = ()
+    expert_skew: Annotated[float, msgspec.Meta(ge=0, le=4)] = EXPERT_SKEW
 
 
 class KernelFile(_Strict, frozen=True, kw_only=True):
@@ -203,6 +211,7 @@ class KernelFile(_Strict, frozen=True, kw_only=True):
 
     Attributes:
         name: `kernels-<gpu>`, which is also its file's.
+        exchange: between GPUs, maybe of other ones; None: none was measured.
         conditions: when and how it was measured; for the reader.
     """
 
@@ -211,6 +220,7 @@ class KernelFile(_Strict, frozen=True, kw_only=True):
     identity: KernelIdentity
     series: tuple[Series, ...]
     composition: Composition
+    exchange: ExchangeTables | None = None
     conditions: dict[str, Any] = {}
 
 
@@ -262,6 +272,8 @@ def _decode(data: bytes, name: str) -> KernelFile:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"{name} holds no kernel tables: {error}") from None
     problem = series_problem(kernels.series)
+    if not problem and kernels.exchange is not None:
+        problem = exchange_problem(kernels.exchange)
     if problem:
         raise ProfileError(f"{name}: {problem}")
     return kernels

@@ -21,10 +21,25 @@ from numpy.typing import NDArray
 
 from engine.core.hardware_spec import HardwareSpec
 from engine.core.model_spec import ModelSpec
-from simulator.kernel_curves import DecodeAttention, RowCurves, Sizes, of_op, similar_heads
+from simulator.exchange_curves import (
+    AnalyticExchange,
+    Exchange,
+    MeasuredExchange,
+    NoExchange,
+    knows,
+)
+from simulator.kernel_curves import (
+    DecodeAttention,
+    RowCurves,
+    Sizes,
+    linear,
+    monotone,
+    of_op,
+    similar_heads,
+)
+from simulator.kernel_experts import ExpertChoice
 from simulator.kernel_file import AttentionFit, KernelFile
 from simulator.profile import ProfileError
-from simulator.roofline_coefficients import RooflineCoefficients, roofline_coefficients
 
 Float64 = NDArray[np.float64]
 
@@ -45,14 +60,22 @@ class KernelTables:
         self.attention_fits: dict[Sizes, AttentionFit] = {
             (fit.heads, fit.kv_heads, fit.head_dim): fit for fit in kernels.composition.attention
         }
+        self.exchange, self.gpu = kernels.exchange, kernels.identity.gpu
         self._series = kernels.series
         self._curves: dict[str, RowCurves] = {}
+        self._choices: dict[str, ExpertChoice] = {}
 
     def rows(self, op: str) -> RowCurves:
         """An op that depends on rows. Raises ProfileError if it was not measured."""
         if op not in self._curves:
             self._curves[op] = RowCurves(of_op(self._series, op))
         return self._curves[op]
+
+    def choice(self, op: str) -> ExpertChoice:
+        """What uneven choice of experts does to a mixture's op."""
+        if op not in self._choices:
+            self._choices[op] = ExpertChoice(of_op(self._series, op))
+        return self._choices[op]
 
     def has(self, op: str) -> bool:
         """Whether an op was measured."""
@@ -103,8 +126,9 @@ class KernelParts:
     Args:
         tables: of the GPU.
         model: without latent attention.
-        gpu: for what GPUs send to each other, which no table tells.
+        gpu: for what GPUs send to each other, where no table tells.
         tensor_parallel_size: GPUs.
+        expert_skew: how unevenly tokens choose experts (`simulator.kernel_experts`).
 
     Attributes:
         layers: of the model.
@@ -118,7 +142,12 @@ class KernelParts:
     """
 
     def __init__(
-        self, tables: KernelTables, model: ModelSpec, gpu: HardwareSpec, tensor_parallel_size: int
+        self,
+        tables: KernelTables,
+        model: ModelSpec,
+        gpu: HardwareSpec,
+        tensor_parallel_size: int,
+        expert_skew: float = 0.0,
     ) -> None:
         model.check_tensor_parallel(tensor_parallel_size)
         if model.mla is not None:
@@ -129,15 +158,12 @@ class KernelParts:
         self.prefill = tables.prefill(self._sizes.heads)
         self.rows = tables.rows("norm_linear").rows
         self.most_requests, self.most_context = tables.decode.most(self._sizes.heads)
-        self._exchange: RooflineCoefficients | None = None
-        if tensor_parallel_size > 1:
-            self._exchange = roofline_coefficients(
-                model, gpu, tensor_parallel_size, model.dtype, model.dtype
-            )
+        self._exchange = _exchange(tables, model, gpu, tensor_parallel_size)
+        self._skew = expert_skew
 
     @property
     def covered(self) -> bool:
-        """Whether all of it was measured, or lies among sizes that were; no exchange was."""
+        """Whether all of it was measured on this GPU, or lies among sizes that were."""
         sizes, model = self._sizes, self._model
         parts = [("norm_linear", sizes.qkv), ("residual_linear", sizes.output)]
         if model.num_dense_layers:
@@ -145,8 +171,15 @@ class KernelParts:
         if model.moe is not None:
             parts.append(("moe_mlp", sizes.experts))
         parts.append(("lm_head", sizes.lm_head))
-        measured = self._tp == 1 and self._tables.decode.covers(sizes.heads)
+        measured = self._tables.decode.covers(sizes.heads) and self._exchange_is_this_gpus
         return measured and all(self._tables.rows(op).covers(of) for op, of in parts)
+
+    @property
+    def _exchange_is_this_gpus(self) -> bool:
+        tables = self._tables.exchange
+        if self._tp == 1:
+            return True
+        return knows(tables, self._tp) and tables is not None and tables.gpu == self._tables.gpu
 
     def decode_products(self, rows: Float64) -> Float64:
         """All layers but for their attention, and the logits, of decode graphs."""
@@ -173,10 +206,8 @@ class KernelParts:
 
     def small(self, tokens: Float64) -> Float64:
         """Embedding and exchange."""
-        total = self._ns("embed_tokens", (self._model.hidden_size,), tokens)
-        if self._exchange is not None:
-            total = total + self._exchange.all_reduce_ns + self._exchange.all_reduce_row_ns * tokens
-        return total
+        embedding = self._ns("embed_tokens", (self._model.hidden_size,), tokens)
+        return embedding + self._exchange.sums(tokens)
 
     def logits(self, rows: Float64) -> Float64:
         """The end of the last layer, product for logits and sampling, of some rows."""
@@ -223,21 +254,34 @@ class KernelParts:
         return gated + self._ns("residual_linear", self._sizes.down, rows)
 
     def _mixture(self, rows: Float64) -> Float64:
-        sizes = experts, top_k, hidden, _ = self._sizes.experts
+        experts, top_k, hidden, _ = self._sizes.experts
         if self._tables.has("moe_layer"):
-            return self._ns("moe_layer", sizes, rows)
+            return self._chosen("moe_layer", rows)
         routed = self._ns("norm", (hidden,), rows) + self._ns("linear", (experts, hidden), rows)
         routed = routed + self._ns("route", (experts, top_k), rows)
-        return routed + self._ns("moe_mlp", sizes, rows)
+        return routed + self._chosen("moe_mlp", rows)
+
+    def _chosen(self, op: str, rows: Float64) -> Float64:
+        """A mixture whose tokens choose as is assumed, which takes no less for more of them."""
+        sizes, measured = self._sizes.experts, self._tables.rows(op)
+        knots = measured.rows
+        factors = self._tables.choice(op).factor(sizes, knots, self._skew)
+        return linear(rows, knots, monotone(measured.ns(sizes, knots) * factors))
 
     def _sampling(self, rows: Float64) -> Float64:
-        total = self._ns("sample", (self._model.vocab_size,), rows)
-        if self._exchange is not None:
-            total = total + self._exchange.gather_ns + self._exchange.gather_row_ns * rows
-        return total
+        return self._ns("sample", (self._model.vocab_size,), rows) + self._exchange.logits(rows)
 
     def _ns(self, op: str, sizes: Sizes, rows: Float64) -> Float64:
         return self._tables.rows(op).ns(sizes, rows)
+
+
+def _exchange(tables: KernelTables, model: ModelSpec, gpu: HardwareSpec, gpus: int) -> Exchange:
+    """What is exchanged, by whoever knows."""
+    if gpus == 1:
+        return NoExchange()
+    if tables.exchange is not None and knows(tables.exchange, gpus):
+        return MeasuredExchange(tables.exchange, model, gpus)
+    return AnalyticExchange(model, gpu, gpus)
 
 
 def _sizes(model: ModelSpec, tensor_parallel_size: int) -> _Sizes:

@@ -109,7 +109,7 @@ def made_kernels(cards=CARDS, gpu: str = "NVIDIA H200", noise: float = 0.0) -> K
 def measured_whole(kernels: KernelFile, card: str, noise: float = 0.002) -> Measured:
     """A model whose steps are the sum of its kernels, but for `TRUE`."""
     spec = load_model_spec(card)
-    corrected = with_correction(kernels, TRUE)
+    corrected = with_correction(kernels, TRUE, skew=0.0)  # random weights choose evenly
     engine = GPU_ENGINE.__class__(
         num_pages=20_000, max_num_batched_tokens=8192, max_running_requests=512,
         graph_batch_sizes=GPU_ENGINE.graph_batch_sizes, graph_tokens=default_graph_tokens(spec),
@@ -138,11 +138,16 @@ def measured_whole(kernels: KernelFile, card: str, noise: float = 0.002) -> Meas
     )
 
 
-def with_correction(kernels: KernelFile, correction: Correction) -> KernelFile:
-    """The same tables, with other corrections."""
+def with_correction(
+    kernels: KernelFile, correction: Correction, skew: float | None = None
+) -> KernelFile:
+    """The same tables, with other corrections, and maybe another choice of experts."""
     attention = kernels.composition.attention
     lenders = kernels.composition.lenders
-    composition = Composition(attention=attention, correction=correction, lenders=lenders)
+    skew = kernels.composition.expert_skew if skew is None else skew
+    composition = Composition(
+        attention=attention, correction=correction, lenders=lenders, expert_skew=skew
+    )
     return KernelFile(
         schema=kernels.schema, name=kernels.name, identity=kernels.identity,
         series=kernels.series, composition=composition,

@@ -169,11 +169,19 @@ def test_what_was_not_measured_counts_as_extrapolated():
 
 def test_the_name_tells_who_speaks_and_how_well():
     """The name holds the GPU and the expected error, or says that it is not known."""
-    median, p90 = expected_error(TABLES.composition.errors)
+    dense = [e for e in TABLES.composition.errors if e.model != "Qwen3-30B-A3B"]
+    median, p90 = expected_error(tuple(dense))
     name = f"composed from kernel tables of NVIDIA H200, expected error {median:.1f} %"
     assert MODELS["other sizes"].name == f"{name}, p90 {p90:.1f} %"
-    for unlike in ("mixture", "two GPUs", "no lenders"):
-        assert MODELS[unlike].name.endswith("of NVIDIA H200, error not known")
+    assert MODELS["no lenders"].name.endswith("of NVIDIA H200, error not known")
+    exchange = "of NVIDIA H200, exchange analytic, error not known"
+    assert MODELS["two GPUs"].name.endswith(exchange)
+    own = expected_error(tuple(e for e in TABLES.composition.errors if e.model == "Qwen3-30B-A3B"))
+    assumed = "expert skew 0.5 assumed, expected error"
+    assert MODELS["mixture"].name.endswith(f"{assumed} {own[0]:.1f} %, p90 {own[1]:.1f} %")
+    dense = fit_composition(BARE, [measured_whole(BARE, "Llama-3.1-8B")], H200)
+    unlike = ComposedCostModel(dense, load_model_spec("Qwen3-30B-A3B"), H200)
+    assert unlike.name.endswith("expert skew 0.5 assumed, error not known")
     large = ComposedCostModel(TABLES, load_model_spec("Llama-3.1-70B"), H200)
     assert large.name.endswith("error not known")
 

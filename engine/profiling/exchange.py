@@ -35,6 +35,7 @@ GROUPS: Final = (2, 4, 8)
 _REPLAYS: Final = 7
 _BUFFERS: Final = 8
 _LEAST_SECONDS: Final = 1e-3  # of a replay
+_WARM_SECONDS: Final = 0.05  # before: clocks of a GPU that waited are low
 _BYTES_PER_SECOND, _START_SECONDS = 2e11, 1e-5  # about
 _TINY: Final = 1e-30  # sums of sums of sums stay numbers
 _PATIENCE: Final = timedelta(seconds=60)
@@ -180,7 +181,8 @@ class _Rank:
         self._space.rehearse(lambda: launch(0))
         graph, _ = self._space.capture(lambda: [launch(time_) for time_ in range(count)])
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(_REPLAYS)]
-        graph.replay()
+        for _ in range(round(_WARM_SECONDS / _seconds(case) / count)):
+            graph.replay()
         for mark in marks:
             graph.replay()
             mark.record()
@@ -217,8 +219,11 @@ def _one_by_one(launch: Callable[[int], object]) -> Iterator[float]:
 
 
 def _launches(case: ExchangeCase) -> int:
-    seconds = _START_SECONDS + case.size / _BYTES_PER_SECOND
-    return max(4, min(64, round(_LEAST_SECONDS / seconds)))
+    return max(4, min(64, round(_LEAST_SECONDS / _seconds(case))))
+
+
+def _seconds(case: ExchangeCase) -> float:
+    return _START_SECONDS + case.size / _BYTES_PER_SECOND
 
 
 def _main(name: str, group: str, on_cpu: str, rank: str) -> None:
