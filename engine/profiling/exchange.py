@@ -35,7 +35,7 @@ GROUPS: Final = (2, 4, 8)
 _REPLAYS: Final = 7
 _BUFFERS: Final = 8
 _LEAST_SECONDS: Final = 1e-3  # of a replay
-_WARM_SECONDS: Final = 0.05  # before: clocks of a GPU that waited are low
+_BUSY_CYCLES: Final = 60_000_000  # some 30 ms
 _BYTES_PER_SECOND, _START_SECONDS = 2e11, 1e-5  # about
 _TINY: Final = 1e-30  # sums of sums of sums stay numbers
 _PATIENCE: Final = timedelta(seconds=60)
@@ -181,8 +181,11 @@ class _Rank:
         self._space.rehearse(lambda: launch(0))
         graph, _ = self._space.capture(lambda: [launch(time_) for time_ in range(count)])
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(_REPLAYS)]
-        for _ in range(round(_WARM_SECONDS / _seconds(case) / count)):
-            graph.replay()
+        graph.replay()
+        # While GPUs are kept busy all replays are launched, which takes longer than they run; and
+        # clocks recover.
+        torch.cuda._sleep(_BUSY_CYCLES)  # type: ignore[no-untyped-call]
+        graph.replay()
         for mark in marks:
             graph.replay()
             mark.record()
