@@ -30,7 +30,8 @@ from simulator.calibrated import FittedCostModel
 from simulator.composing import compose_fit, flops_per_token
 from simulator.exchange_curves import knows
 from simulator.kernel_file import ComposedError, KernelFile
-from simulator.kernel_parts import KernelParts, KernelTables
+from simulator.kernel_parts import KernelParts
+from simulator.kernel_tables import KernelTables
 from simulator.profile import LaunchFit
 
 _MARGIN: Final = 1.5  # times the largest model measured whole, and as much below the smallest

@@ -22,6 +22,7 @@ from engine.core.model_spec import ModelSpec
 from simulator.kernel_curves import monotone
 from simulator.kernel_file import Correction, Lender
 from simulator.kernel_parts import KernelParts
+from simulator.kernel_tables import KernelTables
 from simulator.power_state import PowerFit, calibrated_load, longer
 from simulator.profile import DecodeTable, Fit, HostFit, LaunchFit, MixedFit, SharedFit
 from simulator.roofline import HostCosts
@@ -65,7 +66,7 @@ def compose_fit(
     return Fit(
         decode=_decode_tables(parts, correction),
         mixed=_mixed(parts, correction, graph_tokens, power, launches),
-        host=_host(lenders),
+        host=_host(lenders, parts.tables),
         limits=limits,
         residuals=(),
         shared=_shared(lenders, flops_per_token),
@@ -206,12 +207,13 @@ def _mixed(
     )
 
 
-def _host(lenders: Sequence[Lender]) -> HostFit:
-    """The mean of theirs; without any, what the analytic model says."""
+def _host(lenders: Sequence[Lender], tables: KernelTables) -> HostFit:
+    """The mean of theirs; without any, the host's own parts and what launching usually takes."""
     if not lenders:
-        usual = HostCosts()
+        usual, parts = HostCosts(), tables.host_work
+        step_ns, request_ns = (0.0, usual.request_ns) if parts is None else parts
         return HostFit(
-            step_ns=usual.step_ns, request_ns=usual.request_ns,
+            step_ns=usual.step_ns + step_ns, request_ns=request_ns,
             prefill_request_ns=0.0, prefill_token_ns=0.0,
         )  # fmt: skip
     every = [msgspec.structs.astuple(lender.host) for lender in lenders]

@@ -43,7 +43,8 @@ from simulator.kernel_file import (
     Lender,
     Series,
 )
-from simulator.kernel_parts import KernelParts, KernelTables
+from simulator.kernel_parts import KernelParts
+from simulator.kernel_tables import KernelTables
 from simulator.mixed_costs import launch_kinds, padded_tokens
 from simulator.profile import LaunchFit, Profile, Residual
 from simulator.roofline import RooflineCostModel

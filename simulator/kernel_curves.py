@@ -25,6 +25,7 @@ Sizes = tuple[int, ...]
 _START_NS: Final = 2000.0
 _BYTES_PER_NS: Final = 4200.0
 _FLOPS_PER_NS: Final = 7e5
+_HOST_IS_SLOWER: Final = 80.0  # its memory, to reach, than the GPU's own
 _MIXTURES: Final = ("moe_mlp", "moe_layer")
 _NEAREST: Final = 4  # measured sizes that tell of others
 _SIMILAR: Final = 1.5  # times the nearest sizes, within which others are read off
@@ -223,6 +224,10 @@ def _work(op: str, sizes: Sizes) -> tuple[float, float, float]:
             return 0.0, 2.0 * sizes[0], 0.0
         case "route":
             return 0.0, 8.0 * sizes[0], 0.0
+        case "kv_copy":
+            return 0.0, 4.0 * sizes[0], 0.0
+        case "kv_to_host" | "kv_from_host":
+            return 0.0, _HOST_IS_SLOWER * sizes[0], 0.0
         case "rotary_kv_write":
             heads, kv_heads, head_dim, _ = sizes
             return 0.0, 4.0 * (heads + 2 * kv_heads) * head_dim, 0.0

@@ -13,7 +13,6 @@ In a step with prompts the last layer goes on only with the rows whose logits ar
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -29,16 +28,11 @@ from simulator.exchange_curves import (
     knows,
 )
 from simulator.kernel_curves import (
-    DecodeAttention,
-    RowCurves,
     Sizes,
     linear,
     monotone,
-    of_op,
-    similar_heads,
 )
-from simulator.kernel_experts import ExpertChoice
-from simulator.kernel_file import AttentionFit, KernelFile
+from simulator.kernel_tables import KernelTables
 from simulator.profile import ProfileError
 
 Float64 = NDArray[np.float64]
@@ -47,64 +41,6 @@ _ROW_OPS: Final = (
     "norm_linear", "residual_linear", "norm_gated_linear", "lm_head", "linear", "norm",
     "embed_tokens", "sample", "rotary_kv_write", "route", "moe_mlp",
 )  # fmt: skip
-
-
-class KernelTables:
-    """A file's series as functions.
-
-    Args:
-        kernels: the file.
-    """
-
-    def __init__(self, kernels: KernelFile) -> None:
-        self.attention_fits: dict[Sizes, AttentionFit] = {
-            (fit.heads, fit.kv_heads, fit.head_dim): fit for fit in kernels.composition.attention
-        }
-        self.exchange, self.gpu = kernels.exchange, kernels.identity.gpu
-        self._series = kernels.series
-        self._curves: dict[str, RowCurves] = {}
-        self._choices: dict[str, ExpertChoice] = {}
-
-    def rows(self, op: str) -> RowCurves:
-        """An op that depends on rows. Raises ProfileError if it was not measured."""
-        if op not in self._curves:
-            self._curves[op] = RowCurves(of_op(self._series, op))
-        return self._curves[op]
-
-    def choice(self, op: str) -> ExpertChoice:
-        """What uneven choice of experts does to a mixture's op."""
-        if op not in self._choices:
-            self._choices[op] = ExpertChoice(of_op(self._series, op))
-        return self._choices[op]
-
-    def has(self, op: str) -> bool:
-        """Whether an op was measured."""
-        return any(each.op == op for each in self._series)
-
-    @cached_property
-    def decode(self) -> DecodeAttention:
-        """Attention of decode items. Raises ProfileError if it was not measured."""
-        return DecodeAttention(of_op(self._series, "decode_attention"))
-
-    def prefill(self, heads: Sizes) -> AttentionFit:
-        """Attention of prompts; of heads that were not measured in proportion to similar ones.
-
-        Raises:
-            ProfileError: it was not measured at all.
-        """
-        if not self.attention_fits:
-            raise ProfileError("the kernel tables have no prefill_attention")
-        nearest = similar_heads(heads, self.attention_fits)
-        fit = self.attention_fits[nearest]
-        if nearest == heads:
-            return fit
-        scale = heads[0] * heads[2] / (nearest[0] * nearest[2])
-        return AttentionFit(
-            heads=heads[0], kv_heads=heads[1], head_dim=heads[2], call_ns=fit.call_ns,
-            chunk_ns=fit.chunk_ns * scale, token_ns=fit.token_ns * scale,
-            pair_ns=fit.pair_ns * scale, context_ns=fit.context_ns * scale,
-            max_context_ns=fit.max_context_ns,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +67,7 @@ class KernelParts:
         expert_skew: how unevenly tokens choose experts (`simulator.kernel_experts`).
 
     Attributes:
+        tables: as given.
         layers: of the model.
         prefill: attention of prompts in one layer.
         rows: ascending numbers of tokens at which products were measured.
@@ -152,7 +89,7 @@ class KernelParts:
         model.check_tensor_parallel(tensor_parallel_size)
         if model.mla is not None:
             raise ProfileError(f"{model.name} has latent attention, which kernel tables have not")
-        self._tables, self._model, self._tp = tables, model, tensor_parallel_size
+        self.tables, self._model, self._tp = tables, model, tensor_parallel_size
         self._sizes = _sizes(model, tensor_parallel_size)
         self.layers = model.num_layers
         self.prefill = tables.prefill(self._sizes.heads)
@@ -171,15 +108,15 @@ class KernelParts:
         if model.moe is not None:
             parts.append(("moe_mlp", sizes.experts))
         parts.append(("lm_head", sizes.lm_head))
-        measured = self._tables.decode.covers(sizes.heads) and self._exchange_is_this_gpus
-        return measured and all(self._tables.rows(op).covers(of) for op, of in parts)
+        measured = self.tables.decode.covers(sizes.heads) and self._exchange_is_this_gpus
+        return measured and all(self.tables.rows(op).covers(of) for op, of in parts)
 
     @property
     def _exchange_is_this_gpus(self) -> bool:
-        tables = self._tables.exchange
+        tables = self.tables.exchange
         if self._tp == 1:
             return True
-        return knows(tables, self._tp) and tables is not None and tables.gpu == self._tables.gpu
+        return knows(tables, self._tp) and tables is not None and tables.gpu == self.tables.gpu
 
     def decode_products(self, rows: Float64) -> Float64:
         """All layers but for their attention, and the logits, of decode graphs."""
@@ -194,7 +131,7 @@ class KernelParts:
 
     def decode_attention(self, requests: int, contexts: Float64) -> Float64:
         """Attention of so many decode items in all layers, at each of some total contexts."""
-        return self.layers * self._tables.decode.ns(self._sizes.heads, requests, contexts)
+        return self.layers * self.tables.decode.ns(self._sizes.heads, requests, contexts)
 
     def products(self, tokens: Float64) -> Float64:
         """All layers of a step with prompts but for attention, and for the last layer's end."""
@@ -223,7 +160,7 @@ class KernelParts:
 
     def _projections(self, rows: Float64) -> Float64:
         """Of one layer, what is around its attention."""
-        if self._tables.has("projections"):
+        if self.tables.has("projections"):
             sizes = (*self._rotary, self._model.hidden_size)
             return self._ns("projections", sizes, rows)
         return self._query(rows) + self._ns("residual_linear", self._sizes.output, rows)
@@ -248,14 +185,14 @@ class KernelParts:
 
     def _mlp(self, rows: Float64) -> Float64:
         hidden, width = self._sizes.down
-        if self._tables.has("mlp"):
+        if self.tables.has("mlp"):
             return self._ns("mlp", (hidden, width), rows)
         gated = self._ns("norm_gated_linear", self._sizes.gate_up, rows)
         return gated + self._ns("residual_linear", self._sizes.down, rows)
 
     def _mixture(self, rows: Float64) -> Float64:
         experts, top_k, hidden, _ = self._sizes.experts
-        if self._tables.has("moe_layer"):
+        if self.tables.has("moe_layer"):
             return self._chosen("moe_layer", rows)
         routed = self._ns("norm", (hidden,), rows) + self._ns("linear", (experts, hidden), rows)
         routed = routed + self._ns("route", (experts, top_k), rows)
@@ -263,16 +200,16 @@ class KernelParts:
 
     def _chosen(self, op: str, rows: Float64) -> Float64:
         """A mixture whose tokens choose as is assumed, which takes no less for more of them."""
-        sizes, measured = self._sizes.experts, self._tables.rows(op)
+        sizes, measured = self._sizes.experts, self.tables.rows(op)
         knots = measured.rows
-        factors = self._tables.choice(op).factor(sizes, knots, self._skew)
+        factors = self.tables.choice(op).factor(sizes, knots, self._skew)
         return linear(rows, knots, monotone(measured.ns(sizes, knots) * factors))
 
     def _sampling(self, rows: Float64) -> Float64:
         return self._ns("sample", (self._model.vocab_size,), rows) + self._exchange.logits(rows)
 
     def _ns(self, op: str, sizes: Sizes, rows: Float64) -> Float64:
-        return self._tables.rows(op).ns(sizes, rows)
+        return self.tables.rows(op).ns(sizes, rows)
 
 
 def _exchange(tables: KernelTables, model: ModelSpec, gpu: HardwareSpec, gpus: int) -> Exchange:

@@ -18,7 +18,8 @@ from simulator.cost_model import CostModel, StepFeatures, StepShape
 from simulator.fit_composition import fit_composition
 from simulator.fitting import DECODE, MIXED, PREFILL, PREFIX, SHARED
 from simulator.kernel_file import Correction
-from simulator.kernel_parts import KernelParts, KernelTables
+from simulator.kernel_parts import KernelParts
+from simulator.kernel_tables import KernelTables
 from simulator.power_state import PowerFit
 from simulator.profile import ProfileError
 

@@ -7,7 +7,6 @@ profiles are looked for beside the tables and among those that come with the pro
 from __future__ import annotations
 
 import importlib
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from engine.core.hardware_spec import HardwareSpec, gpu_names, load_hardware_spec
 from engine.core.hf_config import ModelConfigError
@@ -25,6 +26,7 @@ from engine.profiling.kernel_cases import SHARDS, KernelCase, design_kernels
 from engine.profiling.kernel_tables import PASSES, KernelMeter, KernelTimes, measure_kernels
 from engine.runtime.executor import EngineError
 from simulator.fit_composition import Measured, fit_composition
+from simulator.kernel_exchange import likeliest
 from simulator.kernel_file import (
     PREFIX,
     SCHEMA,
@@ -38,6 +40,8 @@ from simulator.profile import Profile, ProfileError
 from simulator.profile_file import read_profile
 from simulator.shipped_profiles import read_identity, shipped_profiles
 from workbench.atomic_file import write_atomic
+from workbench.calibrate_exchange import exchange_beside
+from workbench.gpu_file_name import gpu_file_name
 from workbench.kernel_measurements import PartialKernels, series_of
 from workbench.profile_match import CPU, is_gpu, model_digest
 from workbench.provenance import source_commit, workbench_version
@@ -67,6 +71,7 @@ def calibrate_kernels(
     minutes: float,
     *,
     models: Sequence[str] = (),
+    expert_skew: float | None = None,
     open_meter: Callable[[str], KernelMeter] | None = None,
     say: Say = lambda _: None,
     now: Callable[[], float] = time.time,
@@ -78,6 +83,7 @@ def calibrate_kernels(
         folder: of the tables; made if it is not there.
         minutes: that measuring may take, after kernels are compiled.
         models: cards or config files whose sizes are measured; none: `measured_cards`.
+        expert_skew: assumed of mixtures; None: as usual.
         open_meter: opens the device; None: torch's.
         say: told what is going on.
         now: s since 1970, for the record.
@@ -106,7 +112,7 @@ def calibrate_kernels(
     }  # fmt: skip
     kernels = KernelFile(
         schema=SCHEMA, name=name, identity=identity, series=series_of(done),
-        composition=Composition(attention=()), conditions=conditions,
+        composition=_assuming(Composition(attention=()), expert_skew), conditions=conditions,
     )  # fmt: skip
     path = folder / f"{name}.json"
     try:
@@ -127,16 +133,19 @@ def measured_cards() -> tuple[str, ...]:
     return tuple(name for name in model_card_names() if name not in DEMO_MODELS)
 
 
-def refit_kernels(path: Path) -> KernelCalibration:
+def refit_kernels(path: Path, *, expert_skew: float | None = None) -> KernelCalibration:
     """Learn anew what steps make of the kernels in a file, by the profiles there are now.
 
     Args:
         path: of the tables, which are written again.
+        expert_skew: assumed of mixtures; None: as before.
 
     Raises:
         ProfileError: they cannot be read, or lack kernels.
     """
-    kernels = _write(read_kernel_file(path), path)
+    before = read_kernel_file(path)
+    composition = _assuming(before.composition, expert_skew)
+    kernels = _write(msgspec.structs.replace(before, composition=composition), path)
     return KernelCalibration(kernels, path, bool(kernels.conditions.get("complete", True)))
 
 
@@ -152,7 +161,7 @@ def teach(profile: Profile, folder: Path) -> KernelCalibration | None:
 
 def file_name(gpu: str) -> str:
     """`kernels-<gpu>`, of letters that every file system takes."""
-    return PREFIX + re.sub(r"[^a-z0-9.]+", "-", gpu.casefold()).strip("-")
+    return gpu_file_name(PREFIX, gpu)
 
 
 def hardware_of(gpu: str) -> HardwareSpec:
@@ -165,6 +174,12 @@ def hardware_of(gpu: str) -> HardwareSpec:
         if gpu == CPU or is_gpu(name, gpu):
             return load_hardware_spec(name)
     raise ProfileError(f"{gpu} is none of {', '.join(gpu_names())}")
+
+
+def _assuming(composition: Composition, expert_skew: float | None) -> Composition:
+    if expert_skew is None:
+        return composition
+    return msgspec.structs.replace(composition, expert_skew=expert_skew)
 
 
 def _open_meter(device_name: str) -> KernelMeter:
@@ -203,7 +218,10 @@ def _measure(
 
 
 def _write(kernels: KernelFile, path: Path) -> KernelFile:
-    """Tables with what makes steps of them, in a file."""
+    """Tables with what makes steps of them, in a file; with the exchange that lies beside it."""
+    exchange = likeliest(exchange_beside(path.parent), kernels.identity.gpu)
+    if exchange is not None:
+        kernels = msgspec.structs.replace(kernels, exchange=exchange)
     names = [*model_card_names(), *kernels.conditions.get("models", ())]
     measured = _measured_models(kernels.identity, path.parent, _shapes(names))
     kernels = fit_composition(kernels, measured, hardware_of(kernels.identity.gpu))

@@ -20,10 +20,12 @@ Examples:
   workbench calibrate --model ~/models/Qwen3-30B-A3B --minutes 8
   workbench calibrate --cpu
   workbench calibrate --kernels
+  workbench calibrate --kernels --all-reduce
   workbench calibrate --refit profiles/nvidia-h200-llama-3.1-8b-bf16-tp1.json"""
 
-_CPU_MINUTES, _GPU_MINUTES, _KERNEL_MINUTES = 0.5, 5.0, 3.0
+_CPU_MINUTES, _GPU_MINUTES, _KERNEL_MINUTES = 0.5, 5.0, 4.0
 _FOLDER = Path("profiles")
+_EXCHANGE = "workbench.calibrate_exchange"
 
 
 def run(
@@ -61,11 +63,29 @@ def run(
             "ran are composed. --model adds its sizes to those of the cards.",
         ),
     ] = False,
+    all_reduce: Annotated[
+        bool,
+        typer.Option(
+            "--all-reduce",
+            help="With --kernels: measure only what the GPUs of this machine take to exchange sums "
+            "and logits. Otherwise that is measured, too, where there are several.",
+        ),
+    ] = False,
+    expert_skew: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=4.0,
+            help="With --kernels, or --refit of tables: mixtures are composed as if the n-th "
+            "expert were liked as 1 / n ** SKEW; 0: all alike. Default: 0.5, or what the tables "
+            "say.",
+        ),
+    ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(
             min=0.02,
-            help="For measuring; default: 5, with --kernels 3, or half a minute with --cpu.",
+            help="For measuring; default: 5, with --kernels 4, or half a minute with --cpu.",
         ),
     ] = None,
     output_dir: Annotated[
@@ -97,6 +117,7 @@ def run(
         given = (
             cpu,
             kernels,
+            all_reduce,
             model,
             device,
             dtype,
@@ -106,8 +127,10 @@ def run(
         )
         if any(given) or output_dir != _FOLDER:
             raise UsageError("--refit measures nothing, and writes where the profile is: no more")
-        _refit(refit)
+        _refit(refit, expert_skew)
         return
+    if not kernels and (all_reduce or expert_skew is not None):
+        raise UsageError("--all-reduce and --expert-skew are of kernel tables: give --kernels, too")
     if tensor_parallel_size > 1:
         raise UsageError(f"the engine runs on one GPU, --tp is {tensor_parallel_size}")
     if cpu and (model or device):
@@ -115,7 +138,11 @@ def run(
     if kernels:
         if dtype is not None or load_format != "auto":
             raise UsageError("--kernels measures in the engine's own number format, no checkpoint")
-        _calibrate_kernels(model, "cpu" if cpu else device or "cuda", output_dir, minutes, quiet)
+        where = "cpu" if cpu else device or "cuda"
+        if all_reduce or (where == "cuda" and _module(_EXCHANGE).several_gpus()):
+            _calibrate_exchange(where, output_dir, quiet)
+        if not all_reduce:
+            _calibrate_kernels(model, where, output_dir, minutes, quiet, expert_skew)
         return
     if not cpu and model is None:
         raise UsageError("which model? --model, or --cpu for a tiny one")
@@ -132,17 +159,35 @@ def run(
             _tell_of_kernels(taught)
 
 
-def _refit(path: Path) -> None:
+def _refit(path: Path, expert_skew: float | None) -> None:
     from simulator.kernel_file import is_kernel_file
+    from workbench.cli.failures import UsageError
 
     if is_kernel_file(path):
-        _tell_of_kernels(_module("workbench.calibrate_kernels").refit_kernels(path))
+        module = _module("workbench.calibrate_kernels")
+        _tell_of_kernels(module.refit_kernels(path, expert_skew=expert_skew))
+    elif expert_skew is not None:
+        raise UsageError(f"--expert-skew is of kernel tables, and {path} is a profile")
     else:
         _tell(_module().refit(path))
 
 
+def _calibrate_exchange(device: str, output_dir: Path, quiet: bool) -> None:
+    from workbench.cli.progress import ProgressLine
+
+    with ProgressLine(enabled=not quiet) as line:
+        path = _module(_EXCHANGE).calibrate_exchange(device, output_dir, say=line.say)
+    typer.echo(f"exchange between GPUs: {path}; kernel tables beside it take it when they are")
+    typer.echo("measured or refitted")
+
+
 def _calibrate_kernels(
-    model: str | None, device: str, output_dir: Path, minutes: float | None, quiet: bool
+    model: str | None,
+    device: str,
+    output_dir: Path,
+    minutes: float | None,
+    quiet: bool,
+    expert_skew: float | None,
 ) -> None:
     from workbench.cli.progress import ProgressLine
 
@@ -152,8 +197,9 @@ def _calibrate_kernels(
     limit = minutes or (_CPU_MINUTES if cpu else _KERNEL_MINUTES)
     with ProgressLine(enabled=not quiet) as line:
         done = module.calibrate_kernels(
-            device, output_dir, limit, models=[*models, model] if model else models, say=line.say
-        )
+            device, output_dir, limit, models=[*models, model] if model else models,
+            expert_skew=expert_skew, say=line.say,
+        )  # fmt: skip
     _tell_of_kernels(done)
 
 
