@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from command_line import SMALL, invoke
 from made_kernels import LIMITS, kernel_ns, made_kernels, measured_whole
@@ -77,6 +78,12 @@ def measure(meter: MadeMeter, minutes: float = 1.0):
     )
 
 
+def measure_missing(meter: MadeMeter):
+    return calibrate_kernels(
+        "cuda", Path("profiles"), 1.0, models=CARDS, only_missing=True, open_meter=lambda _: meter
+    )
+
+
 def test_tables_hold_what_was_measured():
     """Each case is measured in each pass; the file has medians, spreads and how many times."""
     meter = MadeMeter()
@@ -119,6 +126,35 @@ def test_times_of_another_device_are_not_taken_over():
     file.write_text(file.read_text() + '["norm", 3]\n')
     with pytest.raises(ProfileError, match=r"is damaged .*: delete it, and measuring begins anew"):
         measure(MadeMeter())
+
+
+def test_what_tables_lack_is_added_to_them(folder: Path):
+    """--missing measures no case again, and keeps what each sitting was."""
+    with pytest.raises(ProfileError, match="no kernel tables of NVIDIA H200 to add to"):
+        measure_missing(MadeMeter())
+    whole = measure(MadeMeter()).kernels
+    path = Path("profiles/kernels-nvidia-h200.json")
+    lacks = ("mlp", "plan")
+    series = tuple(each for each in whole.series if each.op not in lacks)
+    first = msgspec.structs.replace(series[0], **{
+        name: getattr(series[0], name)[1:] for name in ("points", "ns", "spread_ns", "repeats")
+    })  # fmt: skip
+    part = msgspec.structs.replace(whole, series=(first, *series[1:]))
+    (folder / path.name).write_bytes(encode_kernel_file(part))
+    path.unlink()
+    meter = MadeMeter()
+    found = measure_missing(meter)
+    added = sum(len(each.points) for each in whole.series if each.op in lacks) + 1
+    assert meter.measured == 2 * added
+    assert found.kernels.series == whole.series
+    assert len(found.kernels.conditions["sittings"]) == 2
+    again = MadeMeter()
+    assert measure_missing(again).kernels.series == whole.series
+    assert again.measured == 0
+    other = MadeMeter()
+    other.versions = {"torch": "3"}
+    with pytest.raises(ProfileError, match=r"its versions is .*'2'.*, here it is .*'3'"):
+        measure_missing(other)
 
 
 def test_no_time_leaves_no_tables():

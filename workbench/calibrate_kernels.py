@@ -38,11 +38,17 @@ from simulator.kernel_file import (
 )
 from simulator.profile import Profile, ProfileError
 from simulator.profile_file import read_profile
-from simulator.shipped_profiles import read_identity, shipped_profiles
+from simulator.shipped_profiles import (
+    read_identity,
+    read_kernel_identity,
+    shipped_kernels,
+    shipped_profiles,
+)
 from workbench.atomic_file import write_atomic
 from workbench.calibrate_exchange import exchange_beside
 from workbench.gpu_file_name import gpu_file_name
 from workbench.kernel_measurements import PartialKernels, series_of
+from workbench.merged_kernels import merged, missing, refuse_other_device
 from workbench.profile_match import CPU, is_gpu, model_digest
 from workbench.provenance import source_commit, workbench_version
 
@@ -72,6 +78,7 @@ def calibrate_kernels(
     *,
     models: Sequence[str] = (),
     expert_skew: float | None = None,
+    only_missing: bool = False,
     open_meter: Callable[[str], KernelMeter] | None = None,
     say: Say = lambda _: None,
     now: Callable[[], float] = time.time,
@@ -84,6 +91,8 @@ def calibrate_kernels(
         minutes: that measuring may take, after kernels are compiled.
         models: cards or config files whose sizes are measured; none: `measured_cards`.
         expert_skew: assumed of mixtures; None: as usual.
+        only_missing: add to the tables of this device that are in the folder, or ship, what they
+            lack.
         open_meter: opens the device; None: torch's.
         say: told what is going on.
         now: s since 1970, for the record.
@@ -103,9 +112,10 @@ def calibrate_kernels(
     name = file_name(meter.name)
     partial = PartialKernels(folder / f"{name}.partial.jsonl", identity)
     specs = [load_model_spec(model) for model in models or measured_cards()]
+    before = _tables_of(identity, folder / f"{name}.json") if only_missing else None
     begin = now()
     with GpuState(meter.bus_id) as state:
-        done, complete = _measure(meter, specs, partial, 60 * minutes, say)
+        done, complete = _measure(meter, specs, partial, 60 * minutes, before, say)
     conditions = {
         "began_unix_s": round(begin), "seconds": round(now() - begin), "complete": complete,
         "models": [spec.name for spec in specs], "gpu_state": state.summary(),
@@ -114,6 +124,7 @@ def calibrate_kernels(
         schema=SCHEMA, name=name, identity=identity, series=series_of(done),
         composition=_assuming(Composition(attention=()), expert_skew), conditions=conditions,
     )  # fmt: skip
+    kernels = kernels if before is None else merged(before, kernels)
     path = folder / f"{name}.json"
     try:
         kernels = _write(kernels, path)
@@ -176,6 +187,20 @@ def hardware_of(gpu: str) -> HardwareSpec:
     raise ProfileError(f"{gpu} is none of {', '.join(gpu_names())}")
 
 
+def _tables_of(identity: KernelIdentity, path: Path) -> KernelFile:
+    """Tables to which something is to be added.
+
+    Raises:
+        ProfileError: there are none of this device, or other software measured them.
+    """
+    for each in (path, *shipped_kernels()):
+        if each.exists() and read_kernel_identity(each).gpu == identity.gpu:
+            tables = read_kernel_file(each)
+            refuse_other_device(tables, identity)
+            return tables
+    raise ProfileError(f"there are no kernel tables of {identity.gpu} to add to: measure all")
+
+
 def _assuming(composition: Composition, expert_skew: float | None) -> Composition:
     if expert_skew is None:
         return composition
@@ -200,10 +225,13 @@ def _measure(
     specs: Sequence[ModelSpec],
     partial: PartialKernels,
     seconds: float,
+    before: KernelFile | None,
     say: Say,
 ) -> tuple[KernelTimes, bool]:
     done = partial.read()
     cases = design_kernels(specs, meter.limits, _CPU_SHARDS if meter.name == CPU else SHARDS)
+    if before is not None:
+        cases = missing(cases, before)
     say(f"kernels of {meter.name}: compiling for {len(cases):,} cases")
     meter.compile(cases)
 

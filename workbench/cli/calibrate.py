@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -71,6 +71,14 @@ def run(
             "and logits. Otherwise that is measured, too, where there are several.",
         ),
     ] = False,
+    missing: Annotated[
+        bool,
+        typer.Option(
+            "--missing",
+            help="With --kernels: measure only what the tables of this GPU in --output-dir, or "
+            "those that ship, lack.",
+        ),
+    ] = False,
     expert_skew: Annotated[
         float | None,
         typer.Option(
@@ -118,6 +126,7 @@ def run(
             cpu,
             kernels,
             all_reduce,
+            missing,
             model,
             device,
             dtype,
@@ -129,8 +138,10 @@ def run(
             raise UsageError("--refit measures nothing, and writes where the profile is: no more")
         _refit(refit, expert_skew)
         return
-    if not kernels and (all_reduce or expert_skew is not None):
-        raise UsageError("--all-reduce and --expert-skew are of kernel tables: give --kernels, too")
+    if not kernels and (all_reduce or missing or expert_skew is not None):
+        raise UsageError(
+            "--all-reduce, --missing and --expert-skew are of kernel tables: give --kernels, too"
+        )
     if tensor_parallel_size > 1:
         raise UsageError(f"the engine runs on one GPU, --tp is {tensor_parallel_size}")
     if cpu and (model or device):
@@ -139,10 +150,12 @@ def run(
         if dtype is not None or load_format != "auto":
             raise UsageError("--kernels measures in the engine's own number format, no checkpoint")
         where = "cpu" if cpu else device or "cuda"
-        if all_reduce or (where == "cuda" and _module(_EXCHANGE).several_gpus()):
+        alone = missing or where != "cuda"
+        if all_reduce or (not alone and _module(_EXCHANGE).several_gpus()):
             _calibrate_exchange(where, output_dir, quiet)
         if not all_reduce:
-            _calibrate_kernels(model, where, output_dir, minutes, quiet, expert_skew)
+            options = {"expert_skew": expert_skew, "only_missing": missing}
+            _calibrate_kernels(model, where, output_dir, minutes, quiet, options)
         return
     if not cpu and model is None:
         raise UsageError("which model? --model, or --cpu for a tiny one")
@@ -187,7 +200,7 @@ def _calibrate_kernels(
     output_dir: Path,
     minutes: float | None,
     quiet: bool,
-    expert_skew: float | None,
+    options: dict[str, Any],
 ) -> None:
     from workbench.cli.progress import ProgressLine
 
@@ -198,7 +211,7 @@ def _calibrate_kernels(
     with ProgressLine(enabled=not quiet) as line:
         done = module.calibrate_kernels(
             device, output_dir, limit, models=[*models, model] if model else models,
-            expert_skew=expert_skew, say=line.say,
+            say=line.say, **options,
         )  # fmt: skip
     _tell_of_kernels(done)
 
