@@ -39,8 +39,8 @@ def run(
     load_format: Annotated[
         Literal["auto", "dummy"],
         typer.Option(
-            help="dummy makes random weights, which do for dense models; a mixture of experts "
-            "routes random weights evenly, real ones not."
+            help="dummy makes random weights, which do for dense models; of a mixture's experts "
+            "they choose evenly when it decodes, and few in a prompt, real ones neither."
         ),
     ] = "auto",
     dtype: Annotated[
