@@ -14,7 +14,9 @@ from typing import Annotated, Any, Final
 import msgspec
 import numpy as np
 
-from simulator.profile import Positive, ProfileError
+from engine.core.bounded_file import read_bounded
+from simulator.profile import ProfileError
+from simulator.samples import Positive
 
 SCHEMA: Final = "exchange/v1"
 PREFIX: Final = "exchange-"  # of the file's name
@@ -67,7 +69,7 @@ def read_exchange(path: Path) -> ExchangeTables:
         ProfileError: it is not there, holds none, or contradicts itself.
     """
     try:
-        tables = msgspec.json.decode(path.read_bytes(), type=ExchangeTables)
+        tables = msgspec.json.decode(read_bounded(path), type=ExchangeTables)
     except OSError as error:
         raise ProfileError(f"{path}: {error.strerror or error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
