@@ -26,6 +26,7 @@ from simulator.kernel_tables import KernelTables
 from simulator.power_state import PowerFit, calibrated_load, longer
 from simulator.profile import DecodeTable, Fit, HostFit, LaunchFit, MixedFit, SharedFit
 from simulator.roofline import HostCosts
+from simulator.waking import WakeFit
 
 Float64 = NDArray[np.float64]
 
@@ -71,6 +72,7 @@ def compose_fit(
         residuals=(),
         shared=_shared(lenders, flops_per_token),
         power=power,
+        wake=_wake(lenders, flops_per_token),
     )
 
 
@@ -261,6 +263,13 @@ def _shared(lenders: Sequence[Lender], flops_per_token: int) -> SharedFit:
     knowing = [lender for lender in lenders if lender.shared is not None]
     nearest = _nearest(knowing, flops_per_token)
     return SharedFit() if nearest is None or nearest.shared is None else nearest.shared
+
+
+def _wake(lenders: Sequence[Lender], flops_per_token: int) -> WakeFit | None:
+    """What idle times do, by the most similar model that tells; without any, nothing is known."""
+    knowing = [lender for lender in lenders if lender.wake is not None]
+    nearest = _nearest(knowing, flops_per_token)
+    return None if nearest is None else nearest.wake
 
 
 def _nearest(lenders: Sequence[Lender], flops_per_token: int) -> Lender | None:

@@ -132,6 +132,7 @@ def _lender(measured: Measured) -> Lender:
         launches=LaunchFit() if fit.mixed is None else fit.mixed.launches,
         power=fit.power,
         shared=fit.shared if shares else None,
+        wake=fit.wake,
     )
 
 

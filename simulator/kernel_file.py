@@ -17,6 +17,7 @@ from simulator.kernel_exchange import ExchangeTables, exchange_problem
 from simulator.power_state import Cost, PowerFit
 from simulator.profile import HostFit, LaunchFit, ProfileError, Residual, SharedFit
 from simulator.samples import Count, Positive
+from simulator.waking import WakeFit
 
 SCHEMA: Final = "kernels/v1"
 PREFIX: Final = "kernels-"  # of the file's name
@@ -175,6 +176,7 @@ class Lender(_Strict, frozen=True, kw_only=True):
         mixture: whether it has experts.
         host, power, launches: of its profile.
         shared: of its profile, or None if no step was measured that tells it.
+        wake: of its profile, or None.
     """
 
     model: str
@@ -185,6 +187,7 @@ class Lender(_Strict, frozen=True, kw_only=True):
     launches: LaunchFit
     power: PowerFit | None
     shared: SharedFit | None
+    wake: WakeFit | None = None
 
 
 class Composition(_Strict, frozen=True, kw_only=True):

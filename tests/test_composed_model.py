@@ -22,6 +22,7 @@ from simulator.kernel_parts import KernelParts
 from simulator.kernel_tables import KernelTables
 from simulator.power_state import PowerFit
 from simulator.profile import ProfileError
+from simulator.waking import WakeFit
 
 BARE = made_kernels()
 TABLES = fit_composition(BARE, [measured_whole(BARE, card) for card in CARDS], H200)
@@ -223,3 +224,16 @@ def test_another_gpus_power_is_not_made_up():
     power = ComposedCostModel(tables, load_model_spec("Llama-3.1-70B"), H200).power
     assert power is not None
     assert 8000 < power.token_ns < 10_500  # 70B has about nine times the products of 8B
+
+
+def test_idle_times_are_lent():
+    """What the first step after an idle time takes is that of the most similar model that knows."""
+    assert MODELS["measured sizes"].wake is None
+    small, large = (WakeFit(idle_ns=(0, 10), gpu_ns=(0.0, ns), lead_ns=(0.0, 0.0)) for ns in (1, 2))
+    lent = {"Qwen3-0.6B": small, "Llama-3.1-8B": large}
+    lenders = tuple(msgspec.structs.replace(lender, wake=lent.get(lender.model))
+                    for lender in TABLES.composition.lenders)  # fmt: skip
+    composition = msgspec.structs.replace(TABLES.composition, lenders=lenders)
+    tables = msgspec.structs.replace(TABLES, composition=composition)
+    assert ComposedCostModel(tables, load_model_spec("Llama-3.1-70B"), H200).wake == large
+    assert ComposedCostModel(tables, load_model_spec("Qwen3-0.6B"), H200).wake == small
