@@ -23,7 +23,7 @@ SCHEMA: Final = "kernels/v1"
 PREFIX: Final = "kernels-"  # of the file's name
 
 # What a trained router does, as far as one was looked at: docs/calibration.md.
-EXPERT_SKEW: Final = 0.5
+EXPERT_SKEW: Final = 0.25
 
 Time = Annotated[float, msgspec.Meta(gt=0)]
 

@@ -179,11 +179,11 @@ def test_the_name_tells_who_speaks_and_how_well():
     exchange = "of NVIDIA H200, exchange analytic, error not known"
     assert MODELS["two GPUs"].name.endswith(exchange)
     own = expected_error(tuple(e for e in TABLES.composition.errors if e.model == "Qwen3-30B-A3B"))
-    assumed = "expert skew 0.5 assumed, expected error"
+    assumed = "expert skew 0.25 assumed, expected error"
     assert MODELS["mixture"].name.endswith(f"{assumed} {own[0]:.1f} %, p90 {own[1]:.1f} %")
     dense = fit_composition(BARE, [measured_whole(BARE, "Llama-3.1-8B")], H200)
     unlike = ComposedCostModel(dense, load_model_spec("Qwen3-30B-A3B"), H200)
-    assert unlike.name.endswith("expert skew 0.5 assumed, error not known")
+    assert unlike.name.endswith("expert skew 0.25 assumed, error not known")
     large = ComposedCostModel(TABLES, load_model_spec("Llama-3.1-70B"), H200)
     assert large.name.endswith("error not known")
 

@@ -161,10 +161,10 @@ def test_the_skew_of_experts_can_be_assumed_anew(tmp_path: Path):
     """--refit --expert-skew writes it into tables; a profile has none."""
     path = tmp_path / "kernels-nvidia-h200.json"
     path.write_bytes(encode_kernel_file(BARE))
-    assert BARE.composition.expert_skew == 0.5
-    result = invoke("calibrate", "--refit", str(path), "--expert-skew", "0.25")
+    assert BARE.composition.expert_skew == 0.25
+    result = invoke("calibrate", "--refit", str(path), "--expert-skew", "0.75")
     assert result.exit_code == 0, result.output
-    assert refit_kernels(path).kernels.composition.expert_skew == 0.25
+    assert refit_kernels(path).kernels.composition.expert_skew == 0.75
     for arguments, complaint in (
         (["--expert-skew", "1"], "--all-reduce, --missing and --expert-skew are of kernel"),
         (["--all-reduce"], "--all-reduce, --missing and --expert-skew are of kernel"),

@@ -85,7 +85,7 @@ def run(
             min=0.0,
             max=4.0,
             help="With --kernels, or --refit of tables: mixtures are composed as if the n-th "
-            "expert were liked as 1 / n ** SKEW; 0: all alike. Default: 0.5, or what the tables "
+            "expert were liked as 1 / n ** SKEW; 0: all alike. Default: 0.25, or what the tables "
             "say.",
         ),
     ] = None,
