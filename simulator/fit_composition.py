@@ -79,8 +79,9 @@ def fit_composition(
 ) -> KernelFile:
     """The same tables, with what makes steps of them.
 
-    A mixture was measured whole with random weights, which choose experts evenly: so are its steps
-    composed to be compared, whatever is assumed of those to be predicted.
+    A mixture was measured whole with random weights, which choose experts evenly in steps that
+    decode: so are its steps composed to be compared, whatever is assumed of those to be predicted.
+    Tokens of a prompt choose few experts then, nobody counted how few: such steps teach nothing.
 
     Args:
         kernels: tables; of their composition only the assumed skew of experts is kept.
@@ -183,6 +184,8 @@ class _StepParts:
         self.layers = parts.layers
         self.decode = _decode_columns(parts, f, graphed), ns[graphed]
         others = alone & (f.prefill_tokens > 0) & ~_waiting(measured.profile, f, ns)
+        if measured.model.moe is not None:
+            others[:] = False  # which experts a prompt chose is not known
         tokens = padded_tokens(f, engine.graph_tokens)[others].astype(np.float64)
         cool_ns = ns[others] / heat(measured.profile.fit.power, ns[others], tokens)
         self.mixed = _mixed_columns(parts, f, others, tokens, engine.graph_tokens), cool_ns

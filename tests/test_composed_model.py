@@ -103,7 +103,8 @@ def test_a_model_is_predicted_without_its_own_steps(card):
     errors = {e.composed.region: e for e in TABLES.composition.errors if e.model == card}
     assert set(errors) == {DECODE, PREFILL, PREFIX, MIXED, SHARED}
     # The smallest model shows most of what belongs to no kernel, and others cannot know of it.
-    most = 4.0 if card == "Qwen3-0.6B" else 1.0
+    # And of the other two only one teaches what prompts take.
+    most = 4.0 if card == "Qwen3-0.6B" else 1.5
     assert all(e.composed.median_percent < most for e in errors.values())
     assert all(e.composed.median_percent < e.analytic.median_percent for e in errors.values())
 
@@ -116,8 +117,18 @@ def test_corrections_are_learnt():
     found = TABLES.composition.correction
     for name in ("decode_products", "decode_attention", "products", "attention"):
         true = getattr(TRUE, name)
-        assert abs(getattr(found, name) - true) < 0.7 * abs(1 - true)
+        assert abs(getattr(found, name) - true) < 0.8 * abs(1 - true)
     assert 0.5 < found.decode_layer_ns / TRUE.decode_layer_ns < 1.5
+
+
+def test_prompts_of_a_mixture_teach_nothing():
+    """With random weights they choose nobody knows which experts; its decode steps do teach."""
+    moe = measured_whole(BARE, "Qwen3-30B-A3B")
+    alone = fit_composition(BARE, [moe], H200).composition.correction
+    untaught = Correction()
+    for name in ("products", "attention", "layer_ns", "step_ns", "chunk_ns"):
+        assert getattr(alone, name) == pytest.approx(getattr(untaught, name))
+    assert alone.decode_layer_ns > 0.3 * TRUE.decode_layer_ns
 
 
 def test_graphs_launch_attention_of_items_that_are_not_there():
