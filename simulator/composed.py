@@ -19,6 +19,7 @@ this GPU.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -45,6 +46,7 @@ class ComposedCostModel(FittedCostModel):
         model: what runs.
         gpu: on what; the one that was measured.
         tensor_parallel_size: on how many of them.
+        graph_tokens: to which the engine pads steps with prompts; None: as it does now.
 
     Raises:
         ProfileError: the tables have no such kernels.
@@ -58,11 +60,14 @@ class ComposedCostModel(FittedCostModel):
         gpu: HardwareSpec,
         *,
         tensor_parallel_size: int = 1,
+        graph_tokens: Sequence[int] | None = None,
     ) -> None:
         composition = kernels.composition
         skew = composition.expert_skew
         parts = KernelParts(KernelTables(kernels), model, gpu, tensor_parallel_size, skew)
-        sizes = () if kernels.identity.gpu == "cpu" else default_graph_tokens(model)
+        sizes = graph_tokens
+        if sizes is None:
+            sizes = () if kernels.identity.gpu == "cpu" else default_graph_tokens(model)
         flops = flops_per_token(model, tensor_parallel_size)
         fit = compose_fit(parts, composition.correction, composition.lenders, sizes, flops)
         name = composed_name(kernels, model, tensor_parallel_size)

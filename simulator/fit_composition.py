@@ -314,7 +314,9 @@ def _errors(
     kernels = msgspec.structs.replace(bare, composition=_composition(bare, others, gpu))
     model, samples = left_out.model, left_out.profile.samples
     f = samples.features()
-    composed = _percent(ComposedCostModel(kernels, model, gpu), f, samples.gpu_ns)
+    padded = left_out.profile.engine.graph_tokens  # of the engine that was measured
+    predicts = ComposedCostModel(kernels, model, gpu, graph_tokens=padded)
+    composed = _percent(predicts, f, samples.gpu_ns)
     analytic = _percent(RooflineCostModel(model, gpu), f, samples.gpu_ns)
     regions = regions_of(f)
     for region in REGIONS:

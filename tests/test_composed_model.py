@@ -15,7 +15,7 @@ from engine.core.model_spec import load_model_spec
 from simulator.composed import ComposedCostModel, expected_error
 from simulator.composing import mixed_small
 from simulator.cost_model import CostModel, StepFeatures, StepShape
-from simulator.fit_composition import fit_composition
+from simulator.fit_composition import Measured, fit_composition
 from simulator.fitting import DECODE, MIXED, PREFILL, PREFIX, SHARED
 from simulator.kernel_file import Correction
 from simulator.kernel_parts import KernelParts
@@ -119,6 +119,26 @@ def test_corrections_are_learnt():
         true = getattr(TRUE, name)
         assert abs(getattr(found, name) - true) < 0.8 * abs(1 - true)
     assert 0.5 < found.decode_layer_ns / TRUE.decode_layer_ns < 1.5
+
+
+def test_a_model_is_judged_with_the_padding_that_it_had():
+    """An engine of today that pads otherwise does not make older steps harder to predict."""
+    spec = load_model_spec("Llama-3.1-8B")
+    padded = ComposedCostModel(TABLES, spec, H200, graph_tokens=(8192,))
+    short, long = (padded.step_costs(StepFeatures.from_shapes([prefill(tokens)])).terms["tokens"]
+                   for tokens in (100, 8192))  # fmt: skip
+    assert short == long
+    measured = measured_whole(BARE, "Llama-3.1-8B")
+    shapes = measured.profile.samples.features()
+    costs = padded.step_costs(shapes).gpu_ns
+    profile = msgspec.structs.replace(
+        measured.profile,
+        engine=msgspec.structs.replace(measured.profile.engine, graph_tokens=(8192,)),
+        samples=msgspec.structs.replace(measured.profile.samples, gpu_ns=tuple(costs.tolist())),
+    )
+    errors = fit_composition(BARE, [Measured(profile, spec)], H200).composition.errors
+    of_prompts = next(e.composed for e in errors if e.composed.region == PREFILL)
+    assert of_prompts.median_percent < 4
 
 
 def test_prompts_of_a_mixture_teach_nothing():
