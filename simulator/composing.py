@@ -241,7 +241,8 @@ def heat(power: PowerFit | None, ns: Float64, tokens: Float64) -> Float64:
     factors = []
     for taken, count in zip(ns.tolist(), tokens.tolist(), strict=True):
         busy = min(1.0, count * power.token_ns / taken)
-        factors.append(longer(power, taken, busy, calibrated_load(power, taken, busy)))
+        before = calibrated_load(power, taken, busy)
+        factors.append(longer(power, taken, busy, busy, before))
     return np.array(factors)
 
 

@@ -15,10 +15,10 @@ import numpy as np
 from simulator.cost_model import Int64, StepFeatures
 from simulator.fit_base import Float64, Steps
 from simulator.fit_decode import ascending
-from simulator.power_state import PowerFit, left
+from simulator.power_state import DECODING, PowerFit, left
 from simulator.samples import PowerSamples
 
-_KNOTS: Final = tuple(round(0.05 + 0.1 * at, 2) for at in range(10))
+_BINS: Final = 20  # of loads from 0 to 1
 _COOL: Final = 0.2  # loads up to here are cool, or as cool as there were any
 _FASTEST: Final = 0.05  # share of steps of a kind that had cool clocks, at least
 _ROUNDS: Final = 4
@@ -41,6 +41,7 @@ def fit_power(steps: Steps, samples: PowerSamples | None, pair_ns: float) -> Pow
     ns = np.array(samples.gpu_ns, np.float64)
     computes = tokens == tokens.max()
     kinds = (computes, ~computes)
+    heating = np.where(computes, tokens, DECODING * tokens)
     if min(map(np.count_nonzero, kinds)) < _FEWEST:
         return None
     # What a step is busy with is a share of its time with cool clocks, and which clocks were cool
@@ -49,7 +50,7 @@ def fit_power(steps: Steps, samples: PowerSamples | None, pair_ns: float) -> Pow
     for rows in kinds:
         base[rows] = np.quantile(ns[rows], _FASTEST)
     for _ in range(_ROUNDS):
-        loads = loads_during(token_ns, tokens, ns, base)
+        loads = loads_during(token_ns, heating, ns, base)
         for rows in kinds:
             base[rows] = _cool_ns(loads[rows], ns[rows])
     computing, reading = (
@@ -64,7 +65,7 @@ def loads_during(token_ns: float, tokens: Float64, ns: Float64, cool_ns: Float64
 
     Args:
         token_ns: arithmetic of a token.
-        tokens: float64[n], of steps that ran one after the other.
+        tokens: float64[n], of steps that ran one after the other, as many as they heat like.
         ns: float64[n], that they took.
         cool_ns: float64[n], that they take with cool clocks.
 
@@ -87,24 +88,30 @@ def _cool_ns(loads: Float64, ns: Float64) -> float:
 
 
 class _Kind:
-    """Steps of one kind: what they take longer than with cool clocks, by the load."""
+    """Steps of one kind, by the bin of loads that they met: NaN where there are too few.
 
-    def __init__(self, busy: float, longer: Float64, counts: Float64) -> None:
-        self.busy, self.longer, self.counts = busy, longer, counts
+    Attributes:
+        busy: their share of arithmetic.
+        loads: float64[bins], their median.
+        longer: float64[bins], what they take longer than with cool clocks, as a share.
+        counts: float64[bins], how many there are.
+    """
+
+    def __init__(self, busy: float, loads: Float64, longer: Float64, counts: Float64) -> None:
+        self.busy, self.loads, self.longer, self.counts = busy, loads, longer, counts
 
     @classmethod
     def of(
         cls, loads: Float64, ns: Float64, cool_ns: Float64, tokens: Float64, token_ns: float
     ) -> _Kind:
         base = float(cool_ns[0])
-        nearest = np.abs(loads[:, None] - np.array(_KNOTS)).argmin(axis=1)
-        counts = np.array([np.count_nonzero(nearest == knot) for knot in range(len(_KNOTS))])
-        longer = np.array([
-            np.median(ns[nearest == knot]) / base - 1 if counts[knot] >= _FEWEST else np.nan
-            for knot in range(len(_KNOTS))
-        ])  # fmt: skip
+        bins = np.minimum((loads * _BINS).astype(np.int64), _BINS - 1)
+        counts = np.bincount(bins, minlength=_BINS)
+        medians = np.full((2, _BINS), np.nan)
+        for at in np.flatnonzero(counts >= _FEWEST).tolist():
+            medians[:, at] = np.median(loads[bins == at]), np.median(ns[bins == at]) / base - 1
         busy = min(1.0, float(np.median(tokens)) * token_ns / base)
-        return cls(busy, longer, counts.astype(np.float64))
+        return cls(busy, medians[0], medians[1], counts.astype(np.float64))
 
 
 def _fit_of(token_ns: float, computing: _Kind, reading: _Kind) -> PowerFit | None:
@@ -118,10 +125,10 @@ def _fit_of(token_ns: float, computing: _Kind, reading: _Kind) -> PowerFit | Non
     whole = longer / (memory_share + (1.0 - memory_share) * computing.busy)
     return PowerFit(
         token_ns=token_ns,
-        load=tuple(_KNOTS[at] for at in seen),
+        load=tuple(computing.loads[seen].tolist()),
         slowdown=tuple(whole.tolist()),
         memory_share=memory_share,
-        light_busy=reading.busy,
+        light_busy=min(1.0, DECODING * reading.busy),
     )
 
 

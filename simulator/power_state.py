@@ -9,16 +9,18 @@ The law is simple on purpose. Let a step take `gpu_ns` where it was calibrated, 
 that ran for REST_NS, and let
 
     busy     min(1, (tokens * token_ns + pairs * pair_ns) / gpu_ns), its share of arithmetic
+    heat     the same, with DECODING tokens for each that is decoded
     x        ns / TAU_NS
     left     1 / (1 + x + x^2 / 2), how much of the load before is left after so many ns of it
-    at(ns)   busy + (load - busy) * left(ns), the load then
+    at(ns)   heat + (load - heat) * left(ns), the load then
     slow     the mean of slowdown(at(ns)) at the two places that stand for all of the step
     longer   1 + slow * (memory_share + (1 - memory_share) * busy)
 
 Then with the load that it meets, the step takes gpu_ns * longer(load) / longer(load where it was
 calibrated), and the load after it is at(the time it takes). While the GPU idles, the load goes down
-as during a step without arithmetic. `left` is the exponential that belongs to it, nearly, by
-operations that are the same everywhere: results are the same integers.
+as during a step without arithmetic. A token that is decoded heats more than one of a prompt, as few
+of them fill a tile and each reads a context of its own. `left` is the exponential that belongs to
+it, nearly, by operations that are the same everywhere: results are the same integers.
 
 The load where a step was calibrated is that of light steps and of the step itself taking turns:
 light + (after - light) * left(REST_NS), where `after` is the load that the step leaves.
@@ -35,6 +37,7 @@ from numpy.typing import NDArray
 
 TAU_NS: Final = 100_000_000.0  # of all tried from 10 ms to 10 s, what explains most on an H200
 REST_NS: Final = 50_000_000  # of light steps before each that is calibrated
+DECODING: Final = 2.5  # of 1 to 4, what explains most of nine loads on another H200
 _PLACES: Final = (0.21132486540518713, 0.7886751345948129)  # of a step, for a mean (Gauss)
 
 
@@ -53,7 +56,7 @@ class PowerFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         slowdown: share of its time that a step of nothing but arithmetic takes longer at each, not
             descending; linear in between, constant outside.
         memory_share: as much of it concerns a step without arithmetic.
-        light_busy: share of arithmetic of the light steps before each calibrated one.
+        light_busy: heat of the light steps before each calibrated one.
     """
 
     token_ns: Cost
@@ -71,7 +74,7 @@ class PowerState:
         fit: of the GPU and model; None: nothing is known, no step gets longer.
 
     Attributes:
-        load: share of recent time that went into arithmetic, 0 to 1, at the end of the last step.
+        load: mean heat of recent time, 0 to 1, at the end of the last step.
     """
 
     __slots__ = ("_cool", "_fit", "_until_ns", "load")
@@ -82,24 +85,30 @@ class PowerState:
         self._until_ns = 0
         self.load = 0.0
 
-    def lengthen(self, gpu_ns: int, tokens: int, start_ns: int, pairs: int = 0) -> int:
+    def lengthen(
+        self, gpu_ns: int, tokens: int, start_ns: int, decodes: int, pairs: int = 0
+    ) -> int:
         """What a step takes that took `gpu_ns` when it was calibrated; it becomes the last one.
 
         Args:
             gpu_ns: of the step, at least 1.
             tokens: that it computes.
             start_ns: when it starts; not before the last one's end.
+            decodes: of these tokens, those that are decoded.
             pairs: of a query and a key, of its prompts.
         """
         if (fit := self._fit) is None:
             return gpu_ns
         load = self.load_at(start_ns)
         busy = (tokens * fit.token_ns + pairs * fit.pair_ns) / gpu_ns
+        heat = busy + (DECODING - 1.0) * decodes * fit.token_ns / gpu_ns
         if busy > 1.0:
             busy = 1.0
-        if load > self._cool or busy > self._cool:
-            gpu_ns = _longer_ns(fit, gpu_ns, busy, load)
-        self.passed(gpu_ns, busy, load, start_ns)
+        if heat > 1.0:
+            heat = 1.0
+        if load > self._cool or heat > self._cool:
+            gpu_ns = _longer_ns(fit, gpu_ns, busy, heat, load)
+        self.passed(gpu_ns, heat, load, start_ns)
         return gpu_ns
 
     def load_at(self, time_ns: int) -> float:
@@ -107,9 +116,9 @@ class PowerState:
         idle_ns = time_ns - self._until_ns
         return self.load * left(idle_ns) if idle_ns > 0 else self.load
 
-    def passed(self, gpu_ns: int, busy: float, load: float, start_ns: int) -> None:
+    def passed(self, gpu_ns: int, heat: float, load: float, start_ns: int) -> None:
         """A step ran from `start_ns` on for `gpu_ns`, when the load was `load`."""
-        self.load = busy + (load - busy) * left(gpu_ns)
+        self.load = heat + (load - heat) * left(gpu_ns)
         self._until_ns = start_ns + gpu_ns
 
     def snapshot(self) -> tuple[float, int]:
@@ -127,25 +136,26 @@ def left(ns: float) -> float:
     return 1.0 / (1.0 + x + x * x / 2.0)
 
 
-def calibrated_load(fit: PowerFit, gpu_ns: float, busy: float) -> float:
+def calibrated_load(fit: PowerFit, gpu_ns: float, heat: float) -> float:
     """The load before a step where it was calibrated."""
     of_rest, of_step = left(REST_NS), left(gpu_ns)
-    after = (busy * (1.0 - of_step) + fit.light_busy * (1.0 - of_rest) * of_step) / (
+    after = (heat * (1.0 - of_step) + fit.light_busy * (1.0 - of_rest) * of_step) / (
         1.0 - of_rest * of_step
     )
     return fit.light_busy + (after - fit.light_busy) * of_rest
 
 
-def longer(fit: PowerFit, gpu_ns: float, busy: float, load: float) -> float:
+def longer(fit: PowerFit, gpu_ns: float, busy: float, heat: float, load: float) -> float:
     """How many times as long a step takes as it would with clocks that are never lowered."""
     share = 0.5 * (fit.memory_share + (1.0 - fit.memory_share) * busy)
-    early, late = (slowdown(fit, busy + (load - busy) * left(at * gpu_ns)) for at in _PLACES)
+    early, late = (slowdown(fit, heat + (load - heat) * left(at * gpu_ns)) for at in _PLACES)
     return 1.0 + (early + late) * share
 
 
-def _longer_ns(fit: PowerFit, gpu_ns: int, busy: float, load: float) -> int:
-    before = calibrated_load(fit, gpu_ns, busy)
-    return int(gpu_ns * longer(fit, gpu_ns, busy, load) / longer(fit, gpu_ns, busy, before) + 0.5)
+def _longer_ns(fit: PowerFit, gpu_ns: int, busy: float, heat: float, load: float) -> int:
+    before = calibrated_load(fit, gpu_ns, heat)
+    now, then = (longer(fit, gpu_ns, busy, heat, each) for each in (load, before))
+    return int(gpu_ns * now / then + 0.5)
 
 
 def slowdown(fit: PowerFit, load: float) -> float:
@@ -164,6 +174,7 @@ def lengthened(
     fit: PowerFit | None,
     gpu_ns: Int64,
     tokens: Int64,
+    decodes: Int64,
     starts_ns: Int64 | None = None,
     pairs: Int64 | None = None,
 ) -> Int64:
@@ -173,6 +184,7 @@ def lengthened(
         fit: None: they stay as they are.
         gpu_ns: int64[n], as calibrated, in the order in which they ran.
         tokens: int64[n], that they computed.
+        decodes: int64[n], of these, those that were decoded.
         starts_ns: int64[n], when they started; None: each when the last ended.
         pairs: int64[n], of a query and a key of their prompts; None: none.
 
@@ -185,11 +197,10 @@ def lengthened(
     starts: Iterable[int | None] = [None] * len(gpu_ns) if starts_ns is None else starts_ns.tolist()
     attended = [0] * len(gpu_ns) if pairs is None else pairs.tolist()
     end = 0
-    for ns, count, start, pair in zip(
-        gpu_ns.tolist(), tokens.tolist(), starts, attended, strict=True
-    ):
+    rows = zip(gpu_ns.tolist(), tokens.tolist(), decodes.tolist(), starts, attended, strict=True)
+    for ns, count, decoded, start, pair in rows:
         begin = end if start is None else start
-        out.append(state.lengthen(ns, count, begin, pair))
+        out.append(state.lengthen(ns, count, begin, decoded, pair))
         end = begin + out[-1]
     return np.array(out, np.int64)
 

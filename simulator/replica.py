@@ -154,7 +154,9 @@ class Replica:
             start = now + self._waking.until_begin_ns(idle_ns, host_ns)
         if self._power is not None:
             tokens = plan.prefill_tokens + plan.decode_tokens
-            gpu_ns = self._power.lengthen(gpu_ns, tokens, start, plan.prefill_pairs)
+            gpu_ns = self._power.lengthen(
+                gpu_ns, tokens, start, plan.decode_tokens, plan.prefill_pairs
+            )
         if wakes:
             gpu_ns += self._waking.longer_ns(idle_ns)
         done = start + gpu_ns
@@ -208,7 +210,9 @@ class Replica:
                 break
             gpu_ns = cool_ns
             if power is not None:
-                gpu[at] = gpu_ns = power.lengthen(cool_ns, shape.decode_tokens, start)
+                gpu[at] = gpu_ns = power.lengthen(
+                    cool_ns, shape.decode_tokens, start, shape.decode_tokens
+                )
             done = start + gpu_ns
             timeline.append((plan_ns, start, done))
             plan_ns = start
@@ -237,7 +241,9 @@ class Replica:
             gpu_ns = cool_ns
             if power is not None:
                 before = power.snapshot()
-                gpu[at] = gpu_ns = power.lengthen(cool_ns, shape.decode_tokens, start)
+                gpu[at] = gpu_ns = power.lengthen(
+                    cool_ns, shape.decode_tokens, start, shape.decode_tokens
+                )
             if start + gpu_ns >= horizon:
                 if power is not None:
                     power.restore(before)

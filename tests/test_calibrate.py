@@ -368,7 +368,7 @@ class HotEngine(MadeUpEngine):
     def launch(self, plan: StepPlan) -> MadeUpStep:
         step = MadeUpStep(plan, 1 + 0.002 * self._rng.standard_normal())
         tokens = plan.prefill_tokens + plan.decode_tokens
-        step._ns = self.state.lengthen(step._ns, tokens, self.now_ns)
+        step._ns = self.state.lengthen(step._ns, tokens, self.now_ns, plan.decode_tokens)
         self.now_ns += step._ns
         return step
 
@@ -384,10 +384,11 @@ def test_what_clocks_do_is_told_apart_from_what_steps_cost(tmp_path: Path) -> No
                        decode_max_context=800, sampled_tokens=8, graph_batch=8)  # fmt: skip
     served = [decode] * 50 + ([prompt] + [decode] * 4) * 30 + [prompt] * 30 + [decode] * 50
     tokens = np.array([shape.prefill_tokens + shape.decode_tokens for shape in served])
+    decodes = np.array([shape.decode_tokens for shape in served])
     model = CalibratedCostModel(profile)
-    found = lengthened(model.power, gpu_ns(model, served), tokens)
+    found = lengthened(model.power, gpu_ns(model, served), tokens, decodes)
     cool = np.array([true_ns(shape) for shape in served])
-    true = lengthened(HOT, cool, tokens)
+    true = lengthened(HOT, cool, tokens, decodes)
     assert np.max(true / cool) > 1.09
     assert np.max(np.abs(found / true - 1)) < 0.03
 

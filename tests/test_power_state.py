@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import simulator
 from simulator.power_state import (
+    DECODING,
     REST_NS,
     TAU_NS,
     PowerFit,
@@ -33,13 +34,18 @@ steps = st.lists(
 )
 
 
+def decoded(step: tuple[int, int]) -> int:
+    """Tokens of a step that are decoded: of DECODE all, of others none."""
+    return step[1] if step == DECODE else 0
+
+
 def run(
     state: PowerState, step: tuple[int, int], count: int, now: int = 0
 ) -> tuple[list[int], int]:
     """Times of a step that runs again and again, and when the last ends."""
     times = []
     for _ in range(count):
-        times.append(state.lengthen(*step, now))
+        times.append(state.lengthen(*step, now, decoded(step)))
         now += times[-1]
     return times, now
 
@@ -63,14 +69,16 @@ def test_a_step_takes_what_it_took_where_it_was_calibrated() -> None:
     """After light steps, in turn with itself: whatever it is, and however long."""
     light = (4_500_000, 16)
     for step in (PROMPT, DECODE, (200_000_000, 8192), (30_000_000, 700)):
-        fit = msgspec.structs.replace(FIT, light_busy=16 * 20_000 / 4_500_000)
+        fit = msgspec.structs.replace(FIT, light_busy=DECODING * 16 * 20_000 / 4_500_000)
         state, now = PowerState(fit), 0
         for _ in range(20):
             for ns, tokens in [*[light] * (REST_NS // light[0]), (REST_NS % light[0], 0)]:
                 if ns:
-                    state.passed(ns, min(1.0, tokens * fit.token_ns / ns), state.load_at(now), now)
+                    state.passed(
+                        ns, min(1.0, DECODING * tokens * fit.token_ns / ns), state.load_at(now), now
+                    )
                     now += ns
-            took = state.lengthen(*step, now)
+            took = state.lengthen(*step, now, decoded(step))
             now += took
         assert took == pytest.approx(step[0], rel=0.01)
 
@@ -82,10 +90,24 @@ def test_a_long_step_heats_the_gpu_by_itself() -> None:
         state, now = PowerState(FIT), 0
         _, now = run(state, PROMPT, 40)
         gpu_ns = ms * 1_000_000
-        ratios.append(state.lengthen(gpu_ns, gpu_ns // 20_000, now) / gpu_ns)
+        ratios.append(state.lengthen(gpu_ns, gpu_ns // 20_000, now, 0) / gpu_ns)
     assert ratios == sorted(ratios, reverse=True)
     assert ratios[0] > 1.12
     assert ratios[-1] < 1.04
+
+
+def test_tokens_that_are_decoded_heat_more() -> None:
+    """As DECODING (2.5) tokens of a prompt do; how much longer the step itself gets is the same."""
+    states = PowerState(FIT), PowerState(FIT)
+    longest = [
+        [state.lengthen(9_000_000, tokens, at * 10_000_000, decodes) for at in range(60)]
+        for state, tokens, decodes in ((states[0], 130, 130), (states[1], 325, 0))
+    ]
+    assert states[0].load == pytest.approx(states[1].load, rel=0.05)
+    busy = 130 * 20_000 / 9_000_000
+    slow = slowdown(FIT, states[0].load)
+    assert slow > 0.02
+    assert longest[0][-1] / 9_000_000 == pytest.approx(1 + slow * (0.25 + 0.75 * busy), rel=0.003)
 
 
 def test_idling_cools() -> None:
@@ -95,7 +117,7 @@ def test_idling_cools() -> None:
     hot = state.load
     assert state.load_at(now + round(TAU_NS)) == pytest.approx(0.4 * hot)
     assert state.load_at(now + 5 * round(TAU_NS)) < 0.06 * hot
-    cooled = state.lengthen(*PROMPT, now + 5 * round(TAU_NS))
+    cooled = state.lengthen(*PROMPT, now + 5 * round(TAU_NS), 0)
     assert cooled == pytest.approx(PROMPT[0], rel=0.01)
 
 
@@ -105,7 +127,7 @@ def test_times_stay_within_what_the_table_says(work: list[tuple[int, int, int]])
     state, now = PowerState(FIT), 0
     for gpu_ns, tokens, idle_ns in work:
         now += idle_ns
-        longer = state.lengthen(gpu_ns, tokens, now)
+        longer = state.lengthen(gpu_ns, tokens, now, tokens // 3)
         assert gpu_ns / 1.14 - 1 <= longer <= 1.14 * gpu_ns + 1
         assert 0 <= state.load <= 1
         now += longer
@@ -121,20 +143,20 @@ def test_many_at_once_are_the_same_as_one_by_one(work: list[tuple[int, int, int]
             now += idle_ns * paused
             starts.append(now)
             before = state.snapshot()
-            first = state.lengthen(gpu_ns, tokens, now)
+            first = state.lengthen(gpu_ns, tokens, now, tokens // 3)
             state.restore(before)
-            times.append(state.lengthen(gpu_ns, tokens, now))
+            times.append(state.lengthen(gpu_ns, tokens, now, tokens // 3))
             assert times[-1] == first
             now += times[-1]
         gpu_ns, tokens = (np.array([row[at] for row in work], np.int64) for at in (0, 1))
         given_starts = np.array(starts, np.int64) if paused else None
-        assert lengthened(FIT, gpu_ns, tokens, given_starts).tolist() == times
+        assert lengthened(FIT, gpu_ns, tokens, tokens // 3, given_starts).tolist() == times
 
 
 def test_without_a_fit_nothing_changes() -> None:
     """Of the analytic model, and of a profile of a CPU."""
-    assert PowerState(None).lengthen(5, 10_000, 0) == 5
-    assert lengthened(None, np.array([5, 6]), np.array([9, 9])).tolist() == [5, 6]
+    assert PowerState(None).lengthen(5, 10_000, 0, 0) == 5
+    assert lengthened(None, np.array([5, 6]), np.array([9, 9]), np.array([0, 9])).tolist() == [5, 6]
 
 
 def test_the_table_is_read_in_between_and_constant_outside() -> None:
@@ -153,7 +175,7 @@ def test_the_shipped_fit_tells_again_what_it_was_fitted_to() -> None:
     tokens, ns = np.array(samples.tokens), np.array(samples.gpu_ns)
     prompt = int(tokens.max())
     cool = np.where(tokens == prompt, _first(ns[tokens == prompt]), _first(ns[tokens != prompt]))
-    told = lengthened(shipped.fit.power, cool, tokens)
+    told = lengthened(shipped.fit.power, cool, tokens, np.where(tokens == prompt, 0, tokens))
     tenth = np.minimum(10 * np.cumsum(ns) // ns.sum(), 9)
     hottest = 0.0
     for at in range(10):

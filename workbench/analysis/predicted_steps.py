@@ -33,7 +33,9 @@ def predicted_ns(model: CostModel, steps: Columns) -> Int64:
     starts_ns = steps["start_ns"][rows].astype(np.int64)
     predicted = np.zeros(len(has_tokens), np.int64)
     pairs = features.prefill_pairs
-    predicted[rows] = lengthened(model.power, cool_ns, tokens, starts_ns, pairs)
+    predicted[rows] = lengthened(
+        model.power, cool_ns, tokens, features.decode_tokens, starts_ns, pairs
+    )
     predicted[rows] += longer_after_idling(model.wake, _idle_ns(steps)[rows])
     return predicted
 
