@@ -23,6 +23,10 @@ _MOST_KNOTS: Final = 150  # of the table of tokens
 _GUESSES: Final = 25  # of what bounds each step; they settle in about 10
 _LAUNCH_BOUND: Final = 1.03  # times the launches: a step that takes less tells only of them
 _FEWEST_OF_KIND: Final = 3  # steps that tell what launches take
+# Times its work: launches that take longer are what a step tells of, with others or all alone.
+_CLEARLY: Final = 1.25
+_BEYOND_DOUBT: Final = 3.0
+_ONE_BY_ONE: Final = ("eager_prefill_ns", "eager_mixed_ns")
 _OUTLIER: Final = 2.5  # times the typical error: beyond that a step counts for less
 _AS_GOOD: Final = 1.1  # times the loss of the other fit
 _LEAST_ERROR: Final = 0.005  # of a step's time, which is as good as none
@@ -192,7 +196,8 @@ def _first_launches(kinds: Int64, ns: Float64) -> Float64:
 def _best_launches(kinds: Int64, work_ns: Float64, ns: Float64) -> Float64:
     """What launches of each kind take if the work takes `work_ns`: float64[kinds].
 
-    Nothing, where hardly a step has clearly less work than that.
+    Nothing, where hardly a step has clearly less work than that. But beside decode items there are
+    no fewer kernels to launch one by one than without them.
     """
     least = np.zeros(len(LaunchFit.__struct_fields__))
     for kind in range(len(least)):
@@ -200,10 +205,13 @@ def _best_launches(kinds: Int64, work_ns: Float64, ns: Float64) -> Float64:
         if np.count_nonzero(rows) < _FEWEST_OF_KIND:
             continue
         tried = np.quantile(ns[rows], np.linspace(0, 0.9, 40))
-        waiting = _LAUNCH_BOUND * work_ns[rows] < tried[:, None]
-        tried = np.append(0.0, tried[np.count_nonzero(waiting, axis=1) >= _FEWEST_OF_KIND])
+        waiting = np.sum(_CLEARLY * work_ns[rows] < tried[:, None], axis=1)
+        beyond_doubt = np.any(_BEYOND_DOUBT * work_ns[rows] < tried[:, None], axis=1)
+        tried = np.append(0.0, tried[(waiting >= _FEWEST_OF_KIND) | beyond_doubt])
         errors = np.maximum(tried[:, None], work_ns[rows]) / ns[rows] - 1
         least[kind] = tried[np.argmin(np.sum(np.abs(errors), axis=1))]
+    alone, beside = (LaunchFit.__struct_fields__.index(name) for name in _ONE_BY_ONE)
+    least[beside] = max(least[alone], least[beside])
     return least
 
 

@@ -19,7 +19,7 @@ from simulator.fit_base import Float64, Steps, nonnegative_costs
 from simulator.mixed_costs import MixedCosts
 from simulator.profile import DecodeTable, MixedFit, SharedFit
 
-_KNOTS: Final = (0, 512, 2048, 8192)  # tokens that an item shares
+_KNOTS: Final = (0, 1024, 8192)  # tokens that an item shares; more would be fitted to noise
 _FEWEST: Final = 6  # steps that tell what the table says
 _FOLDS: Final = 5
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from simulator.profile import Profile
+from simulator.shipped_profiles import read_kernel_identity, shipped_kernels
 from workbench.atomic_file import write_atomic
 from workbench.fidelity.cells import (
     Cell,
@@ -28,7 +29,9 @@ from workbench.fidelity.suite import Suite
 from workbench.provenance import input_file, source_commit
 from workbench.scenario_serving import ANALYTIC
 
-SCHEMA: Final = "fidelity-judgement/v1"
+SCHEMA: Final = "fidelity-judgement/v2"
+CALIBRATED: Final = "calibrated"
+COMPOSED: Final = "composed"  # of kernel tables
 COUNTS: Final = ("completed", "retractions", "prefix_hit_rate_percent")
 AMPLIFIED: Final = ("mean_ttft_ms", "mean_e2el_ms")
 _LONGER: Final = 1.01
@@ -81,7 +84,7 @@ def judge(
     profile_path: Path,
     left_out: dict[str, str],
 ) -> Judgement:
-    """Judge a profile and the analytic model by all cells that there are.
+    """Judge a profile and what does without one by all cells that there are.
 
     Args:
         suite: of the cells.
@@ -96,15 +99,16 @@ def judge(
     Raises:
         ScenarioErrors: the profile is not of this scenario.
     """
-    calibrated, analytic = Predictor(suite, str(profile_path)), Predictor(suite, ANALYTIC)
+    predictors = {CALIBRATED: Predictor(suite, str(profile_path))}
+    predictors |= _without_profile(suite, profile)
     judged: list[dict[str, Any]] = []
     pooled: dict[str, dict[str, list[Errors]]] = {
-        whose: {region: [] for region in REGIONS} for whose in ("calibrated", "analytic")
+        whose: {region: [] for region in REGIONS} for whose in predictors
     }
     for each in found:
         if each.cell is None:
             continue
-        result, errors = _judge_load(each.load, each.cell, calibrated, analytic)
+        result, errors = _judge_load(each.load, each.cell, predictors)
         judged.append(result)
         for whose, regions in errors.items():
             for region, values in regions.items():
@@ -140,17 +144,27 @@ def write_judgement(folder: Path, judgement: Judgement) -> Path:
     return path
 
 
+def _without_profile(suite: Suite, profile: Profile) -> dict[str, Predictor]:
+    """What predicts the same GPU without the profile: shipped kernel tables, the analytic model."""
+    own = profile.identity
+    found = {}
+    for path in shipped_kernels():
+        kernels = read_kernel_identity(path)
+        if (kernels.gpu, kernels.dtype) == (own.gpu, own.dtype):
+            found[COMPOSED] = Predictor(suite, str(path))
+    return found | {ANALYTIC: Predictor(suite, ANALYTIC)}
+
+
 def _judge_load(
-    load: Load, cell: Cell, calibrated: Predictor, analytic: Predictor
+    load: Load, cell: Cell, predictors: dict[str, Predictor]
 ) -> tuple[dict[str, Any], dict[str, dict[str, Errors]]]:
     """What is said of a load, and all errors of its steps by whose they are."""
     engine = [run.summary for run in cell.runs]
     steps = [run.steps for run in cell.runs]
-    own, other = calibrated.summary(load), analytic.summary(load)
+    summaries = {whose: each.summary(load) for whose, each in predictors.items()}
     requests = int(min(run["completed"] or 0 for run in engine))
     errors = {
-        "calibrated": step_errors(calibrated.cost_model(load), steps),
-        "analytic": step_errors(analytic.cost_model(load), steps),
+        whose: step_errors(each.cost_model(load), steps) for whose, each in predictors.items()
     }
     result = {
         "load": load.name,
@@ -163,18 +177,19 @@ def _judge_load(
             whose: {metric: asdict(score(metric, [run.get(metric) for run in engine],
                                          summary[metric], requests))
                     for metric in GOALS}
-            for whose, summary in (("calibrated", own), ("analytic", other))
+            for whose, summary in summaries.items()
         },
         "counts": {
-            name: {"engine": [run.get(name) for run in engine], "calibrated": own[name],
-                   "analytic": other[name]}
+            name: {"engine": [run.get(name) for run in engine]}
+            | {whose: summary[name] for whose, summary in summaries.items()}
             for name in COUNTS
         },
         "steps": {
             whose: {region: _step_numbers(values) for region, values in regions.items()}
             for whose, regions in errors.items()
         },
-        "amplification": _amplification(load, calibrated, own) if load.share else None,
+        "amplification": _amplification(load, predictors[CALIBRATED], summaries[CALIBRATED])
+        if load.share else None,
     }  # fmt: skip
     return result, errors
 
@@ -200,7 +215,7 @@ def _amplification(load: Load, calibrated: Predictor, own: dict[str, Any]) -> di
 
 def _marks(load: dict[str, Any]) -> list[bool]:
     """Of everything of the profile that is judged, whether its goal is reached."""
-    marks = [each["reached"] for each in load["metrics"]["calibrated"].values()]
-    for numbers in load["steps"]["calibrated"].values():
+    marks = [each["reached"] for each in load["metrics"][CALIBRATED].values()]
+    for numbers in load["steps"][CALIBRATED].values():
         marks += numbers["reached"].values()
     return [mark for mark in marks if mark is not None]

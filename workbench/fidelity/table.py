@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from workbench.fidelity.goals import GOALS, P99_REQUESTS, STEP_GOALS
-from workbench.fidelity.judge import AMPLIFIED, Judgement
+from workbench.fidelity.judge import AMPLIFIED, CALIBRATED, COMPOSED, Judgement
+from workbench.scenario_serving import ANALYTIC
 
 _NAME, _CELL, _NUMBER = 20, 15, 10  # widths
+_WITHOUT_PROFILE: Final = {COMPOSED: "  kernel tables", ANALYTIC: "  analytic model"}
 _STEP_NUMBERS: Final = ("median", "p90", "p99", "bias")
 
 
@@ -37,10 +39,10 @@ def _metrics(loads: Sequence[dict[str, Any]]) -> list[str]:
     titles = [name.removesuffix("_ms").removeprefix("output_") for name in GOALS]
     lines = [_row("error, %", [title.replace("_", " ") for title in titles], _CELL)]
     for load in loads:
-        for whose, label in (("calibrated", load["load"]), ("analytic", "  analytic model")):
-            scores = load["metrics"][whose].values()
-            marked = whose == "calibrated"
-            lines.append(_row(label, [_score(each, marked) for each in scores], _CELL))
+        for whose, scores in load["metrics"].items():
+            marked = whose == CALIBRATED
+            label = load["load"] if marked else _WITHOUT_PROFILE[whose]
+            lines.append(_row(label, [_score(each, marked) for each in scores.values()], _CELL))
     return lines
 
 
@@ -53,17 +55,17 @@ def _score(score: dict[str, Any], marked: bool) -> str:
 
 
 def _steps(loads: Sequence[dict[str, Any]]) -> list[str]:
-    titles = ["region", "steps", *_STEP_NUMBERS, "analytic"]
+    others = [whose for whose in loads[0]["steps"] if whose != CALIBRATED]
+    titles = ["region", "steps", *_STEP_NUMBERS, *others]
     lines = [_row("steps, %", titles, _NUMBER) + "  same decisions"]
     for load in loads:
         label, parity = load["load"], load["parity"]
         for region, numbers in load["steps"]["calibrated"].items():
             if not numbers["count"]:
                 continue
-            analytic = load["steps"]["analytic"][region]["median"]
             cells = [region, f"{numbers['count']:,}"]
             cells += [_step_number(numbers, name) for name in _STEP_NUMBERS]
-            cells.append(f"{analytic:.1f}")
+            cells += [f"{load['steps'][whose][region]['median']:.1f}" for whose in others]
             lines.append(f"{_row(label, cells, _NUMBER)}  {parity}".rstrip())
             label = parity = ""
     return lines
