@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from workbench.profile.nsight import (
     run_tool,
 )
 from workbench.profile.nsys_report import is_sqlite, read_nsys
-from workbench.profile.recording import StepRequest
+from workbench.profile.recording import StepRequest, _ready
 from workbench.profile.step_text import parse_step
 from workbench.profile.trace import TraceFileError
 
@@ -253,3 +255,24 @@ def test_a_tool_that_fails_is_told_with_its_words(tmp_path: Path) -> None:
     with pytest.raises(ToolError, match="cannot be run"):
         run_tool(Command((str(tmp_path / "none"),)), 1)
     assert run_tool(Command((tool(tmp_path, 'echo "$A"'),), (("A", "b"),)), 5) == "b\n"
+
+
+def test_what_a_tool_watches_ends_with_it(tmp_path: Path) -> None:
+    """A program that a tool started is ended with the tool when that takes too long."""
+    left = tmp_path / "left"
+    program = tool(tmp_path, f"(sleep 1; touch {left}) & wait")
+    with pytest.raises(ToolError, match="longer than"):
+        run_tool(Command((program,)), 0.3)
+    time.sleep(1.2)
+    assert not left.exists()
+
+
+def test_a_watched_step_has_no_more_pages_than_it_needs() -> None:
+    """ncu saves all memory of a GPU before it replays a kernel: a full cache is too much."""
+    request = replace(REQUEST, model=None, load_format="auto", layers=None, device="cpu")
+    with _ready(request, lambda _: None, small=True) as ready:
+        assert ready.limits.num_pages == 4 * (64 // ready.limits.page_size + 1)
+        before, plan = ready.maker.make(REQUEST.design)
+        assert before is not None
+        ready.runner.launch(before).result()
+        assert len(ready.runner.launch(plan).result().token_ids) == 4

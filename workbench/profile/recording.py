@@ -78,10 +78,18 @@ class _Ready:
 
 
 @contextmanager
-def _ready(request: StepRequest, say: Say) -> Iterator[_Ready]:
-    """Build an engine for a step; it is closed afterwards."""
+def _ready(request: StepRequest, say: Say, *, small: bool = False) -> Iterator[_Ready]:
+    """Build an engine for a step; it is closed afterwards.
+
+    Args:
+        request: the step.
+        say: told what is going on.
+        small: with as many KV pages as the step needs, not with as many as fit.
+    """
     with tempfile.TemporaryDirectory() as folder:
         config = _config(request, Path(folder))
+        if small:
+            config = replace(config, num_pages=_pages_for(request.design, config.page_size))
         name = request.model or "a tiny model"
         runner = build_runner(config, HostClock(), lambda text: say(f"{name}: {text}"))
         with closing(runner):
@@ -128,10 +136,12 @@ def record_step(request: StepRequest, path: Path, say: Say = lambda _: None) -> 
 def run_watched(request: StepRequest, say: Say = lambda _: None) -> None:
     """Build an engine and run a step for a profiler that watches from outside.
 
+    Its KV cache is as small as can be: ncu saves all memory of the GPU before it replays a kernel.
+
     Raises:
         EngineError: as `record_step`; or it is no GPU's engine.
     """
-    with _ready(request, say) as ready:
+    with _ready(request, say, small=True) as ready:
         if ready.facts["device"] == "cpu":
             raise EngineError("nsys and ncu watch GPUs, and this engine runs on the CPU")
         module = importlib.import_module("engine.profiling.profiled_step")
@@ -215,6 +225,12 @@ def _config(request: StepRequest, folder: Path) -> RunnerConfig:
         cuda_graph_tokens=None if design.chunks else (),
         max_model_len=longest + 1 if request.model is None else None,
     )
+
+
+def _pages_for(design: StepDesign, page_size: int) -> int:
+    """KV pages that the requests of a step hold, one more each for what follows."""
+    lengths = [chunk.tokens + chunk.context for chunk in design.chunks] + [*design.decodes]
+    return sum(-(-length // page_size) + 1 for length in lengths)
 
 
 def _limits(runner: Runner, facts: dict[str, Any]) -> EngineLimits:
