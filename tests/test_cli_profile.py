@@ -15,7 +15,7 @@ from workbench.cli import profile_tools
 from workbench.profile import doctor, nsight
 from workbench.profile.gap_text import verdict
 from workbench.profile.latest_gaps import MEASURED_HERE, latest_stories
-from workbench.profile.recording import spec_of
+from workbench.profile.traced_model import spec_of
 
 
 @pytest.fixture(autouse=True)

@@ -84,7 +84,6 @@ def _request(
 ) -> StepRequest:
     from workbench.cli.failures import UsageError
     from workbench.cli.model_names import check_model_name
-    from workbench.engine_setup import checkpoint_of
     from workbench.profile.recording import StepRequest
     from workbench.profile.step_text import parse_step
 
@@ -92,7 +91,6 @@ def _request(
         raise UsageError("which step? --step decode:32x1024, or the name of a scenario")
     if model is not None and layers is None and needs_weights:  # else it is a card
         check_model_name(model, load_format)
-        model = checkpoint_of(model, load_format)
     _check_layers(model, layers)
     return StepRequest(
         text=step,
@@ -111,7 +109,7 @@ def _check_layers(model: str | None, layers: int | None) -> None:
     """Refuse more layers than a model has; a model that is not to be found is told later."""
     from engine.core.model_spec import load_model_spec
     from workbench.cli.failures import UsageError
-    from workbench.profile.recording import LayersError, shortened
+    from workbench.profile.traced_model import LayersError, shortened
 
     if model is None or layers is None:
         return

@@ -27,9 +27,9 @@ def analysed(trace: Trace, model: str | None = None, step: str | None = None) ->
         step: likewise.
     """
     from workbench.profile.ceilings import measured_ceilings
-    from workbench.profile.recording import shape_of_trace, spec_of
     from workbench.profile.step_text import parse_step, shape_of
     from workbench.profile.timeline import analyse
+    from workbench.profile.traced_model import shape_of_trace, spec_of
 
     about = {**trace.about, **({"model": model} if model else {})}
     shape = shape_of(parse_step(step)) if step else shape_of_trace(about)
@@ -98,9 +98,10 @@ def measure_roofline(
     """`workbench profile roofline`."""
     from workbench.cli.profile_tools import counters_of
     from workbench.cli.progress import ProgressLine
-    from workbench.profile.recording import record_step, shape_of_trace, spec_of
+    from workbench.profile.recording import record_step
     from workbench.profile.roofline import measured_roofline, with_counters
     from workbench.profile.trace import read_trace
+    from workbench.profile.traced_model import shape_of_trace, spec_of
 
     path = _in(output, "timeline.json.gz")
     with ProgressLine(enabled=not quiet) as line:
@@ -139,9 +140,9 @@ def predict_roofline(request: StepRequest, gpu: str, output: Path, *, as_json: b
     from workbench.cli.failures import UsageError
     from workbench.profile.ceilings import assumed_ceilings
     from workbench.profile.predicted import StepPredictor
-    from workbench.profile.recording import shortened
     from workbench.profile.roofline import place
     from workbench.profile.step_text import shape_of
+    from workbench.profile.traced_model import shortened
 
     if request.model is None:
         raise UsageError("which model? --model Llama-3.1-8B, or any other model card")

@@ -6,33 +6,28 @@ import importlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from engine.core.graph_sizes import default_graph_batch_sizes
-from engine.core.model_spec import ModelSpec, load_model_spec, model_card_names
+from engine.core.model_spec import model_card_names
 from engine.profiling.made_plans import PlanMaker
 from engine.profiling.measuring import features_of
 from engine.profiling.step_shapes import EngineLimits, StepDesign
 from engine.runtime.executor import EngineError
 from engine.runtime.runner_config import LoadFormat, RunnerConfig
-from simulator.cost_model import StepShape
 from workbench.engine_driver import HostClock
 from workbench.engine_run import Runner, Say, build_runner, prepare
-from workbench.engine_setup import EngineOptions
+from workbench.engine_setup import EngineOptions, checkpoint_of
+from workbench.profile.traced_model import TINY
 from workbench.provenance import source_commit
 from workbench.scenario_source import LoadedScenario
 
 _GPU_STEPS, _CPU_STEPS, _WATCHED_STEPS = 30, 5, 5
-_TINY: Final = "tiny_model.json"
-
-
-class LayersError(ValueError):
-    """A model has not as many layers as were asked for; says how many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +120,7 @@ def record_step(request: StepRequest, path: Path, say: Say = lambda _: None) -> 
             plan.graph_batch = 0
         tracer.write(path, {
             **_facts(ready.facts, ceilings),
-            "model": request.model or _TINY,
+            "model": request.model or TINY,
             "layers": request.layers,
             "step": request.text,
             "launched": "kernel by kernel" if request.eager else "as when serving",
@@ -151,42 +146,6 @@ def run_watched(request: StepRequest, say: Say = lambda _: None) -> None:
         )
 
 
-def spec_of(about: Mapping[str, Any]) -> ModelSpec | None:
-    """The shape of the model that a trace was recorded of; None: it does not say, or is gone."""
-    model = about.get("model")
-    if not isinstance(model, str):
-        return None
-    layers = about.get("layers")
-    try:
-        spec = load_model_spec(str(files("scenarios") / _TINY) if model == _TINY else model)
-        return spec if layers is None else shortened(spec, int(layers))
-    except (ValueError, TypeError, OSError):
-        return None
-
-
-def shape_of_trace(about: Mapping[str, Any]) -> StepShape | None:
-    """The features of the step that a trace was recorded of; None: its steps differ."""
-    features = about.get("features")
-    return None if features is None else StepShape(*features)
-
-
-def shortened(spec: ModelSpec, layers: int) -> ModelSpec:
-    """The same model with its first layers only.
-
-    Raises:
-        LayersError: it has not so many.
-    """
-    if not 1 <= layers <= spec.num_layers:
-        raise LayersError(
-            f"--layers {layers}: the model has {spec.num_layers} layers; take 1 to "
-            f"{spec.num_layers}, or leave it out for all"
-        )
-    moe = spec.moe
-    if moe is not None:
-        moe = replace(moe, layers=tuple(layer for layer in moe.layers if layer < layers))
-    return replace(spec, num_layers=layers, moe=moe)
-
-
 def _short_model(model: str, layers: int, folder: Path) -> str:
     """The file of a model card with fewer layers."""
     cards = {name.casefold(): name for name in model_card_names()}
@@ -202,9 +161,11 @@ def _short_model(model: str, layers: int, folder: Path) -> str:
 
 
 def _config(request: StepRequest, folder: Path) -> RunnerConfig:
-    design, model = request.design, request.model or str(files("scenarios") / _TINY)
+    design, model = request.design, str(files("scenarios") / TINY)
+    if request.model is not None:
+        model = checkpoint_of(request.model, request.load_format)
     if request.layers is not None:
-        model = _short_model(model, request.layers, folder)
+        model = _short_model(request.model or model, request.layers, folder)
     tokens = sum(chunk.tokens for chunk in design.chunks) + len(design.decodes)
     requests = len(design.chunks) + len(design.decodes)
     longest = max([chunk.tokens + chunk.context for chunk in design.chunks] + [*design.decodes])

@@ -13,6 +13,7 @@ from workbench.profile.ceilings import LINK, Ceilings, in_words, reached
 from workbench.profile.counted_work import ELEMENTWISE, ELEMENTWISE_CLASSES, Work, counted_work
 from workbench.profile.ncu_report import NcuKernel
 from workbench.profile.timeline import Timeline
+from workbench.profile.traced_model import model_title
 
 COUNTED, COUNTERS = "counted", "ncu"
 GAPS: Final = "gaps"
@@ -138,7 +139,7 @@ def measured_roofline(
 ) -> Roofline:
     """The roofline of a step that was traced."""
     about = found.about
-    title = f"{about.get('model')}, {about.get('step')}, {about.get('device')}"
+    title = f"{model_title(about)}, {about.get('step')}, {about.get('device')}"
     times = merged({one.kind: one.us for one in found.classes})
     return place(title, times, found.step_us, counted_work(model, shape), ceilings)
 
