@@ -29,6 +29,8 @@ def arguments_of(request: StepRequest) -> list[str]:
             found += [name, str(value)]
     if request.load_format != "auto":
         found += ["--load-format", request.load_format]
+    if request.eager:
+        found.append("--eager")
     return found
 
 

@@ -115,7 +115,7 @@ def ncu_command(
         ncu, "--clock-control", "none", "--cache-control", "all", "--replay-mode", "kernel",
         "--profile-from-start", "off", "--nvtx", *include, "--metrics", ",".join(metrics),
         "--csv", "--page", "raw", "--print-units", "base", "--log-file", str(log),
-        *step_command(("--eager", *arguments), python),
+        *step_command(arguments if "--eager" in arguments else ("--eager", *arguments), python),
     )  # fmt: skip
     return Command(words, tuple(NVTX.items()))
 
