@@ -12,6 +12,7 @@ from profile_traces import STEP_CLASSES, STEP_KERNELS
 
 from engine.profiling.op_classes import MEASURED, RANGE, STEP
 from workbench.cli.profile_tools import arguments_of
+from workbench.profile.counters_text import counters_text
 from workbench.profile.gaps import occupation
 from workbench.profile.kernel_classes import classify
 from workbench.profile.ncu_report import METRICS, classes_of, read_ncu
@@ -177,6 +178,18 @@ def test_counters_of_a_row_a_metric_are_read(tmp_path: Path) -> None:
     )
     (kernel,) = read_ncu(path)
     assert (kernel.time_us, kernel.dram_bytes) == (3.5, 12e3)
+
+
+def test_a_report_of_an_h200_is_read() -> None:
+    """What ncu 2025.3 prints unasked of two kernels of PyTorch: by title, without bytes."""
+    fill, add = read_ncu(Path(__file__).parent / "fixtures" / "ncu_details_h200.csv")
+    assert fill.name.startswith("vectorized_elementwise_kernel<4, FillFunctor<float>")
+    assert (fill.time_us, fill.dram_active, fill.warps_active) == (2.72, 0.03, 30.37)
+    assert add.time_us == pytest.approx(4.1, abs=0.2)
+    assert fill.dram_bytes is None
+    row = counters_text([fill, add], classes_of([fill, add]), {}).splitlines()[-1].split()
+    assert row[:2] == ["other", "2"]
+    assert row[3:5] == ["-", "-"]
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,8 @@ def _counters(ncu: str) -> Finding:
             kernel = read_ncu(log)[0]
         except (ToolError, TraceFileError) as error:
             return Finding("counters", MISSING, str(error))
+    if kernel.dram_bytes is None:
+        return Finding("counters", MISSING, f"ncu runs, and does not read {READ} on this GPU")
     wanted = 4 << 20
     return Finding(
         "counters", GOOD,

@@ -11,7 +11,7 @@ from engine.profiling.op_classes import COMMUNICATION, GROUP_OF, REST
 from simulator.cost_model import StepShape
 from workbench.profile.ceilings import LINK, Ceilings, in_words, reached
 from workbench.profile.counted_work import ELEMENTWISE, ELEMENTWISE_CLASSES, Work, counted_work
-from workbench.profile.ncu_report import NcuKernel
+from workbench.profile.ncu_report import NcuKernel, moved_bytes
 from workbench.profile.timeline import Timeline
 from workbench.profile.traced_model import model_title
 
@@ -166,7 +166,8 @@ def with_counters(
 
 
 def _read(point: Point, own: Sequence[NcuKernel], ceilings: Ceilings, scale: float) -> Point:
-    moved = scale * sum(kernel.dram_bytes for kernel in own)
+    read = moved_bytes(own)
+    moved = point.num_bytes if read is None else scale * read
     us = scale * sum(kernel.time_us for kernel in own)
     made = _point(point.kind, Work(moved, point.flops), us, ceilings)
     return replace(
