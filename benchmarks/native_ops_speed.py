@@ -2,9 +2,8 @@
 
     python benchmarks/native_ops_speed.py native_ops.json [--commit HASH]
 
-Needs one GPU, g++, nvcc and half a minute. Of each op three times are taken: one call that finds
-nothing of its inputs in the L2 cache, one of a chain of calls replayed as a CUDA Graph, where each
-waits for the one before it, and what the host needs to launch one.
+Needs one GPU, g++, nvcc and half a minute. Of each op two times are taken: what a call adds to a
+chain of calls that is replayed as a CUDA Graph, and what the host needs to launch one.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ import triton
 from torch import Tensor
 from torch.nn import functional
 
-from engine.kernels.lab.measuring import time_calls
 from engine.kernels.rms_norm import add_rms_norm_triton
 from engine.kernels.silu_mul import silu_mul_triton
 from engine.native import ops
@@ -82,14 +80,10 @@ def _bound(run: Callable[..., Tensor], *tensors: Tensor) -> Call:
     return lambda: run(*tensors)
 
 
-def time_call(call: Call, device: torch.device) -> dict[str, float]:
-    """The three times, us."""
+def time_call(call: Call) -> dict[str, float]:
+    """Both times, us."""
     call()
-    return {
-        "cold_us": statistics.median(time_calls(call, device)),
-        "chained_us": _chained_us(call),
-        "host_us": _host_us(call),
-    }
+    return {"chained_us": _chained_us(call), "host_us": _host_us(call)}
 
 
 def _chained_us(call: Call) -> float:
@@ -127,7 +121,7 @@ def measure(device: torch.device) -> list[dict[str, Any]]:
         for tokens in TOKENS:
             torch.manual_seed(0)
             for name, call in made(tokens, device).items():
-                row = {"op": op, "tokens": tokens, "by": name, **time_call(call, device)}
+                row = {"op": op, "tokens": tokens, "by": name, **time_call(call)}
                 rows.append(row)
                 print(row, flush=True)
     return rows

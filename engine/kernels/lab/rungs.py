@@ -96,7 +96,7 @@ _LADDERS = (
         "",
         "The engine runs no softmax by itself: in attention it is fused into the products (see "
         "attention_prefill and attention_decode), in the sampler into the walk over the logits, "
-        "so its rows never go to memory.",
+        "in the router of experts into the choice of the largest, so its rows never go to memory.",
     ),
     Ladder(
         "rms_norm",
@@ -123,7 +123,8 @@ _LADDERS = (
         ),
         "triton",
         "In a step the norm nearly always comes with the residual addition, which Triton's kernel "
-        "has fused; alone it only runs once per step.",
+        "has fused; alone it only runs once per step. That fused op is timed beside the native one "
+        "in docs/kernel_lab.md.",
     ),
     Ladder(
         "layer_norm",
@@ -152,7 +153,9 @@ _LADDERS = (
             Rung("library", "F.layer_norm", "PyTorch's own kernel."),
         ),
         "",
-        "None of the engine's models has a LayerNorm; RMSNorm took its place.",
+        "No model that the engine serves has a LayerNorm; RMSNorm took its place. The diffusion "
+        "transformer of `workbench profile gaps` calls PyTorch's, which is not the fastest: it is "
+        "there to show launches, with the ops that such models are written in.",
     ),
     Ladder(
         "attention_prefill",
