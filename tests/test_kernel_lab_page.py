@@ -221,7 +221,9 @@ def test_bench_on_a_cpu_runs_what_can_run_there() -> None:
         pytest.skip("no triton")
     result = CliRunner().invoke(app, ["kernels", "bench", "rms_norm", "--device", "cpu", "--json"])
     assert result.exit_code == 0
-    for size in json.loads(result.stdout)["ladders"]["rms_norm"]:
+    found = json.loads(result.stdout)
+    assert found["versions"]["threads"] == "1"
+    for size in found["ladders"]["rms_norm"]:
         assert [rung["name"] for rung in size["rungs"]] == ["torch-naive", "library"]
         assert all(rung["relative_error"] < 0.01 for rung in size["rungs"])
 

@@ -33,7 +33,7 @@ def ladder_table(ladder: Ladder, results: LabResults) -> str:
             f"  {'rung':<20}{'time us':>11}{unit:>10}{'of ceiling':>12}{'gain':>8}{'error':>10}"
         )
         lines += _rows(ladder, size, ceiling)
-    if ladder.engine:
+    if any(size.rung(ladder.engine) for size in results.ladders.get(ladder.op, ())):
         lines += ["", "* serves requests"]
     return "\n".join(lines) + "\n"
 
@@ -60,14 +60,17 @@ def _ceiling_text(ladder: Ladder, ceiling: float) -> str:
 
 def rate_text(rate: float) -> str:
     """A rate with three digits at least."""
-    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+    if rate >= 100:
+        return f"{rate:,.0f}"
+    return f"{rate:.3g}" if rate >= 1e-3 else f"{rate:.6f}"
 
 
 def gain_text(before: RungResult | None, rung: RungResult) -> str:
     """How many times as fast as the rung before, or nothing."""
     if before is None or before.median_us is None or rung.median_us is None:
         return ""
-    return f"x{before.median_us / rung.median_us:.3g}"
+    ratio = before.median_us / rung.median_us
+    return f"x{ratio:,.0f}" if ratio >= 100 else f"x{ratio:.3g}"
 
 
 def explanation(ladder: Ladder, results: LabResults | None) -> str:

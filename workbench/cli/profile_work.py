@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from workbench.profile.gap_story import Subject
     from workbench.profile.recording import StepRequest
     from workbench.profile.roofline import Roofline
     from workbench.profile.timeline import Timeline
     from workbench.profile.trace import Trace
+    from workbench.scenario_source import LoadedScenario
 
 _RUN_DTYPES = Literal["bf16", "fp16", "fp32"]
 
@@ -66,13 +69,20 @@ def time_run(
     quiet: bool,
 ) -> None:
     """`workbench profile timeline SCENARIO`."""
+    from workbench.cli.demo_load import load_for_demo
     from workbench.cli.overrides import load_with_flags
     from workbench.cli.progress import ProgressLine
     from workbench.engine_setup import EngineOptions
     from workbench.profile.recording import record_run
 
-    loaded = load_with_flags(scenario, overrides, None, num_prompts, [], None)
+    def load(added: Sequence[str]) -> LoadedScenario:
+        return load_with_flags(scenario, [*added, *overrides], None, num_prompts, [], None)
+
     options = EngineOptions(model=model, load_format=load_format, device=device, dtype=dtype)
+    given = [*overrides, *([] if num_prompts is None else ["workload="])]
+    loaded, changes = load_for_demo(load, options, given)
+    if changes and not quiet:
+        _tell(f"note: so that a demo model can serve it: {' '.join(changes)}")
     path = _in(output, "timeline.json.gz")
     with ProgressLine(enabled=not quiet) as line:
         record_run(loaded, options, path, first=first, steps=steps, say=line.say)

@@ -84,7 +84,7 @@ class LabResults:
     Attributes:
         gpu: its name; "" on a CPU.
         multiprocessors: of it.
-        versions: torch, triton, cuda, driver, nvrtc.
+        versions: torch, triton, cuda, driver, nvrtc; of a CPU torch, triton and threads.
         commit: of the sources.
         time_utc: when.
         ceilings: copy_tb_s and product_tflop_s as measured just before; empty on a CPU.
