@@ -84,7 +84,8 @@ def _cell(ladder: Ladder, size: SizeResult, name: str, ceiling: float) -> str:
     if rung is None or rate is None or rung.median_us is None:
         return rung.note if rung else ""
     share = f"{100 * rate / ceiling:.1f} %"
-    return f"{rung.median_us:,.0f} us, {rate_text(rate)} {UNITS[ladder.ceiling]}, {share}"
+    text = f"{rung.median_us:,.0f} us, {rate_text(rate)} {UNITS[ladder.ceiling]}, {share}"
+    return text if rung.is_steady else f"{text} (unsteady)"
 
 
 def _row(cells: list[str]) -> str:
