@@ -88,6 +88,8 @@ _LADDERS = (
                 "triton",
                 "Triton",
                 "The same plan in twenty lines: a program per row, which the compiler vectorises. "
+                "A row of 1,024 is one warp's here, with four loads in flight per thread and no "
+                "barrier; the rung before spreads it over four warps that wait for each other. "
                 "Rows longer than 32,768 are walked over twice, with an online softmax, because "
                 "they do not fit the registers of one program.",
             ),
@@ -115,9 +117,10 @@ _LADDERS = (
             Rung(
                 "triton",
                 "Triton, the engine's kernel",
-                "The same plan, a program per row. This is the engine's `rms_norm_triton`, which "
-                "can also add the residual, sum the parts of a split product before it, and start "
-                "while the kernel before it still runs.",
+                "The same plan, a program per row, but the weights are loaded before the row; the "
+                "rung before loads them after its sum. This is the engine's `rms_norm_triton`, "
+                "which can also add the residual, sum the parts of a split product before it, and "
+                "start while the kernel before it still runs.",
             ),
             Rung("library", "F.rms_norm", "PyTorch's own kernel."),
         ),
