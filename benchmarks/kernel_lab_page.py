@@ -84,7 +84,8 @@ def _cell(ladder: Ladder, size: SizeResult, name: str, ceiling: float) -> str:
     if rung is None or rate is None or rung.median_us is None:
         return rung.note if rung else ""
     share = f"{100 * rate / ceiling:.1f} %"
-    return f"{rung.median_us:,.0f} us, {rate_text(rate)} {UNITS[ladder.ceiling]}, {share}"
+    text = f"{rung.median_us:,.0f} us, {rate_text(rate)} {UNITS[ladder.ceiling]}, {share}"
+    return text if rung.is_steady else f"{text} (unsteady)"
 
 
 def _row(cells: list[str]) -> str:
@@ -201,12 +202,25 @@ def cache_markdown(native: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def native_ops_markdown() -> str:
+    """What a call adds to a graph of them, and in brackets what the host takes to launch it."""
+    rows = _json("native_ops_h200.json")["rows"]
+    names = list(dict.fromkeys(row["by"] for row in rows))
+    lines = [["op", "tokens", *names], ["---"] * (2 + len(names))]
+    for op, tokens in dict.fromkeys((row["op"], row["tokens"]) for row in rows):
+        found = {r["by"]: r for r in rows if (r["op"], r["tokens"]) == (op, tokens)}
+        cells = [f"{found[n]['chained_us']:.1f} us ({found[n]['host_us']:.0f})" for n in names]
+        lines.append([op, f"{tokens:,}", *cells])
+    return "\n".join(map(_row, lines)) + "\n"
+
+
 def parts(results: LabResults | None, native: dict[str, Any]) -> dict[str, str]:
     """All generated parts of the page by the name that its comments give them."""
     made = {f"ladder {op}": ladder_markdown(ladder, results) for op, ladder in LADDERS.items()}
     return {
         **made, "measured on": measured_on(results), "attention": attention_markdown(),
         "decode": decode_markdown(), "tiles": tiles_markdown(), "cache": cache_markdown(native),
+        "native ops": native_ops_markdown(),
         "gil": gil_markdown(native),
     }  # fmt: skip
 

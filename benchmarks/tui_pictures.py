@@ -31,11 +31,13 @@ import numpy as np
 import resvg_py
 from textual.pilot import Pilot
 
+from workbench.profile.latest_gaps import MEASURED_HERE
 from workbench.tui.app import WorkbenchApp
 from workbench.tui.chart_screen import ChartScreen
 from workbench.tui.opened_run import OpenedRun
 
 ROOT = Path(__file__).resolve().parent.parent
+GAPS = ROOT / "benchmarks" / "results" / "profile" / "h200_gaps.json"
 SCENARIO = ["prefix_cache_chat", "--set", "deployment.pools.0.num_pages=4000"]
 FORK_STEP, SHOWN_STEP = 9000, 9060
 SIZE = (120, 36)
@@ -177,6 +179,15 @@ async def roofline(app: WorkbenchApp, pilot: Pilot[None]) -> None:
     await pilot.pause(0.2)
 
 
+async def gaps(app: WorkbenchApp, pilot: Pilot[None]) -> None:
+    """What was measured on an H200, as if it had been measured here."""
+    MEASURED_HERE.parent.mkdir(exist_ok=True)
+    MEASURED_HERE.write_bytes(GAPS.read_bytes())
+    await pilot.press("7")
+    await until(pilot, lambda: getattr(app.screen, "MODE", "") == "gaps")
+    await pilot.pause(0.2)
+
+
 def compare_with(fork: Path) -> Callable[[WorkbenchApp, Pilot[None]], Awaitable[None]]:
     """The run beside its fork."""
 
@@ -243,6 +254,7 @@ def main() -> None:
             Picture("requests", requests),
             Picture("scenarios", scenarios),
             Picture("roofline", roofline),
+            Picture("gaps", gaps),
         ):
             if not arguments.only or picture.name in arguments.only:
                 svg = asyncio.run(photograph(run, picture))

@@ -15,7 +15,7 @@ from workbench.cli import profile_tools
 from workbench.profile import doctor, nsight
 from workbench.profile.gap_text import verdict
 from workbench.profile.latest_gaps import MEASURED_HERE, latest_stories
-from workbench.profile.recording import spec_of
+from workbench.profile.traced_model import spec_of
 
 
 @pytest.fixture(autouse=True)
@@ -263,11 +263,28 @@ def test_traces_counters_and_exports_are_told_apart(elsewhere: Path) -> None:
     assert "DRAM/counted" in result.stdout
 
 
+def test_libraries_of_a_gpu_are_told_by_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that torch requires, by either way of naming their packages."""
+    known = {"nvidia-cublas": "13.1", "nvidia-cudnn-cu13": "9.1"}
+
+    def version(name: str) -> str:
+        if name not in known:
+            raise doctor.metadata.PackageNotFoundError(name)
+        return known[name]
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    assert doctor._libraries(None, gpu=True) == (
+        "products of many rows by cuBLAS 13.1; also cuDNN 9.1"
+    )
+    known.clear()
+    assert doctor._libraries(None, gpu=True) == "products of many rows by cuBLAS of torch"
+
+
 def test_the_doctor_says_what_is_missing() -> None:
     """And what works: the CPU's ranges. Nothing fails."""
     result = invoke("profile", "doctor")
     assert result.exit_code == 0, result.stderr
-    for part in ("✗ GPU", "✗ nsys", "✗ ncu", "✓ torch.profiler", "· kernels"):
+    for part in ("✗ GPU", "✗ nsys", "✗ ncu", "✓ torch.profiler", "· kernels", "· libraries"):
         assert part in result.stdout
     found = json.loads(invoke("profile", "doctor", "--json").stdout)
     states = {finding["name"]: finding["state"] for finding in found["findings"]}

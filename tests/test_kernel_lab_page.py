@@ -51,7 +51,7 @@ def made_up() -> LabResults:
     ladders = {}
     for op, ladder in LADDERS.items():
         rungs = [
-            RungResult(rung.name, 1000.0 / 2**index, 1e-3, 1.0, 5)
+            RungResult(rung.name, 1000.0 / 2**index, 1e-3, 1000.0 / 2**index, 5)
             for index, rung in enumerate(ladder.rungs)
         ]
         ladders[op] = tuple(
@@ -168,6 +168,7 @@ def test_explain_says_when_what_serves_is_not_the_fastest(measured: LabResults) 
             assert own
             slower = own.median_us > 1.02 * best.median_us
             words = f"{best.name} takes" if slower else "no rung is faster"
+            words = words if own.is_steady else "its calls took too unequally long to say"
             assert f"At {size.label} {words}" in told
 
 
@@ -186,6 +187,23 @@ def test_a_table_marks_what_is_wrong_and_what_did_not_run(measured: LabResults) 
     table = ladder_table(LADDERS["softmax"], changed)
     assert table.count("WRONG") == 1
     assert table.count("no memory") == 1
+
+
+def test_times_of_unequal_calls_are_pointed_at(measured: LabResults) -> None:
+    """A median far beyond the fastest call says little: nothing is concluded from it."""
+    (size, *_) = measured.ladders["rms_norm"]
+    own = size.rung("triton")
+    assert own
+    rungs = [dataclasses.replace(r, best_us=r.median_us / 2) if r is own else r for r in size.rungs]
+    changed = dataclasses.replace(
+        measured, ladders={"rms_norm": (dataclasses.replace(size, rungs=tuple(rungs)),)}
+    )
+    ladder = LADDERS["rms_norm"]
+    assert f"unsteady: fastest {own.median_us / 2:,.1f} us" in ladder_table(ladder, changed)
+    told = " ".join(explanation(ladder, changed).split())
+    assert f"At {size.label} its calls took too unequally long to say." in told
+    assert "as fast as triton" not in told
+    assert "as slow as triton" not in told
 
 
 def test_results_survive_their_file(lab_file: Path, measured: LabResults) -> None:
@@ -221,7 +239,9 @@ def test_bench_on_a_cpu_runs_what_can_run_there() -> None:
         pytest.skip("no triton")
     result = CliRunner().invoke(app, ["kernels", "bench", "rms_norm", "--device", "cpu", "--json"])
     assert result.exit_code == 0
-    for size in json.loads(result.stdout)["ladders"]["rms_norm"]:
+    found = json.loads(result.stdout)
+    assert found["versions"]["threads"] == "1"
+    for size in found["ladders"]["rms_norm"]:
         assert [rung["name"] for rung in size["rungs"]] == ["torch-naive", "library"]
         assert all(rung["relative_error"] < 0.01 for rung in size["rungs"])
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,13 +84,12 @@ def test_opcheck_is_green(dtype: torch.dtype) -> None:
     torch.library.opcheck(torch.ops.workbench.silu_mul.default, (random(4, 32, dtype=dtype),))
 
 
-def test_torch_compile_takes_them_whole() -> None:
-    """A function of both ops compiles without a graph break, and computes the same."""
+@pytest.mark.parametrize("module", [ops, torch.ops.workbench], ids=["functions", "ops"])
+def test_torch_compile_takes_them_whole(module: Any) -> None:
+    """A function of both compiles without a graph break, and computes the same."""
 
     def block(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return torch.ops.workbench.silu_mul(
-            torch.ops.workbench.add_rms_norm_(x, residual, weight, EPS) * 2
-        )
+        return module.silu_mul(module.add_rms_norm_(x, residual, weight, EPS) * 2)
 
     x, residual, weight = (random(*s, dtype=torch.float32) for s in ((4, 32), (4, 32), (32,)))
     kept = residual.clone()
@@ -147,6 +147,8 @@ torch.library.opcheck(
     torch.ops.workbench.add_rms_norm_.default, (x, kept.clone(), weight, 1e-5)
 )
 compiled = torch.compile(torch.ops.workbench.silu_mul, fullgraph=True, backend="aot_eager")
+assert torch.equal(compiled(x), ops.silu_mul(x))
+compiled = torch.compile(ops.silu_mul, fullgraph=True, backend="aot_eager")
 assert torch.equal(compiled(x), ops.silu_mul(x))
 print("fine")
 """

@@ -10,6 +10,7 @@ from gap_stories import KERNELS, UNITS, phases
 from profile_traces import call, kernel, ranged
 
 from engine.profiling.op_classes import CAPTURE
+from workbench.cli.profile_work import analysed
 from workbench.profile.first_call import ALLOCATOR, GPU, OTHER, first_call
 from workbench.profile.gap_story import (
     GapStory,
@@ -20,7 +21,14 @@ from workbench.profile.gap_story import (
 from workbench.profile.gap_text import lane_shares, stories_text, verdict
 from workbench.profile.latest_gaps import MEASURED_HERE, latest_stories
 from workbench.profile.pictures import draw_gaps
-from workbench.profile.trace import TraceFileError, parse_events
+from workbench.profile.roofline import Roofline
+from workbench.profile.roofline_text import roofline_text
+from workbench.profile.timeline_text import timeline_text
+from workbench.profile.trace import TraceFileError, parse_events, read_trace
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "profile"
+GUIDE = (ROOT / "docs" / "profile.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -124,16 +132,50 @@ def test_nothing_recorded_is_nothing() -> None:
     assert (found.lane, found.kernels, found.busy_share) == ((), 0, 0)
 
 
-def test_the_page_quotes_the_printout_and_says_of_which_model() -> None:
+def test_the_guide_quotes_what_was_printed() -> None:
     """Every indented line under Gaps was printed, and each table stands below its workload."""
-    root = Path(__file__).parent.parent
-    kept = (root / "benchmarks/results/profile/h200_output.txt").read_text().partition("\n\n")[2]
-    page = (root / "docs/profile.md").read_text()
-    section = page.partition("\n## Gaps\n")[2].partition("\n## ")[0]
+    kept = (RESULTS / "h200_output.txt").read_text(encoding="utf-8")
+    section = GUIDE.partition("\n## Gaps\n")[2].partition("\n## ")[0]
     quoted = [line[4:] for line in section.splitlines() if line.startswith("    ")]
     assert quoted
     assert set(quoted) <= set(kept.splitlines())
-    first, second = section.partition("11.389         1.243")[0], section.partition("17.362 ")[0]
-    assert first.rpartition("**Qwen3-0.6B, decode of 8 x 1024")[1]
-    assert "Llama" not in first
-    assert "**Llama-3.1-8B, decode of 32 x 1024 tokens**" in second
+    place = 0
+    for story in read_stories(RESULTS / "h200_gaps.json")[1:3]:
+        name = story.what.partition(", ")[0]
+        assert f"**{name}, " in section[place:]
+        place = section.index(f"**{name}, ", place)
+        assert section.index(f"{story.eager.unit_ms:.3f}", place) > place
+
+
+def test_the_guide_sums_up_what_was_measured() -> None:
+    """Each workload's first call, warm steps and graph stand in the table, as in the results."""
+    for story in read_stories(RESULTS / "h200_gaps.json"):
+        assert summary_row(story) in GUIDE
+
+
+def test_what_was_printed_is_what_the_results_say() -> None:
+    """Gaps and rooflines of the kept printout are those of the files beside it."""
+    kept = (RESULTS / "h200_output.txt").read_text(encoding="utf-8")
+    assert stories_text(read_stories(RESULTS / "h200_gaps.json")) in kept
+    for step in ("decode", "prefill"):
+        data = json.loads((RESULTS / f"h200_roofline_{step}.json").read_text(encoding="utf-8"))
+        assert roofline_text(Roofline.from_json(data)) in kept
+
+
+def test_a_trace_of_an_h200_says_what_was_printed() -> None:
+    """30 decode steps of Llama 3.1 8B as graphs: every kernel is told by its place, as by range."""
+    found = analysed(read_trace(RESULTS / "h200_timeline_decode.json.gz"))
+    assert timeline_text(found) in (RESULTS / "h200_output.txt").read_text(encoding="utf-8")
+    assert (found.labels_checked, found.labels_wrong) == (261, [])
+    assert sum(found.groups.values()) + found.idle_us == pytest.approx(found.step_us, rel=1e-3)
+
+
+def summary_row(story: GapStory) -> str:
+    """A workload as a row of the guide's table."""
+    compiling = sum(ms for cause, ms, _ in story.cold.causes if cause.startswith("kernel "))
+    name = story.what.partition(", bf16")[0].partition(", DDIM")[0]
+    return (
+        f"| {name} | {story.cold.wall_ms / 1e3:.2f} s, {compiling / story.cold.wall_ms:.0%} "
+        f"| {story.eager.unit_ms:.2f} ms, {story.eager.busy_share:.0%} "
+        f"| {story.graph.unit_ms:.2f} ms, {story.graph.busy_share:.0%} | {story.gain:.2f} |"
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from profile_traces import STEP_CLASSES, STEP_KERNELS
 
 from engine.profiling.op_classes import MEASURED, RANGE, STEP
 from workbench.cli.profile_tools import arguments_of
+from workbench.profile.counters_text import counters_text
 from workbench.profile.gaps import occupation
 from workbench.profile.kernel_classes import classify
 from workbench.profile.ncu_report import METRICS, classes_of, read_ncu
@@ -22,7 +25,7 @@ from workbench.profile.nsight import (
     run_tool,
 )
 from workbench.profile.nsys_report import is_sqlite, read_nsys
-from workbench.profile.recording import StepRequest
+from workbench.profile.recording import StepRequest, _ready
 from workbench.profile.step_text import parse_step
 from workbench.profile.trace import TraceFileError
 
@@ -177,6 +180,18 @@ def test_counters_of_a_row_a_metric_are_read(tmp_path: Path) -> None:
     assert (kernel.time_us, kernel.dram_bytes) == (3.5, 12e3)
 
 
+def test_a_report_of_an_h200_is_read() -> None:
+    """What ncu 2025.3 prints unasked of two kernels of PyTorch: by title, without bytes."""
+    fill, add = read_ncu(Path(__file__).parent / "fixtures" / "ncu_details_h200.csv")
+    assert fill.name.startswith("vectorized_elementwise_kernel<4, FillFunctor<float>")
+    assert (fill.time_us, fill.dram_active, fill.warps_active) == (2.72, 0.03, 30.37)
+    assert add.time_us == pytest.approx(4.1, abs=0.2)
+    assert fill.dram_bytes is None
+    row = counters_text([fill, add], classes_of([fill, add]), {}).splitlines()[-1].split()
+    assert row[:2] == ["other", "2"]
+    assert row[3:5] == ["-", "-"]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -253,3 +268,24 @@ def test_a_tool_that_fails_is_told_with_its_words(tmp_path: Path) -> None:
     with pytest.raises(ToolError, match="cannot be run"):
         run_tool(Command((str(tmp_path / "none"),)), 1)
     assert run_tool(Command((tool(tmp_path, 'echo "$A"'),), (("A", "b"),)), 5) == "b\n"
+
+
+def test_what_a_tool_watches_ends_with_it(tmp_path: Path) -> None:
+    """A program that a tool started is ended with the tool when that takes too long."""
+    left = tmp_path / "left"
+    program = tool(tmp_path, f"(sleep 1; touch {left}) & wait")
+    with pytest.raises(ToolError, match="longer than"):
+        run_tool(Command((program,)), 0.3)
+    time.sleep(1.2)
+    assert not left.exists()
+
+
+def test_a_watched_step_has_no_more_pages_than_it_needs() -> None:
+    """ncu saves all memory of a GPU before it replays a kernel: a full cache is too much."""
+    request = replace(REQUEST, model=None, load_format="auto", layers=None, device="cpu")
+    with _ready(request, lambda _: None, small=True) as ready:
+        assert ready.limits.num_pages == 4 * (64 // ready.limits.page_size + 1)
+        before, plan = ready.maker.make(REQUEST.design)
+        assert before is not None
+        ready.runner.launch(before).result()
+        assert len(ready.runner.launch(plan).result().token_ids) == 4

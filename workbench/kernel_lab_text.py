@@ -33,7 +33,7 @@ def ladder_table(ladder: Ladder, results: LabResults) -> str:
             f"  {'rung':<20}{'time us':>11}{unit:>10}{'of ceiling':>12}{'gain':>8}{'error':>10}"
         )
         lines += _rows(ladder, size, ceiling)
-    if ladder.engine:
+    if any(size.rung(ladder.engine) for size in results.ladders.get(ladder.op, ())):
         lines += ["", "* serves requests"]
     return "\n".join(lines) + "\n"
 
@@ -50,8 +50,13 @@ def _rows(ladder: Ladder, size: SizeResult, ceiling: float | None) -> Iterator[s
         gain = gain_text(before, rung)
         right = f"{rung.relative_error:.1e}" if rung.is_right else "WRONG"
         time_and_rate = f"{rung.median_us:>11,.1f}{rate_text(rate):>10}"
-        yield f"  {name:<20}{time_and_rate}{share:>12}{gain:>8}{right:>10}"
+        yield f"  {name:<20}{time_and_rate}{share:>12}{gain:>8}{right:>10}{_unsteady(rung)}"
         before = rung
+
+
+def _unsteady(rung: RungResult) -> str:
+    """Points at a time that says little, as calls took too unequally long."""
+    return "" if rung.is_steady else f"  unsteady: fastest {rung.best_us:,.1f} us"
 
 
 def _ceiling_text(ladder: Ladder, ceiling: float) -> str:
@@ -60,14 +65,17 @@ def _ceiling_text(ladder: Ladder, ceiling: float) -> str:
 
 def rate_text(rate: float) -> str:
     """A rate with three digits at least."""
-    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+    if rate >= 100:
+        return f"{rate:,.0f}"
+    return f"{rate:.3g}" if rate >= 1e-3 else f"{rate:.6f}"
 
 
 def gain_text(before: RungResult | None, rung: RungResult) -> str:
     """How many times as fast as the rung before, or nothing."""
     if before is None or before.median_us is None or rung.median_us is None:
         return ""
-    return f"x{before.median_us / rung.median_us:.3g}"
+    ratio = before.median_us / rung.median_us
+    return f"x{ratio:,.0f}" if ratio >= 100 else f"x{ratio:.3g}"
 
 
 def explanation(ladder: Ladder, results: LabResults | None) -> str:
@@ -113,8 +121,11 @@ def _measured(
     share = f", {100 * rate / ceiling:.1f} % of the ceiling" if ceiling else ""
     achieved = f"{rate_text(rate)} {UNITS[ladder.ceiling]}{share}"
     text = f"- {size.label}: {result.median_us:,.1f} us, {achieved}"
+    if not result.is_steady:
+        yield f"{text};{_unsteady(result)}"
+        return
     earlier = size.rung(before.name) if before else None
-    if earlier is not None and earlier.median_us is not None:
+    if earlier is not None and earlier.median_us is not None and earlier.is_steady:
         text += f", {_compared(earlier.median_us / result.median_us)} {earlier.name}"
     yield text
 
@@ -144,6 +155,8 @@ def _against_the_best(ladder: Ladder, size: SizeResult) -> str:
     best, own = best_rung(ladder, size), size.rung(ladder.engine)
     if best is None or best.median_us is None or own is None or own.median_us is None:
         return ""
+    if not own.is_steady:
+        return f"At {size.label} its calls took too unequally long to say."
     ratio = own.median_us / best.median_us
     if ratio <= 1 + _SAME:
         return f"At {size.label} no rung is faster."

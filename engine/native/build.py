@@ -180,9 +180,13 @@ def _ninja() -> str:
 
 def _package(name: str) -> Path:
     spec = find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise NativeUnavailableError(f"{name} is not installed; it takes {HINT}")
-    return Path(spec.submodule_search_locations[0])
+    if spec is not None and spec.submodule_search_locations:
+        return Path(spec.submodule_search_locations[0])
+    # Where a wheel is built pip hides what is installed; headers are of use all the same.
+    installed = Path(sysconfig.get_path("purelib")) / name
+    if (installed / "include").is_dir():
+        return installed
+    raise NativeUnavailableError(f"{name} is not installed; it takes {HINT}")
 
 
 def _headers_of(extension: Extension) -> list[str]:

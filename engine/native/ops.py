@@ -42,7 +42,7 @@ def add_rms_norm_(
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit.
     """
-    load()
+    _load_once()
     out: torch.Tensor = torch.ops.workbench.add_rms_norm_(x, residual, weight, eps)
     return out
 
@@ -59,7 +59,7 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     Raises:
         RuntimeError: the last dimension is odd, or the tensor of another kind.
     """
-    load()
+    _load_once()
     out: torch.Tensor = torch.ops.workbench.silu_mul(gate_up)
     return out
 
@@ -131,6 +131,11 @@ def load() -> Kind:
     return kind
 
 
+@torch.compiler.assume_constant_result  # so torch.compile runs it, and does not look into it
+def _load_once() -> Kind:
+    return load()
+
+
 def _load_cuda() -> None:
     try:
         torch.ops.load_library(str(build(OPS_CUDA)))
@@ -154,4 +159,4 @@ def _implement_in_python(library: torch.library.Library, key: str) -> None:
 
 
 def _warn(what: str, error: Exception) -> None:
-    warnings.warn(f"{what}: {error}", RuntimeWarning, stacklevel=4)
+    warnings.warn(f"{what}: {error}", RuntimeWarning, stacklevel=5)  # of the caller of an op

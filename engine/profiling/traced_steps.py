@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import tempfile
 from collections import deque
 from copy import copy
@@ -22,6 +23,7 @@ from engine.runtime.executor import Executor, RunningStep, StepOutput
 from engine.runtime.model_runner import ModelRunner
 
 _WARM_UP, _IN_FLIGHT = 3, 2
+_SILENT = "6"  # above all levels of the profiler's log
 
 
 class Tracer:
@@ -36,7 +38,9 @@ class Tracer:
         activities = [ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(ProfilerActivity.CUDA)
-        self._profiler = profile(activities=activities)
+        else:  # where nothing but the CPU is watched its log has no news; torch 2.13 prints it
+            os.environ.setdefault("KINETO_LOG_LEVEL", _SILENT)
+        self._profiler = profile(activities=activities, acc_events=True)  # else it warns
         self.events: list[dict[str, Any]] = []
         self.facts: dict[str, Any] = {}
 

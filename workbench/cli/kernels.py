@@ -58,7 +58,10 @@ def run(
 def bench(
     op: Annotated[str, typer.Argument(metavar="OP", help="One of the ops, or `all`.")],
     device: Annotated[
-        str, typer.Option(metavar="cuda|cpu", help="Where to measure; cpu runs few rungs.")
+        str,
+        typer.Option(
+            metavar="cuda|cpu", help="Where to measure; cpu runs few rungs, on one thread."
+        ),
     ] = "cuda",
     output: Annotated[
         Path | None, typer.Option(dir_okay=False, help="Write the results here, too.")

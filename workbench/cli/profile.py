@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from workbench.cli.options import (
-    JsonOption,
-    NumPromptsOption,
-    QuietOption,
-    ScenarioArgument,
-    SetOption,
+from workbench.cli.options import NumPromptsOption, QuietOption, ScenarioArgument, SetOption
+from workbench.cli.profile_options import (
+    FOLDER,
+    AsJson,
+    DeviceOption,
+    DtypeOption,
+    EagerOption,
+    KernelsOption,
+    LayersOption,
+    LoadOption,
+    ModelOption,
+    OnlyOption,
+    OutputOption,
+    StepOption,
+    StepsOption,
+    check_class,
+    step_request,
 )
-
-if TYPE_CHECKING:
-    from workbench.profile.recording import StepRequest
 
 EPILOG = """\b
 Examples:
@@ -25,113 +33,12 @@ Examples:
   workbench profile roofline --step prefill:1x2048 --model Qwen3-0.6B --load-format dummy
   workbench profile gaps --before eager --after graph"""
 
-_FOLDER = Path("profile")
-
 app = typer.Typer(
     help="Show where the time of steps goes, and what bounds it.",
     epilog=EPILOG,
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-
-StepOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="KIND:NxTOKENS",
-        help="decode:32x1024, prefill:1x2048, or mixed:1x512+32x1024.",
-    ),
-]
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="CARD|FOLDER|ORG/NAME",
-        help="Default: the scenario's; for a step a tiny one with random weights.",
-    ),
-]
-LoadOption = Annotated[
-    Literal["auto", "dummy"],
-    typer.Option(help="auto reads the checkpoint; dummy makes random weights."),
-]
-DeviceOption = Annotated[
-    str | None,
-    typer.Option(metavar="DEVICE", help="cuda, cuda:1 or cpu; default: a GPU if there is one."),
-]
-DtypeOption = Annotated[
-    Literal["bf16", "fp16", "fp32"] | None, typer.Option(help="Default: the model's own.")
-]
-StepsOption = Annotated[int | None, typer.Option(min=1, help="Steps to record.")]
-EagerOption = Annotated[
-    bool, typer.Option("--eager", help="Kernel by kernel, where a CUDA Graph would be replayed.")
-]
-LayersOption = Annotated[
-    int | None,
-    typer.Option(min=1, help="Only so many layers of a model card, which take less time."),
-]
-OutputOption = Annotated[Path, typer.Option(file_okay=False, help="Folder of what is written.")]
-
-
-def _request(
-    step: str | None,
-    model: str | None,
-    load_format: Literal["auto", "dummy"],
-    device: str | None,
-    dtype: Literal["bf16", "fp16", "fp32"] | None,
-    steps: int | None,
-    *,
-    eager: bool,
-    layers: int | None,
-    needs_weights: bool = True,
-) -> StepRequest:
-    from workbench.cli.failures import UsageError
-    from workbench.cli.model_names import check_model_name
-    from workbench.engine_setup import checkpoint_of
-    from workbench.profile.recording import StepRequest
-    from workbench.profile.step_text import parse_step
-
-    if step is None:
-        raise UsageError("which step? --step decode:32x1024, or the name of a scenario")
-    if model is not None and layers is None and needs_weights:  # else it is a card
-        check_model_name(model, load_format)
-        model = checkpoint_of(model, load_format)
-    _check_layers(model, layers)
-    return StepRequest(
-        text=step,
-        design=parse_step(step),
-        model=model,
-        load_format=load_format,
-        device=device,
-        dtype=dtype,
-        steps=steps,
-        eager=eager,
-        layers=layers,
-    )
-
-
-def _check_layers(model: str | None, layers: int | None) -> None:
-    """Refuse more layers than a model has; a model that is not to be found is told later."""
-    from engine.core.model_spec import load_model_spec
-    from workbench.cli.failures import UsageError
-    from workbench.profile.recording import LayersError, shortened
-
-    if model is None or layers is None:
-        return
-    try:
-        spec = load_model_spec(model)
-    except (ValueError, OSError):
-        return
-    try:
-        shortened(spec, layers)
-    except LayersError as error:
-        raise UsageError(str(error)) from None
-
-
-def _check_class(only: str | None, *, with_ncu: bool) -> None:
-    """Refuse a class that no kernel has, or that nobody asks for."""
-    from engine.profiling.op_classes import GROUP_OF
-    from workbench.cli.failures import UsageError
-
-    if only is not None and (only not in GROUP_OF or not with_ncu):
-        raise UsageError(f"--only goes with --ncu, and is one of {', '.join(GROUP_OF)}")
 
 
 @app.command()
@@ -148,19 +55,16 @@ def timeline(
     layers: LayersOption = None,
     overrides: SetOption = None,
     num_prompts: NumPromptsOption = None,
-    kernels: Annotated[int, typer.Option(min=1, help="Kernels to list.")] = 12,
+    kernels: KernelsOption = 12,
     nsys: Annotated[
         bool, typer.Option("--nsys", help="By Nsight Systems; without it, the commands to type.")
     ] = False,
     ncu: Annotated[
         bool, typer.Option("--ncu", help="Counters of each kernel, by Nsight Compute, likewise.")
     ] = False,
-    only: Annotated[
-        str | None,
-        typer.Option(metavar="CLASS", help="With --ncu: only kernels of a class, such as qkv."),
-    ] = None,
-    output: OutputOption = _FOLDER,
-    as_json: JsonOption = False,
+    only: OnlyOption = None,
+    output: OutputOption = FOLDER,
+    as_json: AsJson = False,
     quiet: QuietOption = False,
 ) -> None:
     """Record steps of the engine as a trace for Perfetto, and analyse it.
@@ -173,7 +77,7 @@ def timeline(
     from workbench.cli.profile_tools import run_ncu, run_nsys
     from workbench.cli.profile_work import time_run, time_step
 
-    _check_class(only, with_ncu=ncu)
+    check_class(only, with_ncu=ncu)
     if scenario is not None and (step is not None or nsys or ncu or layers):
         raise UsageError("a scenario, or --step with --nsys, --ncu and --layers: not both")
     if scenario is not None:
@@ -183,7 +87,9 @@ def timeline(
             first, steps or 30, output, kernels, as_json=as_json, quiet=quiet,
         )  # fmt: skip
         return
-    request = _request(step, model, load_format, device, dtype, steps, eager=eager, layers=layers)
+    request = step_request(
+        step, model, load_format, device, dtype, steps, eager=eager, layers=layers
+    )
     if nsys:
         run_nsys(request, output, as_json=as_json)
         return
@@ -211,8 +117,8 @@ def roofline(
         bool,
         typer.Option("--ncu", help="Bytes, warps and tensor cores by the device's counters."),
     ] = False,
-    output: OutputOption = _FOLDER,
-    as_json: JsonOption = False,
+    output: OutputOption = FOLDER,
+    as_json: AsJson = False,
     quiet: QuietOption = False,
 ) -> None:
     """Place every kernel class of a step on the roofline, and say what bounds it.
@@ -222,7 +128,7 @@ def roofline(
     """
     from workbench.cli.profile_work import measure_roofline, predict_roofline
 
-    request = _request(
+    request = step_request(
         step, model, load_format, device, dtype, steps,
         eager=eager, layers=layers, needs_weights=gpu is None,
     )  # fmt: skip
@@ -249,8 +155,8 @@ def gaps(
         Path | None,
         typer.Option("--from", dir_okay=False, help="Show what was measured before."),
     ] = None,
-    output: OutputOption = _FOLDER,
-    as_json: JsonOption = False,
+    output: OutputOption = FOLDER,
+    as_json: AsJson = False,
     quiet: QuietOption = False,
 ) -> None:
     """Tell what warming up and CUDA Graphs do to the gaps between kernels.
@@ -272,7 +178,7 @@ def doctor(
     ceilings: Annotated[
         bool, typer.Option("--ceilings/--no-ceilings", help="Measure the ceilings.")
     ] = True,
-    as_json: JsonOption = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what of profiling works on this machine: tools, counters, kernels, ceilings."""
     import json
@@ -302,8 +208,8 @@ def import_report(
         str | None, typer.Option(help="What ran, to count bytes and FLOPs; default: as it says.")
     ] = None,
     step: StepOption = None,
-    kernels: Annotated[int, typer.Option(min=1, help="Kernels to list.")] = 12,
-    as_json: JsonOption = False,
+    kernels: KernelsOption = 12,
+    as_json: AsJson = False,
 ) -> None:
     """Read a report back into the same tables: of torch's profiler, nsys or ncu."""
     from workbench.cli.profile_tools import read_report
@@ -326,5 +232,5 @@ def run_step(
     from workbench.profile.recording import run_watched
 
     run_watched(
-        _request(step, model, load_format, device, dtype, steps, eager=eager, layers=layers)
+        step_request(step, model, load_format, device, dtype, steps, eager=eager, layers=layers)
     )

@@ -29,6 +29,8 @@ def arguments_of(request: StepRequest) -> list[str]:
             found += [name, str(value)]
     if request.load_format != "auto":
         found += ["--load-format", request.load_format]
+    if request.eager:
+        found.append("--eager")
     return found
 
 
@@ -118,8 +120,8 @@ def _read_counters(report: Path, model: str | None, step: str | None, *, as_json
     from workbench.profile.counted_work import counted_work
     from workbench.profile.counters_text import counters_text
     from workbench.profile.ncu_report import classes_of, read_ncu
-    from workbench.profile.recording import spec_of
     from workbench.profile.step_text import parse_step, shape_of
+    from workbench.profile.traced_model import spec_of
 
     kernels = read_ncu(report)
     kinds = classes_of(kernels)

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from workbench.profile.gap_story import Subject
     from workbench.profile.recording import StepRequest
     from workbench.profile.roofline import Roofline
     from workbench.profile.timeline import Timeline
     from workbench.profile.trace import Trace
+    from workbench.scenario_source import LoadedScenario
 
 _RUN_DTYPES = Literal["bf16", "fp16", "fp32"]
 
@@ -27,9 +30,9 @@ def analysed(trace: Trace, model: str | None = None, step: str | None = None) ->
         step: likewise.
     """
     from workbench.profile.ceilings import measured_ceilings
-    from workbench.profile.recording import shape_of_trace, spec_of
     from workbench.profile.step_text import parse_step, shape_of
     from workbench.profile.timeline import analyse
+    from workbench.profile.traced_model import shape_of_trace, spec_of
 
     about = {**trace.about, **({"model": model} if model else {})}
     shape = shape_of(parse_step(step)) if step else shape_of_trace(about)
@@ -66,13 +69,20 @@ def time_run(
     quiet: bool,
 ) -> None:
     """`workbench profile timeline SCENARIO`."""
+    from workbench.cli.demo_load import load_for_demo
     from workbench.cli.overrides import load_with_flags
     from workbench.cli.progress import ProgressLine
     from workbench.engine_setup import EngineOptions
     from workbench.profile.recording import record_run
 
-    loaded = load_with_flags(scenario, overrides, None, num_prompts, [], None)
+    def load(added: Sequence[str]) -> LoadedScenario:
+        return load_with_flags(scenario, [*added, *overrides], None, num_prompts, [], None)
+
     options = EngineOptions(model=model, load_format=load_format, device=device, dtype=dtype)
+    given = [*overrides, *([] if num_prompts is None else ["workload="])]
+    loaded, changes = load_for_demo(load, options, given)
+    if changes and not quiet:
+        _tell(f"note: so that a demo model can serve it: {' '.join(changes)}")
     path = _in(output, "timeline.json.gz")
     with ProgressLine(enabled=not quiet) as line:
         record_run(loaded, options, path, first=first, steps=steps, say=line.say)
@@ -98,9 +108,10 @@ def measure_roofline(
     """`workbench profile roofline`."""
     from workbench.cli.profile_tools import counters_of
     from workbench.cli.progress import ProgressLine
-    from workbench.profile.recording import record_step, shape_of_trace, spec_of
+    from workbench.profile.recording import record_step
     from workbench.profile.roofline import measured_roofline, with_counters
     from workbench.profile.trace import read_trace
+    from workbench.profile.traced_model import shape_of_trace, spec_of
 
     path = _in(output, "timeline.json.gz")
     with ProgressLine(enabled=not quiet) as line:
@@ -139,9 +150,9 @@ def predict_roofline(request: StepRequest, gpu: str, output: Path, *, as_json: b
     from workbench.cli.failures import UsageError
     from workbench.profile.ceilings import assumed_ceilings
     from workbench.profile.predicted import StepPredictor
-    from workbench.profile.recording import shortened
     from workbench.profile.roofline import place
     from workbench.profile.step_text import shape_of
+    from workbench.profile.traced_model import shortened
 
     if request.model is None:
         raise UsageError("which model? --model Llama-3.1-8B, or any other model card")

@@ -7,7 +7,7 @@ from typing import Final
 
 from engine.profiling.op_classes import GROUP_OF
 from workbench.profile.counted_work import ELEMENTWISE, ELEMENTWISE_CLASSES, Work
-from workbench.profile.ncu_report import NcuKernel
+from workbench.profile.ncu_report import NcuKernel, moved_bytes
 
 _LEAST, _MOST = 0.9, 1.15  # of counted bytes: what lies outside is pointed at
 _CLASSES: Final = (*GROUP_OF, ELEMENTWISE)
@@ -44,13 +44,16 @@ def _lines(
 
 
 def _row(kind: str, own: Sequence[NcuKernel], work: Work | None) -> str:
-    us, moved = sum(one.time_us for one in own), sum(one.dram_bytes for one in own)
+    us, moved = sum(one.time_us for one in own), moved_bytes(own)
+    traffic = (
+        f"{'-':>10}{'-':>7}" if moved is None else f"{moved / 1e6:>10,.2f}{moved / us / 1e6:>7.2f}"
+    )
     row = (
-        f"{kind:<18}{len(own):>8,}{us:>10,.1f}{moved / 1e6:>10,.2f}{moved / us / 1e6:>7.2f}"
+        f"{kind:<18}{len(own):>8,}{us:>10,.1f}{traffic}"
         f"{_mean(own, 'dram_active'):>9}{_mean(own, 'warps_active'):>7}"
         f"{_mean(own, 'tensor_active'):>8}"
     )
-    if work is None or not work.num_bytes:
+    if work is None or not work.num_bytes or moved is None:
         return row
     ratio = moved / work.num_bytes
     mark = "" if _LEAST <= ratio <= _MOST else "  <-"

@@ -23,6 +23,7 @@ from workbench.provenance import source_commit, workbench_version
 
 GOOD, MISSING, INFO = "works", "missing", "is"
 _PACKAGES: Final = ("torch", "triton", "nvtx", "tokenizers")
+_LIBRARIES: Final = {"cuBLAS": "cublas", "cuDNN": "cudnn", "NCCL": "nccl"}
 _NCU_LIMIT_S: Final = 90.0
 _PROBE: Final = (
     "import torch; x = torch.ones(1 << 20, device='cuda'); torch.cuda.synchronize(); "
@@ -116,12 +117,36 @@ def _kernels(torch: Any, *, gpu: bool) -> Iterator[Finding]:
     kinds = sorted(set(chosen.values()))
     by_kind = [f"{kind}: {', '.join(op for op in chosen if chosen[op] == kind)}" for kind in kinds]
     yield Finding("kernels", INFO, "; ".join(by_kind))
+    yield Finding("libraries", INFO, _libraries(torch, gpu=gpu))
     if gpu:
         nvrtc = importlib.import_module("engine.kernels.nvrtc")
         try:
             yield Finding("NVRTC", GOOD, f"{nvrtc.nvrtc_version()}, compiles the engine's CUDA C++")
         except nvrtc.NvrtcError as error:
             yield Finding("NVRTC", MISSING, str(error))
+
+
+def _libraries(torch: Any, *, gpu: bool) -> str:
+    """What multiplies where no kernel of the engine does, and what else torch brings along."""
+    if not gpu:
+        names = [name for name in ("mkl", "mkldnn") if getattr(torch.backends, name).is_available()]
+        brought = " and ".join({"mkl": "MKL", "mkldnn": "oneDNN"}[name] for name in names)
+        by = f"torch with {brought or 'neither MKL nor oneDNN'}"
+        return f"products by {by}, on {torch.get_num_threads()} threads"
+    found = {title: _nvidia_version(name) for title, name in _LIBRARIES.items()}
+    cublas = found.pop("cuBLAS") or "of torch"
+    others = ", ".join(f"{title} {version}" for title, version in found.items() if version)
+    return f"products of many rows by cuBLAS {cublas}" + (f"; also {others}" if others else "")
+
+
+def _nvidia_version(name: str) -> str | None:
+    """Of a package that torch requires; None: torch was built otherwise."""
+    for package in (f"nvidia-{name}", f"nvidia-{name}-cu13", f"nvidia-{name}-cu12"):
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 def _profiler(torch: Any, *, gpu: bool) -> Finding:
@@ -175,6 +200,8 @@ def _counters(ncu: str) -> Finding:
             kernel = read_ncu(log)[0]
         except (ToolError, TraceFileError) as error:
             return Finding("counters", MISSING, str(error))
+    if kernel.dram_bytes is None:
+        return Finding("counters", MISSING, f"ncu runs, and does not read {READ} on this GPU")
     wanted = 4 << 20
     return Finding(
         "counters", GOOD,

@@ -1,7 +1,8 @@
 """Reads what `ncu --csv --page raw` prints: counters of the device, kernel by kernel.
 
 The first row after ncu's own talk names the columns, the second their units; each further one is a
-kernel. `ncu --csv` without `--page raw` prints a row for each metric instead; both are read.
+kernel. `ncu --csv` without `--page raw` prints a row for each metric instead, by its title where no
+metrics were asked for; all of these are read.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ _UNITS: Final = {
     "ns": 1e-3, "nsecond": 1e-3, "us": 1.0, "usecond": 1.0, "ms": 1e3, "msecond": 1e3,
     "s": 1e6, "second": 1e6, "byte": 1.0, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9,
 }  # fmt: skip
+_TITLED: Final = {
+    "Duration": TIME, "DRAM Throughput": DRAM, "Achieved Occupancy": WARPS,
+}  # fmt: skip
 _MOST_BYTES: Final = 1 << 28
 _FORBIDDEN: Final = "ERR_NVGPUCTRPERM"
 
@@ -47,14 +51,14 @@ class NcuKernel:
         name: of the kernel.
         kind: class of the range that it was launched in; None: of no known one.
         time_us: that it ran, alone on the device and with an empty cache.
-        dram_bytes: read from memory and written to it.
+        dram_bytes: read from memory and written to it; None: not read.
         warps_active, tensor_active, dram_active: percent of their peaks; None: not read.
     """
 
     name: str
     kind: str | None
     time_us: float
-    dram_bytes: float
+    dram_bytes: float | None
     warps_active: float | None
     tensor_active: float | None
     dram_active: float | None
@@ -120,19 +124,21 @@ def _long(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[NcuKernel]
         number = _number(cells["Metric Value"])
         if number is not None:
             scale = _UNITS.get(cells.get("Metric Unit", ""), 1.0)
-            values[cells["Metric Name"]] = number * scale
+            name = cells["Metric Name"]
+            values[_TITLED.get(name, name)] = number * scale
     return [_made(cells, values) for cells, values in found.values()]
 
 
 def _made(cells: dict[str, str], values: dict[str, float]) -> NcuKernel:
     if TIME not in values:
         raise ValueError(f"kernel {cells['Kernel Name']} has no {TIME}")
+    moved = [values[name] for name in (READ, WRITTEN) if name in values]
     tensor = [values[name] for name in TENSOR if name in values]
     return NcuKernel(
         kernel_name(cells["Kernel Name"]),
         _range(cells),
         values[TIME],
-        values.get(READ, 0.0) + values.get(WRITTEN, 0.0),
+        sum(moved) if moved else None,
         values.get(WARPS),
         tensor[0] if tensor else None,
         values.get(DRAM),
@@ -151,6 +157,12 @@ def _number(cell: str) -> float | None:
         return float(cell.replace(",", ""))
     except ValueError:
         return None
+
+
+def moved_bytes(kernels: Sequence[NcuKernel]) -> float | None:
+    """Of all kernels; None: it was not read of every one."""
+    known = [one.dram_bytes for one in kernels if one.dram_bytes is not None]
+    return sum(known) if len(known) == len(kernels) else None
 
 
 def classes_of(kernels: Sequence[NcuKernel]) -> list[str]:

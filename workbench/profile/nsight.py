@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -113,7 +115,7 @@ def ncu_command(
         ncu, "--clock-control", "none", "--cache-control", "all", "--replay-mode", "kernel",
         "--profile-from-start", "off", "--nvtx", *include, "--metrics", ",".join(metrics),
         "--csv", "--page", "raw", "--print-units", "base", "--log-file", str(log),
-        *step_command(("--eager", *arguments), python),
+        *step_command(arguments if "--eager" in arguments else ("--eager", *arguments), python),
     )  # fmt: skip
     return Command(words, tuple(NVTX.items()))
 
@@ -138,18 +140,45 @@ def run_tool(command: Command, limit_s: float) -> str:
         ToolError: it failed or took too long.
     """
     try:
-        done = subprocess.run(  # noqa: S603 - our own command line
-            command.words, env={**os.environ, **dict(command.environment)}, capture_output=True,
-            text=True, check=False, timeout=limit_s,
+        process = subprocess.Popen(  # noqa: S603 - our own command line
+            command.words, env={**os.environ, **dict(command.environment)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
+    except OSError as error:
+        raise ToolError(f"{command.words[0]} cannot be run: {error.strerror}") from error
+    try:
+        printed, said = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
         raise ToolError(
             f"{command.words[0]} took longer than {limit_s:g} s:\n  {command}"
         ) from None
-    except OSError as error:
-        raise ToolError(f"{command.words[0]} cannot be run: {error.strerror}") from error
-    if done.returncode:
-        last = (done.stderr or done.stdout).strip().splitlines()[-6:]
-        said = "\n  ".join(last)
-        raise ToolError(f"{command.words[0]} ended with {done.returncode}:\n  {said}")
-    return done.stdout
+    finally:
+        _end(process)
+    if process.returncode:
+        last = "\n  ".join((said or printed).strip().splitlines()[-6:])
+        raise ToolError(f"{command.words[0]} ended with {process.returncode}:\n  {last}")
+    return printed
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a tool that still runs, and what it watches, which would keep the GPU's memory."""
+    if process.poll() is not None:
+        return
+    for number in [*_descendants(process.pid), process.pid]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+    process.communicate()
+
+
+def _descendants(parent: int) -> list[int]:
+    """Processes that a process started, and those that they did."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text(encoding="utf-8").rpartition(")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        if int(fields[1]) == parent:
+            child = int(path.parent.name)
+            found += [*_descendants(child), child]
+    return found

@@ -6,33 +6,28 @@ import importlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from engine.core.graph_sizes import default_graph_batch_sizes
-from engine.core.model_spec import ModelSpec, load_model_spec, model_card_names
+from engine.core.model_spec import model_card_names
 from engine.profiling.made_plans import PlanMaker
 from engine.profiling.measuring import features_of
 from engine.profiling.step_shapes import EngineLimits, StepDesign
 from engine.runtime.executor import EngineError
 from engine.runtime.runner_config import LoadFormat, RunnerConfig
-from simulator.cost_model import StepShape
 from workbench.engine_driver import HostClock
 from workbench.engine_run import Runner, Say, build_runner, prepare
-from workbench.engine_setup import EngineOptions
+from workbench.engine_setup import EngineOptions, checkpoint_of
+from workbench.profile.traced_model import TINY
 from workbench.provenance import source_commit
 from workbench.scenario_source import LoadedScenario
 
 _GPU_STEPS, _CPU_STEPS, _WATCHED_STEPS = 30, 5, 5
-_TINY: Final = "tiny_model.json"
-
-
-class LayersError(ValueError):
-    """A model has not as many layers as were asked for; says how many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +73,18 @@ class _Ready:
 
 
 @contextmanager
-def _ready(request: StepRequest, say: Say) -> Iterator[_Ready]:
-    """Build an engine for a step; it is closed afterwards."""
+def _ready(request: StepRequest, say: Say, *, small: bool = False) -> Iterator[_Ready]:
+    """Build an engine for a step; it is closed afterwards.
+
+    Args:
+        request: the step.
+        say: told what is going on.
+        small: with as many KV pages as the step needs, not with as many as fit.
+    """
     with tempfile.TemporaryDirectory() as folder:
         config = _config(request, Path(folder))
+        if small:
+            config = replace(config, num_pages=_pages_for(request.design, config.page_size))
         name = request.model or "a tiny model"
         runner = build_runner(config, HostClock(), lambda text: say(f"{name}: {text}"))
         with closing(runner):
@@ -117,7 +120,7 @@ def record_step(request: StepRequest, path: Path, say: Say = lambda _: None) -> 
             plan.graph_batch = 0
         tracer.write(path, {
             **_facts(ready.facts, ceilings),
-            "model": request.model or _TINY,
+            "model": request.model or TINY,
             "layers": request.layers,
             "step": request.text,
             "launched": "kernel by kernel" if request.eager else "as when serving",
@@ -128,10 +131,12 @@ def record_step(request: StepRequest, path: Path, say: Say = lambda _: None) -> 
 def run_watched(request: StepRequest, say: Say = lambda _: None) -> None:
     """Build an engine and run a step for a profiler that watches from outside.
 
+    Its KV cache is as small as can be: ncu saves all memory of the GPU before it replays a kernel.
+
     Raises:
         EngineError: as `record_step`; or it is no GPU's engine.
     """
-    with _ready(request, say) as ready:
+    with _ready(request, say, small=True) as ready:
         if ready.facts["device"] == "cpu":
             raise EngineError("nsys and ncu watch GPUs, and this engine runs on the CPU")
         module = importlib.import_module("engine.profiling.profiled_step")
@@ -139,42 +144,6 @@ def run_watched(request: StepRequest, say: Say = lambda _: None) -> None:
         module.run_for_profiler(
             ready.runner, ready.maker, request.design, steps, eager=request.eager
         )
-
-
-def spec_of(about: Mapping[str, Any]) -> ModelSpec | None:
-    """The shape of the model that a trace was recorded of; None: it does not say, or is gone."""
-    model = about.get("model")
-    if not isinstance(model, str):
-        return None
-    layers = about.get("layers")
-    try:
-        spec = load_model_spec(str(files("scenarios") / _TINY) if model == _TINY else model)
-        return spec if layers is None else shortened(spec, int(layers))
-    except (ValueError, TypeError, OSError):
-        return None
-
-
-def shape_of_trace(about: Mapping[str, Any]) -> StepShape | None:
-    """The features of the step that a trace was recorded of; None: its steps differ."""
-    features = about.get("features")
-    return None if features is None else StepShape(*features)
-
-
-def shortened(spec: ModelSpec, layers: int) -> ModelSpec:
-    """The same model with its first layers only.
-
-    Raises:
-        LayersError: it has not so many.
-    """
-    if not 1 <= layers <= spec.num_layers:
-        raise LayersError(
-            f"--layers {layers}: the model has {spec.num_layers} layers; take 1 to "
-            f"{spec.num_layers}, or leave it out for all"
-        )
-    moe = spec.moe
-    if moe is not None:
-        moe = replace(moe, layers=tuple(layer for layer in moe.layers if layer < layers))
-    return replace(spec, num_layers=layers, moe=moe)
 
 
 def _short_model(model: str, layers: int, folder: Path) -> str:
@@ -192,9 +161,11 @@ def _short_model(model: str, layers: int, folder: Path) -> str:
 
 
 def _config(request: StepRequest, folder: Path) -> RunnerConfig:
-    design, model = request.design, request.model or str(files("scenarios") / _TINY)
+    design, model = request.design, str(files("scenarios") / TINY)
+    if request.model is not None:
+        model = checkpoint_of(request.model, request.load_format)
     if request.layers is not None:
-        model = _short_model(model, request.layers, folder)
+        model = _short_model(request.model or model, request.layers, folder)
     tokens = sum(chunk.tokens for chunk in design.chunks) + len(design.decodes)
     requests = len(design.chunks) + len(design.decodes)
     longest = max([chunk.tokens + chunk.context for chunk in design.chunks] + [*design.decodes])
@@ -215,6 +186,12 @@ def _config(request: StepRequest, folder: Path) -> RunnerConfig:
         cuda_graph_tokens=None if design.chunks else (),
         max_model_len=longest + 1 if request.model is None else None,
     )
+
+
+def _pages_for(design: StepDesign, page_size: int) -> int:
+    """KV pages that the requests of a step hold, one more each for what follows."""
+    lengths = [chunk.tokens + chunk.context for chunk in design.chunks] + [*design.decodes]
+    return sum(-(-length // page_size) + 1 for length in lengths)
 
 
 def _limits(runner: Runner, facts: dict[str, Any]) -> EngineLimits:

@@ -11,8 +11,9 @@ from engine.profiling.op_classes import COMMUNICATION, GROUP_OF, REST
 from simulator.cost_model import StepShape
 from workbench.profile.ceilings import LINK, Ceilings, in_words, reached
 from workbench.profile.counted_work import ELEMENTWISE, ELEMENTWISE_CLASSES, Work, counted_work
-from workbench.profile.ncu_report import NcuKernel
+from workbench.profile.ncu_report import NcuKernel, moved_bytes
 from workbench.profile.timeline import Timeline
+from workbench.profile.traced_model import model_title
 
 COUNTED, COUNTERS = "counted", "ncu"
 GAPS: Final = "gaps"
@@ -138,7 +139,7 @@ def measured_roofline(
 ) -> Roofline:
     """The roofline of a step that was traced."""
     about = found.about
-    title = f"{about.get('model')}, {about.get('step')}, {about.get('device')}"
+    title = f"{model_title(about)}, {about.get('step')}, {about.get('device')}"
     times = merged({one.kind: one.us for one in found.classes})
     return place(title, times, found.step_us, counted_work(model, shape), ceilings)
 
@@ -165,7 +166,8 @@ def with_counters(
 
 
 def _read(point: Point, own: Sequence[NcuKernel], ceilings: Ceilings, scale: float) -> Point:
-    moved = scale * sum(kernel.dram_bytes for kernel in own)
+    read = moved_bytes(own)
+    moved = point.num_bytes if read is None else scale * read
     us = scale * sum(kernel.time_us for kernel in own)
     made = _point(point.kind, Work(moved, point.flops), us, ceilings)
     return replace(

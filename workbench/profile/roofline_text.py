@@ -17,6 +17,7 @@ def roofline_text(found: Roofline) -> str:
     """Table, sentences and picture."""
     lines = [f"{found.title}: {found.step_us:,.1f} us a step", *_ceilings(found), ""]
     lines += _table(found)
+    lines += _above(found)
     lines += ["", *(f"{point.words}" for point in found.points), ""]
     lines += _picture(found)
     return "\n".join(lines)
@@ -42,6 +43,16 @@ def _table(found: Roofline) -> Iterator[str]:
     if found.step_us:
         share = found.rest_us / found.step_us
         yield f"    {'(rest and gaps)':<18}{found.rest_us:>10,.1f}{share:>7.1%}"
+
+
+def _above(found: Roofline) -> Iterator[str]:
+    """What it means that a class is above the roof, if one is."""
+    over = [point.kind for point in found.points if round(point.fraction, 2) > 1]
+    if over:
+        yield (
+            f"    above 100%: {', '.join(over)} went faster than the copy or product that the "
+            "ceiling was measured with; part of the bytes may have been in the L2 cache"
+        )
 
 
 def _row(letter: str, point: Point, step_us: float) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from workbench.profile.timeline import ClassTime, KernelTime, Rate, Timeline
+from workbench.profile.traced_model import model_title
 
 _BAR: Final = 24  # cells of a bar that is the whole step
 _KERNELS: Final = 12
@@ -32,7 +33,7 @@ def timeline_text(found: Timeline, kernels: int = _KERNELS) -> str:
 def _head(found: Timeline) -> Iterator[str]:
     about = found.about
     what = about.get("step") or about.get("scenario") or "a trace"
-    names = [str(about[key]) for key in ("model", "device") if about.get(key)]
+    names = [name for name in (model_title(about), str(about.get("device") or "")) if name]
     yield f"{what}: {', '.join(names)}" if names else f"{what}"
     per = f"{found.steps} steps, {found.step_us:,.1f} us each"
     if found.device == "gpu":

@@ -5,39 +5,7 @@
 // lets it start early. The including text (see attention_decode.py) defines GROUP, the query heads
 // that share a KV head, at most 8.
 
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef long long i64;
-
 constexpr int DIM = 128;
-
-__device__ __forceinline__ float wide(u32 bits) { return __uint_as_float(bits << 16); }
-
-__device__ __forceinline__ float wide_high(u32 bits) { return __uint_as_float(bits & 0xFFFF0000); }
-
-__device__ __forceinline__ u16 narrow(float value) {
-  u16 bits;
-  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-  return bits;
-}
-
-__device__ __forceinline__ u32 narrow_pair(float low, float high) {
-  u32 both;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-  return both;
-}
-
-__device__ __forceinline__ float minus_infinity() { return __int_as_float(0xFF800000); }
-
-__device__ __forceinline__ float power_of_two(float exponent) {
-  float power;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(exponent));
-  return power;
-}
-
-__device__ __forceinline__ void wait_for_previous_kernel() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-}
 
 // Rung "cuda-naive": a warp does a query head of a request, four dimensions a lane, one token at a
 // time. Heads that share a KV head each read it, and a long context has one warp per head.

@@ -15,11 +15,20 @@ from engine.kernels.nvrtc import CudaKernel, Launch
 
 THREADS_OF_NAIVE = 128
 THREADS_OF_BLOCK = 256
+SHARED = Path(__file__).with_name("common.cuh")
+
+
+class _LabKernel(CudaKernel):
+    """A kernel whose file begins with what all files of the lab share."""
+
+    def __init__(self, path: Path, function: str, defines: Mapping[str, int]) -> None:
+        super().__init__(path, function, defines)
+        self.source = f"{SHARED.read_text(encoding='utf-8')}{self.source}"
 
 
 @cache
 def _kernel(path: Path, function: str, defines: tuple[tuple[str, int], ...]) -> CudaKernel:
-    return CudaKernel(path, function, dict(defines))
+    return _LabKernel(path, function, dict(defines))
 
 
 def lab_kernel(file: str, function: str, defines: Mapping[str, int]) -> CudaKernel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,10 @@ from engine.kernels.lab.results import RungResult, SizeResult
 FLUSHED_BYTES = 256 << 20  # several times the L2 cache, written before each call
 MOST_CALLS, FEWEST_CALLS = 50, 5
 CALLS_MS = 60.0  # of all timed calls of a rung together, about
+HOST_MARGIN, MOST_FLUSHES = (
+    2.0,
+    100,
+)  # over the slowest queueing seen; a call that waits for the GPU
 
 
 def measure_size(
@@ -64,20 +69,34 @@ def _measure_rung(
 def time_calls(work: Callable[[], object], device: torch.device) -> list[float]:
     """Time in us of single calls that find nothing of their inputs in the L2 cache.
 
-    The flush before each call also keeps the GPU busy while the host queues the call, so what is
-    timed is the GPU's work as long as queueing takes less than some 100 us.
+    The flushes before each call also keep the GPU busy while the host queues the call, so what is
+    timed is the GPU's work; a call that takes the host long has more of them before it.
     """
     if device.type != "cuda":
         return _time_on_host(work)
     flushed = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device=device)
-    first_ms = _call_ms(work, flushed)
+    first_ms = _call_ms(work, flushed, 1)
     calls = max(FEWEST_CALLS, min(MOST_CALLS, int(CALLS_MS / max(first_ms, 1e-3))))
-    return [1e3 * _call_ms(work, flushed) for _ in range(calls)]
+    flushes = _flushes_for(work, flushed)
+    return [1e3 * _call_ms(work, flushed, flushes) for _ in range(calls)]
 
 
-def _call_ms(work: Callable[[], object], flushed: torch.Tensor) -> float:
+def _flushes_for(work: Callable[[], object], flushed: torch.Tensor) -> int:
+    """How many flushes keep the GPU busy for longer than the host takes to queue a call."""
+    queueing_ms = 0.0
+    for _ in range(FEWEST_CALLS):
+        torch.cuda.synchronize(flushed.device)
+        begin = time.perf_counter()
+        work()
+        queueing_ms = max(queueing_ms, 1e3 * (time.perf_counter() - begin))
+    flush_ms = min(_call_ms(flushed.zero_, flushed, 1) for _ in range(FEWEST_CALLS))
+    return 1 + min(MOST_FLUSHES, int(HOST_MARGIN * queueing_ms / flush_ms))
+
+
+def _call_ms(work: Callable[[], object], flushed: torch.Tensor, flushes: int) -> float:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    flushed.zero_()
+    for _ in range(flushes):
+        flushed.zero_()
     begin.record()
     work()
     end.record()
@@ -86,8 +105,6 @@ def _call_ms(work: Callable[[], object], flushed: torch.Tensor) -> float:
 
 
 def _time_on_host(work: Callable[[], object]) -> list[float]:
-    import time
-
     times_us = []
     for _ in range(FEWEST_CALLS):
         begin = time.perf_counter()

@@ -5,28 +5,6 @@
 // thread holds. Every kernel first waits for the one before it, because the launcher lets it start
 // early.
 
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef long long i64;
-
-__device__ __forceinline__ float wide(u32 bits) { return __uint_as_float(bits << 16); }
-
-__device__ __forceinline__ u16 narrow(float value) {
-  u16 bits;
-  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-  return bits;
-}
-
-__device__ __forceinline__ u32 narrow_pair(float low, float high) {
-  u32 both;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-  return both;
-}
-
-__device__ __forceinline__ void wait_for_previous_kernel() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-
 __device__ __forceinline__ float scaled(float centred, float inverse, float weight, float bias) {
   return MEAN ? centred * inverse * weight + bias : centred * inverse * weight;
 }

@@ -165,7 +165,10 @@ def work(case: NormCase) -> Work:
 
 def _lab(fused: Callable[[NormCase], torch.Tensor], *, centred: bool) -> Lab:
     return Lab(
-        sizes=({"rows": 16384, "columns": 4096}, {"rows": 8192, "columns": 8192}),
+        sizes=(  # a decode step's rows, and two matrices that fill the GPU
+            {"rows": 64, "columns": 4096}, {"rows": 16384, "columns": 4096},
+            {"rows": 8192, "columns": 8192},
+        ),
         small_sizes=(
             {"rows": 3, "columns": 8}, {"rows": 65, "columns": 1000}, {"rows": 5, "columns": 12296},
         ),

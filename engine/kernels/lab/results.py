@@ -16,6 +16,7 @@ from engine.kernels.lab.rungs import Ceiling
 FORMAT = "kernel_lab/v1"
 SHIPPED = Path(__file__).with_name("measured_h200.json")
 TOLERANCE = 1e-2  # relative error of bfloat16 operands
+STEADY = 1.2  # times the fastest call: a median beyond is of calls that something else held up
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,13 @@ class RungResult:
     def is_right(self) -> bool:
         """Whether it ran and its result was right."""
         return self.relative_error is not None and self.relative_error < TOLERANCE
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether calls took about as long as the fastest; True where none was timed."""
+        if self.median_us is None or self.best_us is None:
+            return True
+        return self.median_us <= STEADY * self.best_us
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +92,7 @@ class LabResults:
     Attributes:
         gpu: its name; "" on a CPU.
         multiprocessors: of it.
-        versions: torch, triton, cuda, driver, nvrtc.
+        versions: torch, triton, cuda, driver, nvrtc; of a CPU torch, triton and threads.
         commit: of the sources.
         time_utc: when.
         ceilings: copy_tb_s and product_tflop_s as measured just before; empty on a CPU.

@@ -88,6 +88,8 @@ _LADDERS = (
                 "triton",
                 "Triton",
                 "The same plan in twenty lines: a program per row, which the compiler vectorises. "
+                "A row of 1,024 is one warp's here, with four loads in flight per thread and no "
+                "barrier; the rung before spreads it over four warps that wait for each other. "
                 "Rows longer than 32,768 are walked over twice, with an online softmax, because "
                 "they do not fit the registers of one program.",
             ),
@@ -96,7 +98,7 @@ _LADDERS = (
         "",
         "The engine runs no softmax by itself: in attention it is fused into the products (see "
         "attention_prefill and attention_decode), in the sampler into the walk over the logits, "
-        "so its rows never go to memory.",
+        "in the router of experts into the choice of the largest, so its rows never go to memory.",
     ),
     Ladder(
         "rms_norm",
@@ -115,15 +117,17 @@ _LADDERS = (
             Rung(
                 "triton",
                 "Triton, the engine's kernel",
-                "The same plan, a program per row. This is the engine's `rms_norm_triton`, which "
-                "can also add the residual, sum the parts of a split product before it, and start "
-                "while the kernel before it still runs.",
+                "The same plan, a program per row, but the weights are loaded before the row; the "
+                "rung before loads them after its sum. This is the engine's `rms_norm_triton`, "
+                "which can also add the residual, sum the parts of a split product before it, and "
+                "start while the kernel before it still runs.",
             ),
             Rung("library", "F.rms_norm", "PyTorch's own kernel."),
         ),
         "triton",
         "In a step the norm nearly always comes with the residual addition, which Triton's kernel "
-        "has fused; alone it only runs once per step.",
+        "has fused; alone it only runs once per step. That fused op is timed beside the native one "
+        "in docs/kernel_lab.md.",
     ),
     Ladder(
         "layer_norm",
@@ -152,7 +156,9 @@ _LADDERS = (
             Rung("library", "F.layer_norm", "PyTorch's own kernel."),
         ),
         "",
-        "None of the engine's models has a LayerNorm; RMSNorm took its place.",
+        "No model that the engine serves has a LayerNorm; RMSNorm took its place. The diffusion "
+        "transformer of `workbench profile gaps` calls PyTorch's, which is not the fastest: it is "
+        "there to show launches, with the ops that such models are written in.",
     ),
     Ladder(
         "attention_prefill",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import triton
@@ -12,7 +13,7 @@ import triton
 from engine.kernels.lab.case import label
 from engine.kernels.lab.labs import LABS
 from engine.kernels.lab.measuring import measure_size
-from engine.kernels.lab.results import LabResults
+from engine.kernels.lab.results import LabResults, SizeResult
 from engine.kernels.nvrtc import nvrtc_version
 
 ON_CPU = ("torch-naive", "library")  # rungs that run without a GPU
@@ -48,20 +49,15 @@ def measure(
 
     Args:
         ops: names of ladders.
-        device: a GPU, or the CPU for the rungs that run there, at small sizes.
+        device: a GPU, or the CPU for the rungs that run there, at small sizes and on one thread.
         ceilings: copy_tb_s and product_tflop_s of the GPU, measured just before; none of a CPU.
         commit: of the sources, if it is known.
         on_size: called with what is measured next.
     """
     torch.manual_seed(0)
     on_gpu = device.type == "cuda"
-    ladders = {}
-    for op in ops:
-        lab, rows = LABS[op], []
-        for size in lab.sizes if on_gpu else lab.small_sizes:
-            on_size(f"{op}: {label(size)}")
-            rows.append(measure_size(lab, size, device, None if on_gpu else ON_CPU))
-        ladders[op] = tuple(rows)
+    with contextlib.nullcontext() if on_gpu else _one_thread():
+        ladders = {op: _ladder(op, device, on_size) for op in ops}
     properties = torch.cuda.get_device_properties(device) if on_gpu else None
     return LabResults(
         gpu=properties.name if properties else "",
@@ -74,11 +70,35 @@ def measure(
     )
 
 
+def _ladder(
+    op: str, device: torch.device, on_size: Callable[[str], None]
+) -> tuple[SizeResult, ...]:
+    lab, on_gpu = LABS[op], device.type == "cuda"
+    rows = []
+    for size in lab.sizes if on_gpu else lab.small_sizes:
+        on_size(f"{op}: {label(size)}")
+        rows.append(measure_size(lab, size, device, None if on_gpu else ON_CPU))
+    return tuple(rows)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """torch's threads wait for each other: where others work, too, for longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _versions(*, on_gpu: bool) -> dict[str, str]:
     versions = {"torch": str(torch.__version__), "triton": str(triton.__version__)}
     if on_gpu:
-        versions |= {"cuda": str(torch.version.cuda), "nvrtc": nvrtc_version(), "driver": _driver()}
-    return versions
+        return versions | {
+            "cuda": str(torch.version.cuda), "nvrtc": nvrtc_version(), "driver": _driver()
+        }  # fmt: skip
+    return versions | {"threads": "1"}
 
 
 def _driver() -> str:

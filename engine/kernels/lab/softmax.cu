@@ -4,30 +4,6 @@
 // eight numbers that a thread holds, and CLUSTER, the blocks that share a row. Every kernel first
 // waits for the one before it, because the launcher lets it start early.
 
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef long long i64;
-
-__device__ __forceinline__ float wide(u32 bits) { return __uint_as_float(bits << 16); }
-
-__device__ __forceinline__ u16 narrow(float value) {
-  u16 bits;
-  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-  return bits;
-}
-
-__device__ __forceinline__ u32 narrow_pair(float low, float high) {
-  u32 both;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-  return both;
-}
-
-__device__ __forceinline__ float minus_infinity() { return __int_as_float(0xFF800000); }
-
-__device__ __forceinline__ void wait_for_previous_kernel() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-
 // Rung "cuda-naive": a thread does a row. Neighbouring threads read addresses a row apart.
 extern "C" __global__ void softmax_naive(const u16* x, u16* out, int rows, int columns) {
   wait_for_previous_kernel();

@@ -29,7 +29,9 @@ GUIDE: Final = ScreenHelp(
         (
             "eff and bound",
             ("the least time for the bytes and FLOPs over the time taken. mem: bytes are the "
-            "limit; cmp: arithmetic; lat: neither explains the time; lnk: GPUs exchange data."),
+            "limit; cmp: arithmetic; lat: neither explains the time; lnk: GPUs exchange data. "
+            "Above 100%: the step was faster than the analytic model has it, by as much as is "
+            "said below the table, and its classes share in that."),
         ),
         (
             "what if",

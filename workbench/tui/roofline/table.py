@@ -19,6 +19,7 @@ _BOUND: Final = {MEMORY: ("mem", "data-decode"), COMPUTE: ("cmp", "data-step"),
                  LATENCY: ("lat", "data-bad"), LINK: ("lnk", "data-transfer")}  # fmt: skip
 _LEAST_TABLE: Final = 6  # lines; with fewer beside sentences there is none
 _BAR_FROM: Final = 48  # cells
+_ABOVE: Final = "faster than that: eff can be above 100%"
 _CHANGED: Final = 0.02  # a time less far from another is the same
 
 
@@ -73,6 +74,7 @@ class TablePane(ChartPane):
         lines: list[tuple[str, str | None]] = [
             (f"step {kind} {found.step_us / 1e3:,.3f} ms, by the analytic model", None),
             (f"{predicted / 1e3:,.3f} ms ({off:+.0%}); its shares divide the step", None),
+            *([(_ABOVE, "data-axis")] if round(off, 2) < 0 else []),
         ]
         what_ifs = state.what_ifs()
         if what_ifs:

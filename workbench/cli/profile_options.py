@@ -1,0 +1,121 @@
+"""Options that the commands of `workbench profile` share, and what follows from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from workbench.profile.recording import StepRequest
+
+StepOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND:NxTOKENS",
+        help="decode:32x1024, prefill:1x2048, or mixed:1x512+32x1024.",
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CARD|FOLDER|ORG/NAME",
+        help="Default: the scenario's; for a step a tiny one with random weights.",
+    ),
+]
+LoadOption = Annotated[
+    Literal["auto", "dummy"],
+    typer.Option(help="auto reads the checkpoint; dummy makes random weights."),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(metavar="DEVICE", help="cuda, cuda:1 or cpu; default: a GPU if there is one."),
+]
+DtypeOption = Annotated[
+    Literal["bf16", "fp16", "fp32"] | None, typer.Option(help="Default: the model's own.")
+]
+StepsOption = Annotated[int | None, typer.Option(min=1, help="Steps to record.")]
+EagerOption = Annotated[
+    bool, typer.Option("--eager", help="Kernel by kernel, where a CUDA Graph would be replayed.")
+]
+LayersOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Only so many layers of a model card, which take less time."),
+]
+OutputOption = Annotated[Path, typer.Option(file_okay=False, help="Folder of what is written.")]
+OnlyOption = Annotated[
+    str | None,
+    typer.Option(metavar="CLASS", help="With --ncu: only kernels of a class, such as qkv."),
+]
+KernelsOption = Annotated[int, typer.Option(min=1, help="Kernels to list.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+FOLDER: Final = Path("profile")
+
+
+def step_request(
+    step: str | None,
+    model: str | None,
+    load_format: Literal["auto", "dummy"],
+    device: str | None,
+    dtype: Literal["bf16", "fp16", "fp32"] | None,
+    steps: int | None,
+    *,
+    eager: bool,
+    layers: int | None,
+    needs_weights: bool = True,
+) -> StepRequest:
+    """What the options of a step ask for; `needs_weights` where it will run, not be predicted.
+
+    Raises:
+        UsageError: no step is named, or the model has no weights or fewer layers.
+        StepTextError: the step is none.
+    """
+    from workbench.cli.failures import UsageError
+    from workbench.cli.model_names import check_model_name
+    from workbench.profile.recording import StepRequest
+    from workbench.profile.step_text import parse_step
+
+    if step is None:
+        raise UsageError("which step? --step decode:32x1024, or the name of a scenario")
+    if model is not None and layers is None and needs_weights:  # else it is a card
+        check_model_name(model, load_format)
+    _check_layers(model, layers)
+    return StepRequest(
+        text=step,
+        design=parse_step(step),
+        model=model,
+        load_format=load_format,
+        device=device,
+        dtype=dtype,
+        steps=steps,
+        eager=eager,
+        layers=layers,
+    )
+
+
+def _check_layers(model: str | None, layers: int | None) -> None:
+    """Refuse more layers than a model has; a model that is not to be found is told later."""
+    from engine.core.model_spec import load_model_spec
+    from workbench.cli.failures import UsageError
+    from workbench.profile.traced_model import LayersError, shortened
+
+    if model is None or layers is None:
+        return
+    try:
+        spec = load_model_spec(model)
+    except (ValueError, OSError):
+        return
+    try:
+        shortened(spec, layers)
+    except LayersError as error:
+        raise UsageError(str(error)) from None
+
+
+def check_class(only: str | None, *, with_ncu: bool) -> None:
+    """Refuse a class that no kernel has, or that nobody asks for."""
+    from engine.profiling.op_classes import GROUP_OF
+    from workbench.cli.failures import UsageError
+
+    if only is not None and (only not in GROUP_OF or not with_ncu):
+        raise UsageError(f"--only goes with --ncu, and is one of {', '.join(GROUP_OF)}")
