@@ -119,6 +119,18 @@ def test_a_plan_is_what_its_design_says() -> None:
     assert StepShape._fields[:-1] == FEATURES
 
 
+def test_requests_differ_as_served_ones_do() -> None:
+    """Each has a text of its own, and its pages are runs of others' that were freed."""
+    _, plan = PlanMaker(H200, vocab_size=1000).make(StepDesign((Chunk(160),) * 3))
+    requests = [item.request for item in plan.prefills]
+    texts = [request.tokens.ids(0, 160).tolist() for request in requests if request.tokens]
+    assert len({tuple(text) for text in texts}) == 3
+    assert all(len(set(text)) > 100 for text in texts)
+    steps = np.diff(requests[0].pages)
+    assert (steps == 1).sum() >= 6
+    assert (steps != 1).sum() >= 2
+
+
 def test_two_makers_share_nothing() -> None:
     """Their plans take turns on one engine: requests and pages are each one's own."""
     own = replace(H200, num_pages=100, max_running_requests=4)

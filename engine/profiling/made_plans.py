@@ -13,11 +13,23 @@ import numpy as np
 from engine.core.decode_batch import DecodeBatch
 from engine.core.plan import PrefillItem, StepPlan
 from engine.core.request import Request
-from engine.core.token_ids import TokenBuffer
+from engine.core.token_ids import Int32
 from engine.profiling.step_shapes import EngineLimits, StepDesign
 
 _SEED = 1
 _RUN = 4  # pages that follow each other; a long service has runs of two, a new one of eight
+
+
+class _Passage:
+    """A text that begins somewhere in a long one: requests of one text would choose one expert."""
+
+    __slots__ = ("_start", "_text")
+
+    def __init__(self, text: Int32, start: int) -> None:
+        self._text, self._start = text, start
+
+    def ids(self, start: int, stop: int) -> Int32:
+        return self._text[self._start + start : self._start + stop]
 
 
 class PlanMaker:
@@ -38,10 +50,8 @@ class PlanMaker:
         first_page: int = 0,
     ) -> None:
         self._limits = limits
-        ids = np.random.default_rng(_SEED).integers(
-            0, vocab_size, limits.max_model_len, dtype=np.int32
-        )
-        self._tokens = TokenBuffer(ids)
+        draw = np.random.default_rng(_SEED)
+        text = draw.integers(0, vocab_size, 2 * limits.max_model_len, dtype=np.int32)
         # In service, too, the pages of a request are pieces of what others left.
         runs = np.arange(limits.num_pages).reshape(-1, 1)
         if limits.num_pages > _RUN:
@@ -50,9 +60,11 @@ class PlanMaker:
         rest = np.arange(len(order), limits.num_pages)
         self._pages: list[int] = (first_page + np.concatenate([order, rest])).tolist()
         # The same requests again and again: a new epoch says that their pages are others.
+        numbers = range(first_request, first_request + limits.max_running_requests)
+        starts = draw.integers(0, limits.max_model_len, len(numbers)).tolist()
         self._requests = [
-            Request(number, limits.max_model_len - 1, 1, tokens=self._tokens)
-            for number in range(first_request, first_request + limits.max_running_requests)
+            Request(number, limits.max_model_len - 1, 1, tokens=_Passage(text, start))
+            for number, start in zip(numbers, starts, strict=True)
         ]
         self._epochs, self._plan_ids = count(1), count()
 
