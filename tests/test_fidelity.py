@@ -64,6 +64,7 @@ def test_errors_of_steps_by_region(tmp_path: Path) -> None:
     names = [name for name in StepShape._fields if name != "active_experts"]
     steps = {name: np.array([getattr(shape, name) for shape in shapes]) for name in names}
     steps["start_ns"] = 10**9 * np.arange(len(shapes))
+    steps["plan_ns"] = steps["start_ns"] - 10**9  # none is the first after an idle time
     steps["gpu_ns"] = np.array([round(1.1 * true_ns(shape)) for shape in shapes])
     found = step_errors(CalibratedCostModel(done.profile), [steps, steps])
     numbers = {region: spread(errors) for region, errors in found.items()}

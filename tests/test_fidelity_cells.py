@@ -289,7 +289,7 @@ def test_damage_is_said(place: Place, name: str, match: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("offline.json", {"schema": "fidelity-cell/v1"}),
+        ("offline.json", {"schema": "fidelity-cell/v2"}),
         ("suite.json", {"schema": "fidelity-suite/v1"}),
         ("suite.json", {"schema": "fidelity-suite/v1", "repeats": 1, "engine": None}),
     ],
