@@ -54,6 +54,22 @@ def test_closing_a_generator_aborts_its_request() -> None:
     play(story)
 
 
+def test_an_engine_that_is_closed_finishes_nothing_for_a_reader_who_left() -> None:
+    """Closing right after leaving a stream takes as long as the steps in flight, not as the text."""
+
+    async def story() -> None:
+        runner = FakeRunner(step_s=0.02)
+        llm = AsyncLLM(engine(runner))
+        async with aclosing(llm.generate([9], asks(max_tokens=190))) as outputs:
+            async for _ in outputs:
+                break
+        launched = runner.launched
+        await llm.close()
+        assert runner.launched <= launched + 5
+
+    play(story)
+
+
 def test_an_abort_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asked does not wait for ever, and the streams end with the same error."""
 

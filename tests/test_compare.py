@@ -264,7 +264,7 @@ class _TinyServerModel:
     """What a step of the tiny server takes."""
 
     name = "the tiny server's own"
-    power = None
+    power = wake = None
 
     def step_costs(self, features: StepFeatures) -> StepCosts:
         gpu = 1_000_000 + 10_000 * features.prefill_tokens + 1000 * features.decode_requests

@@ -202,6 +202,7 @@ class AsyncLLM:
                 else:
                     self._readers.tell(at_once=True)
                     self._sleep()
+            self._read_inbox()  # requests whose readers have just left are among no streams
             self._abort_all()
             self._engine.drain()
         except Exception as error:  # noqa: BLE001 - every stream raises it

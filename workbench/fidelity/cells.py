@@ -28,8 +28,12 @@ from workbench.fidelity.suite import read_json
 
 SCHEMA: Final = "fidelity-cell/v2"
 _SUFFIXES: Final = (".py", ".cu")
-# What calibrates an engine, or stands beside it, is no part of one that serves.
-_NOT_SERVING: Final = ("profiling", "demo", "native", "kernels/lab", "models/dit.py")
+# What calibrates an engine, or stands beside it, is no part of one that serves; nor are the doors
+# by which Python programs come in, as loads come by another.
+_NOT_SERVING: Final = (
+    "profiling", "demo", "native", "kernels/lab", "models/dit.py",
+    "runtime/llm.py", "runtime/async_llm.py", "runtime/local_engine.py",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
