@@ -55,7 +55,7 @@ def test_closing_a_generator_aborts_its_request() -> None:
 
 
 def test_an_engine_that_is_closed_finishes_nothing_for_a_reader_who_left() -> None:
-    """Closing right after leaving a stream takes as long as the steps in flight, not as the text."""
+    """Closing right after leaving a stream takes as long as steps in flight, not as the text."""
 
     async def story() -> None:
         runner = FakeRunner(step_s=0.02)

@@ -204,7 +204,13 @@ def test_other_sources_of_the_engine_are_measured_again(
 
 def test_a_digest_is_of_what_serves(tmp_path: Path) -> None:
     """Sources and their places count; what calibrates, compiled files and notes do not."""
-    beside = ("profiling/c.py", "kernels/lab/e.py", "models/dit.py", "core/notes.md")
+    beside = (
+        "profiling/c.py",
+        "kernels/lab/e.py",
+        "models/dit.py",
+        "core/notes.md",
+        "runtime/async_llm.py",
+    )
     for name in ("core/a.py", "kernels/b.cu", *beside):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
