@@ -38,6 +38,31 @@ def test_explain_one_request_sums_to_its_latency() -> None:
     assert sum(cause["ns"] for cause in told["after_first"]) == rest_ns
 
 
+def test_a_request_is_named_as_it_is_printed() -> None:
+    """`--request r17` is request 17, since every line that is printed calls it r17."""
+    invoke(*SMALL)
+    printed = invoke("explain", "quickstart-1", "--request", "r17")
+    assert printed.stdout.startswith("request 17 ")
+    assert printed.stdout == invoke("explain", "quickstart-1", "--request", "17").stdout
+
+
+@pytest.mark.parametrize("text", ["x", "r", "-1", "1.5", "rr1", ""])
+def test_what_names_no_request_is_wrong_usage(text: str) -> None:
+    """With how a request is named."""
+    result = invoke("explain", "nowhere", "--request", text)
+    assert result.exit_code == 2
+    assert "such as 17 or r17" in result.stderr
+
+
+def test_a_run_that_is_not_there_leads_to_those_that_are() -> None:
+    """To the name that was meant, to the newest, or to the command that records one."""
+    assert "`workbench simulate quickstart`" in invoke("explain", "quickstart-1").stderr
+    invoke(*SMALL)
+    wrong = invoke("explain", "runs/quickstrat-1").stderr
+    assert wrong == "error: there is no run runs/quickstrat-1: did you mean runs/quickstart-1?\n"
+    assert invoke("report", "x").stderr.endswith("; the newest: runs/quickstart-1\n")
+
+
 @pytest.mark.parametrize(
     "arguments", [["explain", "nowhere"], ["report", "nowhere"], ["compare", "nowhere", "nowhere"]]
 )

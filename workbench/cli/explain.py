@@ -18,8 +18,10 @@ def run(
         Path, typer.Argument(metavar="RUN", help="Run directory, as `workbench simulate` names it.")
     ],
     request: Annotated[
-        int | None,
-        typer.Option("--request", "-r", metavar="ID", min=0, help="Explain this request only."),
+        str | None,
+        typer.Option(
+            "--request", "-r", metavar="ID", help="Explain this request only, as 17 or r17."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with times in ns.")] = False,
 ) -> None:
@@ -37,10 +39,25 @@ def run(
         render,
     )
 
+    wanted = None if request is None else _request_id(request)
     recorded = open_run(run_directory)
     explanation: RunExplanation | RequestExplanation
-    if request is None:
+    if wanted is None:
         explanation = explain_run(recorded)
     else:
-        explanation = explain_request(recorded, request)
+        explanation = explain_request(recorded, wanted)
     typer.echo(to_json(explanation) if as_json else render(explanation), nl=False)
+
+
+def _request_id(text: str) -> int:
+    """The number of a request, which everything that is printed writes with an r before it.
+
+    Raises:
+        UsageError: it is none.
+    """
+    from workbench.cli.failures import UsageError
+
+    digits = text.removeprefix("r")
+    if not (digits.isascii() and digits.isdigit()):
+        raise UsageError(f"--request {text}: not the number of a request, such as 17 or r17")
+    return int(digits)
