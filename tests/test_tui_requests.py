@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from recorded_runs import recorded
 
 from engine.core.events import TABLES, Columns
-from workbench.explain import RequestExplainer, explain_request
+from workbench.explain import RequestExplainer, explain_request, explain_run
+from workbench.run_record import RunReader
 from workbench.tui.requests.breakdown import breakdown, tenths_of_percents, token_gaps_ms
 from workbench.tui.requests.figures import FIGURES, STATES, state_codes
 from workbench.tui.requests.filter_language import FilterError, parse_filter
@@ -22,6 +24,7 @@ from workbench.tui.requests.gantt import LogTime, Phase, Phases
 from workbench.tui.requests.order import Order, listed
 from workbench.tui.store import RunStore
 from workbench.tui.store.request_book import RequestBook
+from workbench.tui.why.lines import explanation_lines
 
 PRESSURE = ("workload.num_requests=120", "load.max_concurrency=60")
 
@@ -260,3 +263,14 @@ def test_a_filter_has_an_end(text: str) -> None:
     """What would recurse without one is refused with its place."""
     with pytest.raises(FilterError, match="at most"):
         parse_filter(text)
+
+
+def test_what_a_cause_weighs_stands_before_what_may_be_wrapped(store: RunStore) -> None:
+    """On the why screen the ms and % of a cause never wrap to a line of their own."""
+    assert store.path is not None
+    lines = [line.text for line in explanation_lines(explain_run(RunReader(store.path)))]
+    begin = next(i for i, text in enumerate(lines) if text.startswith("Mean TTFT"))
+    causes = lines[begin + 1 : lines.index("", begin)]
+    assert len(causes) > 2
+    for text in causes:
+        assert re.match(r" +[\d,.]+ ms +\d+%  \S", text), text

@@ -52,7 +52,7 @@ def _causes(what: str, mean_ns: float | None, totals: tuple[CauseTotal, ...]) ->
         return
     yield from _heading(f"{what} {mean_ns / 1e6:,.1f} ms, where it goes")
     for total in totals:
-        text = f"  {label(total.cause):<45} {total.mean_ns / 1e6:>9,.1f} ms {total.share:>5.0%}"
+        text = f"  {total.mean_ns / 1e6:>9,.1f} ms {total.share:>4.0%}  {label(total.cause)}"
         yield TextLine(text, COLOURS.get(total.cause))
 
 
@@ -63,8 +63,8 @@ def _waits(waits: tuple[WaitReason, ...]) -> Iterator[TextLine]:
     yield from _heading("Why requests waited")
     for wait in waits:
         yield TextLine(
-            f"  {label(wait.cause):<45} {wait.request_seconds:>9,.1f} request-s"
-            f"  {wait.requests:,} requests"
+            f"  {wait.request_seconds:>9,.1f} request-s  {label(wait.cause)}, "
+            f"{wait.requests:,} requests"
         )
 
 
