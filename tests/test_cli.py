@@ -41,6 +41,18 @@ def test_every_command_explains_itself(name: str) -> None:
         assert parameter.help, f"{parameter.name} has no help"
 
 
+@pytest.mark.parametrize("group", ["kernels", "profile"])
+def test_every_command_of_a_group_explains_itself(group: str) -> None:
+    """As those of the first level do: its line in the list is whole, and it has an example."""
+    listed = invoke(group, "--help").stdout
+    assert "..." not in listed.partition("Examples:")[0].partition("Commands:")[2]
+    for name, command in COMMANDS[group].commands.items():
+        if not command.hidden:
+            assert f"workbench {group} {name}" in command.epilog
+            for parameter in command.params:
+                assert parameter.help, f"{parameter.name} has no help"
+
+
 def test_no_command_shows_the_help() -> None:
     """`workbench` alone is wrong usage: exit code 2 and the help, on stderr."""
     result = invoke()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,9 @@ def test_a_step_of_the_cpus_engine_has_a_timeline() -> None:
     assert result.exit_code == 0, result.stderr
     for part in ("mixed:1x16+2x32", "2 steps", "attention_prefill", "gate_up", "lm_head", "no GPU"):
         assert part in result.stdout
+    ranges = result.stdout.partition("\nrange ")[2].partition("\n\n")[0].splitlines()[1:]
+    shares = [float(share) for line in ranges for share in re.findall(r"([\d.]+)%", line)]
+    assert sum(shares) == pytest.approx(100, abs=0.5)  # nothing of a step is left out
     assert "ui.perfetto.dev" in result.stderr
     again = invoke("profile", "import", "profile/timeline.json.gz")
     assert again.stdout == result.stdout
@@ -102,6 +106,7 @@ def test_a_roofline_is_not_measured_on_a_cpu() -> None:
     result = invoke("profile", "roofline", "--step", "decode:2x16", "--device", "cpu", "--quiet")
     assert result.exit_code == 1
     assert "--gpu h200 predicts" in result.stderr
+    assert not Path("profile").exists()  # refused before an engine was built and traced
 
 
 def test_gaps_need_a_gpu_or_a_file(elsewhere: Path) -> None:
@@ -115,6 +120,17 @@ def test_gaps_need_a_gpu_or_a_file(elsewhere: Path) -> None:
     for story in stories:
         assert verdict(story) in result.stdout
     assert {path.name for path in Path("here").iterdir()} == {"gaps.svg", "gaps.png"}
+
+
+def test_a_step_or_a_gpu_that_is_none_is_wrong_usage() -> None:
+    """Exit code 2, as for any other word that means nothing; a scenario only where one can be."""
+    assert "name of a scenario" in invoke("profile", "timeline").stderr
+    assert "name of a scenario" not in invoke("profile", "roofline").stderr
+    for arguments in (
+        ("timeline", "--step", "decode:4xx"),
+        ("roofline", "--step", "decode:1x1", "--model", "Qwen3-0.6B", "--gpu", "h2000"),
+    ):
+        assert invoke("profile", *arguments).exit_code == 2
 
 
 @pytest.mark.parametrize(

@@ -219,6 +219,14 @@ def test_results_survive_their_file(lab_file: Path, measured: LabResults) -> Non
     assert result.exit_code == 2
 
 
+def test_results_that_cannot_be_read_are_named_first(tmp_path: Path) -> None:
+    """As every other error of a file: which, then why."""
+    file = tmp_path / "none.json"
+    result = CliRunner().invoke(app, ["kernels", "explain", "softmax", "--results", str(file)])
+    assert result.exit_code == 2
+    assert f"--results {file}: cannot be read: No such file" in result.stderr
+
+
 def test_bench_without_a_gpu_says_what_to_do() -> None:
     """Without a GPU `bench` fails with the two commands that work there."""
     if importlib.util.find_spec("triton") is None:

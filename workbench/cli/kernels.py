@@ -25,6 +25,9 @@ _EXPLAIN_EPILOG = """\b
 Examples:
   workbench kernels explain attention_decode
   workbench kernels explain softmax --results lab.json     your own measurement"""
+_GIL_EPILOG = """\b
+Example:
+  workbench kernels gil"""
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, add_help_option=False
@@ -48,13 +51,13 @@ def run(
         ),
     ] = False,
 ) -> None:
-    """Classic kernels from naive to best: explained, checked, measured.
+    """Classic kernels, from naive to best, measured.
 
     The ops: softmax, rms_norm, layer_norm, attention_prefill, attention_decode.
     """
 
 
-@app.command(epilog=_BENCH_EPILOG)
+@app.command(epilog=_BENCH_EPILOG, short_help="Measure every rung of an op's ladder.")
 def bench(
     op: Annotated[str, typer.Argument(metavar="OP", help="One of the ops, or `all`.")],
     device: Annotated[
@@ -100,7 +103,7 @@ def bench(
         raise typer.Exit(1)
 
 
-@app.command(epilog=_EXPLAIN_EPILOG)
+@app.command(epilog=_EXPLAIN_EPILOG, short_help="Say what each rung changes, and what it gained.")
 def explain(
     op: Op,
     results: Annotated[
@@ -121,17 +124,24 @@ def explain(
         measured = shipped_results() if results is None else read_results(results)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    except OSError as error:
+        raise UsageError(f"--results {results}: cannot be read: {error.strerror}") from None
     typer.echo(explanation(ladder, measured), nl=False)
 
 
-@app.command()
+@app.command(
+    epilog=_GIL_EPILOG, short_help="Measure what the interpreter's lock costs native code."
+)
 def gil(as_json: AsJson = False) -> None:
     """Measure how native code scales over threads with the interpreter's lock kept, and released.
 
     Takes some seconds, and the first time a compilation.
     """
+    from engine.native.build import PREFIX_CACHE, existing
     from engine.native.gil import measure_gil
 
+    if existing(PREFIX_CACHE) is None:
+        typer.echo("compiling what is measured, once: up to half a minute", err=True)
     measured = measure_gil()
     if as_json:
         from workbench.cli.json_text import to_json

@@ -20,6 +20,7 @@ from workbench.cli.profile_options import (
     ModelOption,
     OnlyOption,
     OutputOption,
+    StepModelOption,
     StepOption,
     StepsOption,
     check_class,
@@ -32,6 +33,29 @@ Examples:
   workbench profile timeline --step decode:32x1024 --model Llama-3.1-8B --load-format dummy
   workbench profile roofline --step prefill:1x2048 --model Qwen3-0.6B --load-format dummy
   workbench profile gaps --before eager --after graph"""
+_TIMELINE_EPILOG = """\b
+Examples:
+  workbench profile timeline --step decode:4x64               a tiny model, on any machine
+  workbench profile timeline --step prefill:1x2048 --model ~/models/Llama-3.1-8B
+  workbench profile timeline quickstart --model demo-dense    of a load that is served
+  workbench profile timeline --step decode:32x1024 --model Llama-3.1-8B --load-format dummy --ncu"""
+_ROOFLINE_EPILOG = """\b
+Examples:
+  workbench profile roofline --step decode:32x1024 --model Llama-3.1-8B --gpu h200     predicted
+  workbench profile roofline --step decode:32x1024 --model Llama-3.1-8B --load-format dummy"""
+_GAPS_EPILOG = """\b
+Examples:
+  workbench profile gaps
+  workbench profile gaps --workload decode --model Llama-3.1-8B --batch 32
+  workbench profile gaps --from benchmarks/results/profile/h200_gaps.json   of an H200"""
+_DOCTOR_EPILOG = """\b
+Example:
+  workbench profile doctor"""
+_IMPORT_EPILOG = """\b
+Examples:
+  workbench profile import profile/timeline.json.gz
+  workbench profile import profile/step.sqlite --model Llama-3.1-8B --step decode:32x1024
+  workbench profile import profile/ncu.csv --model Llama-3.1-8B --step decode:32x1024"""
 
 app = typer.Typer(
     help="Show where the time of steps goes, and what bounds it.",
@@ -41,7 +65,7 @@ app = typer.Typer(
 )
 
 
-@app.command()
+@app.command(epilog=_TIMELINE_EPILOG, short_help="Record steps of the engine, and analyse them.")
 def timeline(
     scenario: ScenarioArgument = None,
     step: StepOption = None,
@@ -88,8 +112,9 @@ def timeline(
         )  # fmt: skip
         return
     request = step_request(
-        step, model, load_format, device, dtype, steps, eager=eager, layers=layers
-    )
+        step, model, load_format, device, dtype, steps,
+        eager=eager, layers=layers, or_else=", or the name of a scenario",
+    )  # fmt: skip
     if nsys:
         run_nsys(request, output, as_json=as_json)
         return
@@ -99,10 +124,10 @@ def timeline(
     time_step(request, output, kernels, as_json=as_json, quiet=quiet)
 
 
-@app.command()
+@app.command(epilog=_ROOFLINE_EPILOG, short_help="Say what bounds each class of kernels of a step.")
 def roofline(
     step: StepOption = None,
-    model: ModelOption = None,
+    model: StepModelOption = None,
     load_format: LoadOption = "auto",
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -138,7 +163,7 @@ def roofline(
         measure_roofline(request, output, with_ncu=ncu, as_json=as_json, quiet=quiet)
 
 
-@app.command()
+@app.command(epilog=_GAPS_EPILOG, short_help="Tell what warming up and CUDA Graphs change.")
 def gaps(
     before: Annotated[Literal["eager"], typer.Option(help="What comes first.")] = "eager",
     after: Annotated[Literal["graph"], typer.Option(help="What it is held against.")] = "graph",
@@ -170,7 +195,7 @@ def gaps(
     show_gaps(workload, model, batch, context, from_file, output, as_json=as_json, quiet=quiet)
 
 
-@app.command()
+@app.command(epilog=_DOCTOR_EPILOG, short_help="Say what of this works on this machine.")
 def doctor(
     counters: Annotated[
         bool, typer.Option("--counters/--no-counters", help="Start ncu to try whether it can read.")
@@ -194,7 +219,9 @@ def doctor(
         typer.echo(json.dumps(findings_json(findings), indent=1))
 
 
-@app.command("import")
+@app.command(
+    "import", epilog=_IMPORT_EPILOG, short_help="Read a trace, or a report of nsys or ncu."
+)
 def import_report(
     report: Annotated[
         Path,
@@ -220,7 +247,7 @@ def import_report(
 @app.command("step", hidden=True)
 def run_step(
     step: StepOption = None,
-    model: ModelOption = None,
+    model: StepModelOption = None,
     load_format: LoadOption = "auto",
     device: DeviceOption = None,
     dtype: DtypeOption = None,

@@ -24,6 +24,10 @@ ModelOption = Annotated[
         help="Default: the scenario's; for a step a tiny one with random weights.",
     ),
 ]
+StepModelOption = Annotated[
+    str | None,
+    typer.Option(metavar="CARD|FOLDER|ORG/NAME", help="Default: a tiny one with random weights."),
+]
 LoadOption = Annotated[
     Literal["auto", "dummy"],
     typer.Option(help="auto reads the checkpoint; dummy makes random weights."),
@@ -64,26 +68,32 @@ def step_request(
     eager: bool,
     layers: int | None,
     needs_weights: bool = True,
+    or_else: str = "",
 ) -> StepRequest:
     """What the options of a step ask for; `needs_weights` where it will run, not be predicted.
 
+    `or_else` says what could be given instead of a step.
+
     Raises:
-        UsageError: no step is named, or the model has no weights or fewer layers.
-        StepTextError: the step is none.
+        UsageError: no step is named, it is none, or the model has no weights or fewer layers.
     """
     from workbench.cli.failures import UsageError
     from workbench.cli.model_names import check_model_name
     from workbench.profile.recording import StepRequest
-    from workbench.profile.step_text import parse_step
+    from workbench.profile.step_text import StepTextError, parse_step
 
     if step is None:
-        raise UsageError("which step? --step decode:32x1024, or the name of a scenario")
+        raise UsageError(f"which step? --step decode:32x1024{or_else}")
+    try:
+        design = parse_step(step)
+    except StepTextError as error:
+        raise UsageError(f"--step: {error}") from None
     if model is not None and layers is None and needs_weights:  # else it is a card
         check_model_name(model, load_format)
     _check_layers(model, layers)
     return StepRequest(
         text=step,
-        design=parse_step(step),
+        design=design,
         model=model,
         load_format=load_format,
         device=device,

@@ -113,6 +113,7 @@ def measure_roofline(
     from workbench.profile.trace import read_trace
     from workbench.profile.traced_model import shape_of_trace, spec_of
 
+    _refuse_cpu(request.device)
     path = _in(output, "timeline.json.gz")
     with ProgressLine(enabled=not quiet) as line:
         record_step(request, path, line.say)
@@ -120,19 +121,25 @@ def measure_roofline(
     found = analysed(trace)
     spec, shape = spec_of(trace.about), shape_of_trace(trace.about)
     ceilings = _ceilings_of(trace)
-    if found.device == "cpu" or spec is None or shape is None:
-        from engine.runtime.executor import EngineError
-
-        raise EngineError(
-            "a roofline is measured on a GPU, and this engine runs on the CPU; "
-            "--gpu h200 predicts the step there, and `timeline` shows where the CPU's time goes"
-        )
+    if spec is None or shape is None:
+        raise AssertionError("our own trace names neither model nor step")
     roof = measured_roofline(found, spec, shape, ceilings)
     if with_ncu:
         kernels = counters_of(request, output)
         if kernels is not None:
             roof = with_counters(roof, kernels)
     _show_roofline(roof, output, as_json=as_json)
+
+
+def _refuse_cpu(device: str | None) -> None:
+    from engine.runtime.executor import EngineError
+    from workbench.engine_packages import import_engine
+
+    if import_engine("engine.runtime.build").find_device(device).type == "cpu":
+        raise EngineError(
+            "a roofline is measured on a GPU, and this engine runs on the CPU; "
+            "--gpu h200 predicts the step there, and `timeline` shows where the CPU's time goes"
+        )
 
 
 def _ceilings_of(trace: Trace) -> Any:
@@ -145,7 +152,7 @@ def _ceilings_of(trace: Trace) -> Any:
 
 def predict_roofline(request: StepRequest, gpu: str, output: Path, *, as_json: bool) -> None:
     """`workbench profile roofline --gpu`."""
-    from engine.core.hardware_spec import load_hardware_spec
+    from engine.core.hardware_spec import UnknownGpuError, load_hardware_spec
     from engine.core.model_spec import load_model_spec
     from workbench.cli.failures import UsageError
     from workbench.profile.ceilings import assumed_ceilings
@@ -156,7 +163,10 @@ def predict_roofline(request: StepRequest, gpu: str, output: Path, *, as_json: b
 
     if request.model is None:
         raise UsageError("which model? --model Llama-3.1-8B, or any other model card")
-    spec, hardware = load_model_spec(request.model), load_hardware_spec(gpu)
+    try:
+        spec, hardware = load_model_spec(request.model), load_hardware_spec(gpu)
+    except UnknownGpuError as error:
+        raise UsageError(f"--gpu: {error}") from None
     if request.layers is not None:
         spec = shortened(spec, request.layers)
     shape, dtype = shape_of(request.design), request.dtype or spec.weight_dtype

@@ -132,7 +132,7 @@ def _libraries(torch: Any, *, gpu: bool) -> str:
         names = [name for name in ("mkl", "mkldnn") if getattr(torch.backends, name).is_available()]
         brought = " and ".join({"mkl": "MKL", "mkldnn": "oneDNN"}[name] for name in names)
         by = f"torch with {brought or 'neither MKL nor oneDNN'}"
-        return f"products by {by}, on {torch.get_num_threads()} threads"
+        return f"products by {by}, on {torch.get_num_threads()} threads, of small models on one"
     found = {title: _nvidia_version(name) for title, name in _LIBRARIES.items()}
     cublas = found.pop("cuBLAS") or "of torch"
     others = ", ".join(f"{title} {version}" for title, version in found.items() if version)

@@ -66,8 +66,11 @@ def _groups(found: Timeline) -> Iterator[str]:
         if us:
             bar = "█" * round(_BAR * us / total)
             yield f"{group:<16}{us:>11,.1f}{us / total:>8.1%}  {bar}".rstrip()
-    if found.device == "gpu":
-        yield f"{'(idle)':<16}{found.idle_us:>11,.1f}{found.idle_us / total:>8.1%}"
+    left, us = "(idle)", found.idle_us
+    if found.device != "gpu":  # ops of one thread follow each other, and Python is between them
+        left, us = "(between ops)", found.step_us - sum(found.groups.values())
+    if us > 0:
+        yield f"{left:<16}{us:>11,.1f}{us / total:>8.1%}"
 
 
 def _classes(found: Timeline) -> Iterator[str]:
