@@ -317,6 +317,7 @@ def test_a_card_has_no_weights() -> None:
     assert "S209" in text
     assert "quickstart.yaml:" in text
     assert "--model FOLDER" in text
+    assert "--model demo-dense" in text
     assert "--load-format dummy" in text
 
 

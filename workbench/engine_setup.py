@@ -154,6 +154,7 @@ def _model_errors(loaded: LoadedScenario, options: EngineOptions) -> list[Scenar
     else:
         return []
     help_ = (
+        "--model demo-dense runs a small model that ships with the program\n"
         "--model FOLDER, or --model org/name from the local Hugging Face cache, runs a checkpoint\n"
         f"--load-format dummy runs the {shape} with random weights"
     )

@@ -119,7 +119,7 @@ def _converse(runner: asyncio.Runner, session: ChatSession, prompt: str, *, quie
             elif command == "/help":
                 typer.echo(_HELP, err=True)
             elif _COMMAND.fullmatch(command):
-                there_are = f"there are {', '.join(_COMMANDS)}, and no more words"
+                there_are = f"there are {', '.join(_COMMANDS)}, each alone on a line"
                 _warn(f"unknown command {command}: {there_are}")
             elif text:
                 _turn(runner, session, text, quiet=quiet)
