@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -197,6 +198,9 @@ def test_the_text_says_what_bounds_each_class() -> None:
     assert "gate_up is memory-bound: it moves 7.5 GB at 3.80 TB/s" in text
     assert "ridge at 165 FLOP/byte" in text
     assert "FLOP/byte" in text.splitlines()[-1]
+    picture = "".join(line[9:] for line in text.splitlines()[-19:-1])
+    computing = [i for i, point in enumerate(roofline().points) if point.flops]
+    assert sorted(re.findall("[a-z]", picture)) == ["abcdefghij"[i] for i in computing]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from workbench.profile.ceilings import LINK
@@ -11,6 +12,7 @@ from workbench.profile.roofline import COUNTERS, Point, Roofline
 
 _WIDTH, _HEIGHT = 72, 18
 _LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"
+_ROOF: Final = "·"
 
 
 def roofline_text(found: Roofline) -> str:
@@ -77,37 +79,62 @@ def _percent(value: float | None) -> str:
 
 
 def _picture(found: Roofline) -> Iterator[str]:
-    """Both axes logarithmic; a letter is a class."""
+    """Both axes logarithmic; a letter is a class, beside those that are at the same place."""
     points = [point for point in found.points if point.flops and point.tflop_s]
     if not points:
         return
     top = found.ceilings
-    low_x = math.floor(math.log10(min(point.intensity for point in points) / 2))
-    high_x = math.ceil(math.log10(max(4 * top.ridge, *(p.intensity * 2 for p in points))))
-    high_y = math.log10(top.tflop_s * 2)
-    low_y = math.floor(math.log10(min(point.tflop_s for point in points) / 2))
+    across = _Axis(
+        math.floor(math.log10(min(point.intensity for point in points) / 2)),
+        math.ceil(math.log10(max(4 * top.ridge, *(p.intensity * 2 for p in points)))),
+        _WIDTH,
+    )
+    up = _Axis(
+        math.floor(math.log10(min(point.tflop_s for point in points) / 2)),
+        math.log10(top.tflop_s * 2),
+        _HEIGHT,
+    )
     cells = [[" "] * _WIDTH for _ in range(_HEIGHT)]
-
-    def put(x: float, y: float, letter: str) -> None:
-        column = round((x - low_x) / (high_x - low_x) * (_WIDTH - 1))
-        row = round((high_y - y) / (high_y - low_y) * (_HEIGHT - 1))
-        if 0 <= column < _WIDTH and 0 <= row < _HEIGHT:
-            cells[row][column] = letter
-
     for column in range(_WIDTH):
-        x = low_x + (high_x - low_x) * column / (_WIDTH - 1)
-        put(x, math.log10(top.attainable_tflop_s(10**x)), "·")
+        row = up.cell(math.log10(top.attainable_tflop_s(10 ** across.value(column))))
+        if 0 <= row < _HEIGHT:
+            cells[row][column] = _ROOF
     for letter, point in zip(_LETTERS, found.points, strict=False):
         if point in points:
-            put(math.log10(point.intensity), math.log10(point.tflop_s), letter)
-    for row, line in enumerate(cells):
-        value = 10 ** (high_y - (high_y - low_y) * row / (_HEIGHT - 1))
-        label = f"{value:,.3g}" if row % 4 == 0 else ""
-        yield f"{label:>8} {''.join(line)}".rstrip()
-    decades = high_x - low_x
+            line = cells[min(up.cell(math.log10(point.tflop_s)), _HEIGHT - 1)]
+            line[_free(line, across.cell(math.log10(point.intensity)))] = letter
+    labels = {up.cell(decade): f"{10.0**decade:,g}" for decade in up.decades()}
+    for row in reversed(range(_HEIGHT)):
+        yield f"{labels.get(row, ''):>8} {''.join(cells[row])}".rstrip()
     marks = [" "] * (_WIDTH + 6)
-    for decade in range(decades + 1):
-        text = f"{10.0 ** (low_x + decade):g}"
-        column = round(decade / decades * (_WIDTH - 1))
+    for decade in across.decades():
+        text, column = f"{10.0**decade:g}", across.cell(decade)
         marks[column : column + len(text)] = text
     yield f"{'TFLOP/s':>8} {''.join(marks).rstrip()}  FLOP/byte"
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """A logarithmic axis: the powers of ten at its first and last cell, and how many there are."""
+
+    low: float
+    high: float
+    cells: int
+
+    def cell(self, power: float) -> int:
+        """Of a power of ten; one that is not on the axis has one outside of `cells`."""
+        return round((power - self.low) / (self.high - self.low) * (self.cells - 1))
+
+    def value(self, cell: int) -> float:
+        """The power of ten in a cell."""
+        return self.low + (self.high - self.low) * cell / (self.cells - 1)
+
+    def decades(self) -> range:
+        """Whole powers of ten."""
+        return range(math.ceil(self.low), math.floor(self.high) + 1)
+
+
+def _free(line: Sequence[str], column: int) -> int:
+    """The cell, or else the next one to the right that no letter has."""
+    free = (at for at in range(column, len(line)) if line[at] in f" {_ROOF}")
+    return next(free, column)
