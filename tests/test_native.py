@@ -27,12 +27,13 @@ print(fingerprint())
 
 @pytest.fixture(scope="module")
 def builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a fresh build of the present sources."""
+    """A folder with a fresh build of the present sources, which are on PYTHONPATH, too."""
     if shutil.which("cc") is None and shutil.which("gcc") is None:
         pytest.skip("no C compiler")
     folder = tmp_path_factory.mktemp("native")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORKBENCH_NATIVE_DIR", str(folder))
+        patch.setenv("PYTHONPATH", str(ROOT))  # mypy must not take them for foreign packages
         native_build.build()
     return folder
 

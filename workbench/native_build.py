@@ -62,12 +62,19 @@ def _compile(work: Path) -> None:
         cwd=work,
         capture_output=True,
         text=True,
-        env={**os.environ, "WORKBENCH_NATIVE": "0"},
+        env=_environment(),
         check=False,
     )
     if result.returncode != 0:
         last = "\n".join((result.stdout + result.stderr).strip().splitlines()[-15:])
         raise NativeBuildError(f"the compilation failed; it takes {INSTALL_HINT}\n{last}")
+
+
+def _environment() -> dict[str, str]:
+    """Without our own sources on the path: mypy takes what it finds there for foreign packages."""
+    path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    others = [folder for folder in path if folder and Path(folder).resolve() != compiled.ROOT]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(others), "WORKBENCH_NATIVE": "0"}
 
 
 def _store(work: Path, target: Path) -> None:

@@ -21,7 +21,7 @@ def run(
 ) -> None:
     """Compile scheduler and simulator, to run faster.
 
-    Results are the same; a simulation takes a half to a third of the time.
+    Results are the same; a long simulation takes half to two thirds of the time.
 
     Takes mypy, setuptools and a C compiler. Runs use the build by themselves, until the sources
     change; `workbench version` says whether one is in use. With ninja, pybind11 and g++ it also

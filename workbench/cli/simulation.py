@@ -99,7 +99,7 @@ def _where_recorded(record: Recording) -> MarkFrame:
 def _recommend_native(took_s: float) -> None:
     """Say after a long run in Python what would shorten the next."""
     if took_s > LONG_RUN_S and compiled.active_build() is None:
-        hint = "`workbench native` would make runs two to three times as fast"
+        hint = "`workbench native` would make runs 1.5 to 2 times as fast"
         typer.echo(f"took {took_s:.0f} s; {hint}", err=True)
 
 
