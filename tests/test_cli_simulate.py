@@ -171,6 +171,17 @@ def test_what_cannot_be_is_wrong_usage(
     assert not list(own_directory.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "home"), [("azure_trace", "Azure"), ("mooncake_trace", "kvcache-ai")]
+)
+def test_a_shipped_trace_scenario_says_where_its_file_is(name: str, home: str) -> None:
+    """The line that the error shows names the repository, since nobody has seen the file yet."""
+    result = invoke("simulate", name)
+    assert result.exit_code == 2
+    assert f"# path: github.com/{home}/" in result.stderr
+    assert "--set workload.path=" in result.stderr
+
+
 def test_broken_trace_names_the_line() -> None:
     """A trace with a bad line is a failure that names file and line."""
     Path("bad.jsonl").write_text('{"timestamp": 0, "input_length": 3}\n')
