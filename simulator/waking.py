@@ -35,9 +35,9 @@ class WakeFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             the host does a part of its work beside the GPU.
     """
 
-    idle_ns: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
+    idle_ns: tuple[Annotated[int, msgspec.Meta(ge=0, le=1 << 53)], ...]
     gpu_ns: tuple[Cost, ...]
-    lead_ns: tuple[float, ...]
+    lead_ns: tuple[Annotated[float, msgspec.Meta(ge=-(1 << 53), le=1 << 53)], ...]
 
 
 class Waking:
