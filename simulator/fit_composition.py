@@ -122,13 +122,15 @@ def _composition(
 
 
 def _lender(measured: Measured) -> Lender:
-    fit = measured.profile.fit
-    shares = bool(measured.profile.samples.features().shared_context.any())
+    fit, mixture = measured.profile.fit, measured.model.moe is not None
+    # Requests that share a text choose the same experts, too: what that saves a mixture is no
+    # context, and far more than a dense model saves.
+    shares = not mixture and bool(measured.profile.samples.features().shared_context.any())
     return Lender(
         model=measured.profile.identity.model,
         flops_per_token=flops_per_token(measured.model, 1),
         layers=measured.model.num_layers,
-        mixture=measured.model.moe is not None,
+        mixture=mixture,
         host=fit.host,
         launches=LaunchFit() if fit.mixed is None else fit.mixed.launches,
         power=fit.power,

@@ -44,4 +44,5 @@ def fit_waking(samples: WakeSamples | None, gpu_ns: Float64, host_ns: Float64) -
         idle_ns=tuple(round(float(np.median(idle[rows]))) for rows in groups),
         gpu_ns=tuple(np.maximum(ascending(medians, counts), 0.0).tolist()),
         lead_ns=tuple(float(np.median(lead[rows])) for rows in groups),
+        most_host_ns=round(float(host_ns.max())),
     )

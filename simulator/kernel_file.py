@@ -175,7 +175,8 @@ class Lender(_Strict, frozen=True, kw_only=True):
         layers: of the model.
         mixture: whether it has experts.
         host, power, launches: of its profile.
-        shared: of its profile, or None if no step was measured that tells it.
+        shared: of its profile, or None if no step was measured that tells it; of a mixture none
+            does, as whoever shares a text shares experts, too.
         wake: of its profile, or None.
     """
 

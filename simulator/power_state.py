@@ -41,7 +41,7 @@ DECODING: Final = 2.5  # of 1 to 4, what explains most of nine loads on another 
 _PLACES: Final = (0.21132486540518713, 0.7886751345948129)  # of a step, for a mean (Gauss)
 
 
-Cost = Annotated[float, msgspec.Meta(ge=0)]
+Cost = Annotated[float, msgspec.Meta(ge=0, le=1 << 53)]  # whole ns of a sum fit in int64
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Int64 = NDArray[np.int64]
 

@@ -71,7 +71,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             is not padded.
     """
 
-    num_pages: Count
+    num_pages: Positive
     max_num_batched_tokens: Positive
     max_running_requests: Positive
     memory_fraction: float = MEMORY_FRACTION

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
 from simulator.cost_model import StepFeatures, StepShape
 
 # Checked when a profile is read or written: whole numbers that a float64 holds, finite costs.
-Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
-Positive = Annotated[int, msgspec.Meta(ge=1, le=1 << 53)]
+_MOST: Final = 1 << 53
+Count = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=_MOST)]
 
 
 class Samples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -110,6 +111,10 @@ def samples_problem(
     shapes = (*samples.shapes, *(wake_samples.shapes if wake_samples is not None else ()))
     if any(len(shape) != len(StepShape._fields) for shape in shapes):
         return f"a sample has not the {len(StepShape._fields)} features of a step"
+    # The least of each feature is nothing of it, and of experts no knowledge.
+    features = (pair for shape in shapes for pair in zip(StepShape(), shape, strict=True))
+    if not all(least <= value <= _MOST for least, value in features):
+        return "a sample has a feature that is below 0, or larger than a float64 holds"
     return None
 
 

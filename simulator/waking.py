@@ -6,8 +6,9 @@ Qwen3-0.6B on an H200 a prompt of 64 tokens takes 1.2 ms from its plan to its to
 idle for an instant, and 2.3 ms if it was for 0.2 s.
 
 A step is the first after an idle time if the GPU had nothing to do for LEAST_IDLE_NS or longer when
-the step was planned. It begins `host_ns + lead_ns(idle)` after that, and takes `gpu_ns(idle)` more
-than its like among others.
+the step was planned. It begins `min(host_ns, most_host_ns) + lead_ns(idle)` after that, and takes
+`gpu_ns(idle)` more than its like among others. What the host takes beyond `most_host_ns`, as to
+launch the kernels of a long prompt one by one, it takes beside the GPU.
 """
 
 from __future__ import annotations
@@ -33,11 +34,14 @@ class WakeFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         gpu_ns: that a step takes longer after so much idle time, not descending.
         lead_ns: what is added to the host's time for the step, until the GPU begins; below 0 where
             the host does a part of its work beside the GPU.
+        most_host_ns: host's time of the longest step that tells; None: it is not known, and a GPU
+            waits for all of it.
     """
 
-    idle_ns: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
+    idle_ns: tuple[Annotated[int, msgspec.Meta(ge=0, le=1 << 53)], ...]
     gpu_ns: tuple[Cost, ...]
-    lead_ns: tuple[float, ...]
+    lead_ns: tuple[Annotated[float, msgspec.Meta(ge=-(1 << 53), le=1 << 53)], ...]
+    most_host_ns: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] | None = None
 
 
 class Waking:
@@ -47,12 +51,13 @@ class Waking:
         fit: None: nothing is known of idle times, no step takes longer.
     """
 
-    __slots__ = ("_gpu_ns", "_idle_ns", "_lead_ns")
+    __slots__ = ("_gpu_ns", "_idle_ns", "_lead_ns", "_most_host_ns")
 
     def __init__(self, fit: WakeFit | None) -> None:
         self._idle_ns = [] if fit is None else list(fit.idle_ns)
         self._gpu_ns = [] if fit is None else list(fit.gpu_ns)
         self._lead_ns = [] if fit is None else list(fit.lead_ns)
+        self._most_host_ns = None if fit is None else fit.most_host_ns
 
     def wakes(self, idle_ns: int) -> bool:
         """Whether a step that is planned after so much idle time is the first after it."""
@@ -70,6 +75,8 @@ class Waking:
             host_ns: of the step.
         """
         lead_ns = float(np.interp(idle_ns, self._idle_ns, self._lead_ns))
+        if self._most_host_ns is not None and host_ns > self._most_host_ns:
+            host_ns = self._most_host_ns
         return max(0, int(host_ns + lead_ns + 0.5))
 
 

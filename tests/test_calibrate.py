@@ -247,6 +247,18 @@ def test_a_profile_of_something_else_is_refused(
     assert "calibrate this one" in result.stderr
 
 
+def test_another_model_of_the_same_name_is_told_apart(written: Calibration, tmp_path: Path) -> None:
+    """Its facts are others, so the refusal names their digests: a name would say nothing."""
+    text = written.path.read_text(encoding="utf-8")
+    other = tmp_path / "other.json"
+    own = written.profile.identity.model_digest
+    other.write_text(text.replace(own, "0" * len(own)), encoding="utf-8")
+    result = invoke("simulate", "quickstart", "--no-record", "--set", f"hardware.profile={other}")
+    assert result.exit_code == 2
+    zeros = "0" * len(own)
+    assert f"is of model Llama-3.1-8B ({zeros}), not Llama-3.1-8B ({own})" in result.stderr
+
+
 def test_what_is_no_profile_is_refused_in_a_scenario(tmp_path: Path) -> None:
     """A file that is none, one that is not there."""
     file = tmp_path / "p.json"

@@ -21,7 +21,7 @@ from simulator.kernel_file import Correction
 from simulator.kernel_parts import KernelParts
 from simulator.kernel_tables import KernelTables
 from simulator.power_state import PowerFit
-from simulator.profile import ProfileError
+from simulator.profile import ProfileError, SharedFit
 from simulator.waking import WakeFit
 
 BARE = made_kernels()
@@ -149,6 +149,22 @@ def test_prompts_of_a_mixture_teach_nothing():
     for name in ("products", "attention", "layer_ns", "step_ns", "chunk_ns"):
         assert getattr(alone, name) == pytest.approx(getattr(untaught, name))
     assert alone.decode_layer_ns > 0.3 * TRUE.decode_layer_ns
+
+
+@pytest.mark.parametrize(("card", "lends"), [("Llama-3.1-8B", True), ("Qwen3-30B-A3B", False)])
+def test_a_mixture_lends_no_savings_of_shared_context(card: str, lends: bool):
+    """Its requests that share a text share experts as well, which others do not have."""
+    measured = measured_whole(BARE, card)
+    samples = measured.profile.samples
+    sharing = [(*shape[:9], shape[7] // 2, *shape[10:]) for shape in samples.shapes]
+    saved = SharedFit(shared=(0, 1024), saved=(0.0, 900.0))
+    profile = msgspec.structs.replace(
+        measured.profile,
+        samples=msgspec.structs.replace(samples, shapes=tuple(sharing)),
+        fit=msgspec.structs.replace(measured.profile.fit, shared=saved),
+    )
+    (lender,) = fit_composition(BARE, [Measured(profile, measured.model)], H200).composition.lenders
+    assert lender.shared == (saved if lends else None)
 
 
 def test_graphs_launch_attention_of_items_that_are_not_there():

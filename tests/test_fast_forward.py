@@ -151,7 +151,10 @@ HOT = PowerFit(
     memory_share=0.3,
     light_busy=0.1,
 )
-SLEEPY = WakeFit(idle_ns=(500_000, 90_000_000), gpu_ns=(100_000.0, 900_000.0), lead_ns=(-2e5, 7e5))
+SLEEPY = WakeFit(
+    idle_ns=(500_000, 90_000_000), gpu_ns=(100_000.0, 900_000.0), lead_ns=(-2e5, 7e5),
+    most_host_ns=300_000,
+)  # fmt: skip
 ROOFLINE = RooflineCostModel(load_model_spec("llama-3.1-8b"), load_hardware_spec("h200"))
 
 

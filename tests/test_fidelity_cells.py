@@ -17,7 +17,7 @@ from engine.profiling.measuring import features_of
 from simulator.cost_model import UNKNOWN, StepShape
 from simulator.profile_file import encode_profile
 from workbench.engine_setup import EngineOptions
-from workbench.fidelity.cells import engine_digest, read_cell
+from workbench.fidelity.cells import SCHEMA, engine_digest, read_cell
 from workbench.fidelity.errors import FidelityError
 from workbench.fidelity.judge import Judgement
 from workbench.fidelity.loads import Load
@@ -318,6 +318,37 @@ def test_a_judgement_of_some_loads_does_not_replace_that_of_all(place: Place) ->
     missing = place.run(OFFLINE, HALF, repeats=5, options=None)["missing"]
     assert missing["offline"] == missing["poisson 50 %"] == "1 of 5 runs measured"
     assert (place.folder / "suite.json").read_bytes() == suite
+
+
+def test_a_judgement_without_the_trace_does_not_replace_one_with_it(place: Place) -> None:
+    """Results may be kept without the trace that they ran."""
+    place.run(repeats=1, trace=TRACES / "azure_2023.csv")
+    written = place.folder / f"judged-{place.profile.name}.json"
+    before = written.read_bytes()
+    (place.folder / "trace-window.txt").unlink()
+    assert [load["load"] for load in place.judge()["loads"]] == ["offline", "poisson 50 %"]
+    assert written.read_bytes() == before
+
+
+def test_a_cell_of_another_version_is_not_called_unmeasured(place: Place) -> None:
+    """It is measured again, or said to be there in another form."""
+    place.run(OFFLINE, HALF, repeats=1)
+    path = place.folder / "offline.json"
+    path.write_text(path.read_text().replace(SCHEMA, "fidelity-cell/v1"), encoding="utf-8")
+    missing = place.judge(OFFLINE, HALF)["missing"]
+    assert missing == {"offline": "kept as another version of workbench keeps it"}
+
+
+@pytest.mark.parametrize("name", ["plan_ns", "prefill_pairs"])
+def test_steps_without_what_is_asked_are_damaged(place: Place, name: str) -> None:
+    """A column that a judgement needs is missed when the cell is read, by its name."""
+    place.run(OFFLINE, repeats=1)
+    path = place.folder / "offline.steps.npz"
+    with np.load(path) as arrays:
+        kept = {each: arrays[each] for each in arrays.files if not each.endswith(f".{name}")}
+    np.savez(path, **kept)
+    with pytest.raises(FidelityError, match=f"cannot be read .*no {name} of run 1"):
+        place.judge(OFFLINE)
 
 
 def test_a_trace_is_a_load_once_it_is_given(place: Place, tmp_path: Path) -> None:

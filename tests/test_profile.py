@@ -96,6 +96,30 @@ def test_an_older_schema_asks_to_calibrate_again(tmp_path):
     )
 
 
+def wake(**changes) -> dict:
+    """A table of idle times as JSON."""
+    return {"idle_ns": [1, 2], "gpu_ns": [1.0, 2.0], "lead_ns": [-1.0, 0.0]} | changes
+
+
+def wake_samples(**changes) -> dict:
+    """One sample of an idle time as JSON."""
+    shape = [24, 1, 0, 300, 24, 0, 0, 0, 0, 0, 1, 0, -1]
+    return {"shapes": [shape], "idle_ns": [9], "lead_ns": [5], "gpu_ns": [7]} | changes
+
+
+def test_an_older_profile_knows_nothing_of_idle_times(tmp_path):
+    """The fields that came later may lack, and then they say nothing."""
+    path = tmp_path / "older.json"
+    profile = json.loads(encode_profile(PROFILE))
+    for place, name in ((profile, "wake_samples"), (profile["fit"], "wake")):
+        place.pop(name)
+    path.write_text(json.dumps(profile))
+    assert (read_profile(path).fit.wake, read_profile(path).wake_samples) == (None, None)
+    profile["fit"]["wake"], profile["wake_samples"] = wake(), wake_samples()
+    path.write_text(json.dumps(profile))
+    assert read_profile(path).fit.wake is not None
+
+
 FAULTS = {
     "unknown field": (
         lambda p: p.update(colour="red"),
@@ -176,6 +200,46 @@ FAULTS = {
     "graph batches": (
         lambda p: p["engine"]["graph_batch_sizes"].append(4),
         ": its graph batch sizes do not ascend",
+    ),
+    "feature": (
+        lambda p: p["samples"]["shapes"][5].__setitem__(0, -7),
+        ": a sample has a feature that is below 0, or larger than a float64 holds",
+    ),
+    "huge feature": (
+        lambda p: p["samples"]["shapes"][5].__setitem__(0, 2**70),
+        ": a sample has a feature that is below 0, or larger than a float64 holds",
+    ),
+    "no pages": (
+        lambda p: p["engine"].update(num_pages=0),
+        " is not a profile: Expected `int` >= 1 - at `$.engine.num_pages`",
+    ),
+    "ages": (
+        lambda p: p["fit"]["host"].update(step_ns=1e300),
+        " is not a profile: Expected `float` <= 9007199254740992.0 - at `$.fit.host.step_ns`",
+    ),
+    "idle order": (
+        lambda p: p["fit"].update(wake=wake(idle_ns=[2, 2])),
+        ": the table of idle times does not ascend",
+    ),
+    "idle falling": (
+        lambda p: p["fit"].update(wake=wake(gpu_ns=[2.0, 1.0])),
+        ": the table of idle times has times that descend",
+    ),
+    "idle columns": (
+        lambda p: p["fit"].update(wake=wake(lead_ns=[0.0])),
+        ": the table of idle times has columns of different lengths, or is empty",
+    ),
+    "no idle times": (
+        lambda p: p["fit"].update(wake=wake(idle_ns=[], gpu_ns=[], lead_ns=[])),
+        ": the table of idle times has columns of different lengths, or is empty",
+    ),
+    "idle samples": (
+        lambda p: p.update(wake_samples=wake_samples(lead_ns=[])),
+        ": its samples of idle times are of different lengths",
+    ),
+    "idle shape": (
+        lambda p: p.update(wake_samples=wake_samples(shapes=[[1, 1]])),
+        ": a sample has not the 13 features of a step",
     ),
     "limit": (
         lambda p: p["fit"]["limits"].update(prefill_toknes=3),

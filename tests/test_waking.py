@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from constant_costs import ConstantCosts
@@ -32,6 +33,14 @@ def test_tables_are_linear_in_between_and_constant_outside() -> None:
     ]  # fmt: skip
     assert waking.until_begin_ns(2_000_000, 400_000) == 500_000
     assert waking.until_begin_ns(300_000, 20_000) == 0  # not before the plan
+
+
+def test_a_gpu_does_not_wait_for_more_of_the_host_than_was_measured() -> None:
+    """Kernels of a long prompt are launched one by one, while the first of them run."""
+    fit = msgspec.structs.replace(FIT, most_host_ns=400_000)
+    begins = [Waking(fit).until_begin_ns(2_000_000, host) for host in (300_000, 400_000, 9_000_000)]
+    assert begins == [400_000, 500_000, 500_000]
+    assert Waking(FIT).until_begin_ns(2_000_000, 9_000_000) == 9_100_000  # it is not known
 
 
 def test_a_short_idle_time_is_none() -> None:
@@ -95,6 +104,7 @@ def test_the_fit_finds_what_made_the_samples(noise: float) -> None:
     fit = fit_waking(*made_samples(noise))
     assert fit is not None
     assert len(fit.idle_ns) == 3
+    assert fit.most_host_ns == 400_000
     known, found = Waking(FIT), Waking(fit)
     for idle in fit.idle_ns:
         assert found.longer_ns(idle) == pytest.approx(known.longer_ns(idle), abs=15_000)

@@ -91,8 +91,12 @@ def nearest_shipped(wanted: Wanted) -> tuple[str, list[str]] | None:
 def _differences(own: Identity, wanted: Wanted) -> list[str]:
     """What was measured instead of what is to run, each as "A, not B"."""
     wrong = []
-    if own.model_digest != model_digest(wanted.model):
-        wrong.append(f"model {own.model}, not {wanted.model.name}")
+    digest = model_digest(wanted.model)
+    if own.model_digest != digest:
+        names = own.model, wanted.model.name
+        if names[0] == names[1]:  # its facts were others, as of a checkpoint with fewer layers
+            names = f"{names[0]} ({own.model_digest})", f"{names[1]} ({digest})"
+        wrong.append(f"model {names[0]}, not {names[1]}")
     if own.gpu != CPU and not is_gpu(wanted.gpu.name, own.gpu):
         wrong.append(f"{own.gpu}, not {wanted.gpu.name}")
     if own.tensor_parallel_size != wanted.tensor_parallel_size:

@@ -64,9 +64,10 @@ def run(
 
     Loads that calibration never saw run on the engine, several times. These measurements stay in
     the output folder; an interrupted suite goes on where it stopped. Then the simulator predicts
-    the same loads, with the profile and with the analytic model: errors of latencies and throughput
-    beside the engine's own spread, errors of single steps, whether all decisions are the same, and
-    which goals are reached. Where everything has been measured, any machine judges any profile.
+    the same loads, with the profile, with shipped kernel tables of the GPU, and with the analytic
+    model: errors of latencies and throughput beside the engine's own spread, errors of single
+    steps, whether all decisions are the same, and which goals are reached. Where everything has
+    been measured, any machine judges any profile.
     """
     from simulator.profile_file import read_profile
     from workbench.cli.failures import UsageError

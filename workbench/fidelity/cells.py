@@ -28,6 +28,11 @@ from workbench.fidelity.suite import read_json
 
 SCHEMA: Final = "fidelity-cell/v2"
 _SUFFIXES: Final = (".py", ".cu")
+# Columns of steps without which a cell cannot be judged.
+_ASKED: Final = (
+    *(each.name for each in fields(StepFeatures) if each.name != "active_experts"),
+    "plan_ns", "start_ns", "gpu_ns",
+)  # fmt: skip
 # What calibrates an engine, or stands beside it, is no part of one that serves; nor are the doors
 # by which Python programs come in, as loads come by another.
 _NOT_SERVING: Final = (
@@ -192,6 +197,7 @@ def _columns(arrays: Any, number: int) -> Columns:
     prefix = f"run{number}."
     found = {name.removeprefix(prefix): arrays[name].astype(np.int64)
              for name in arrays.files if name.startswith(prefix)}  # fmt: skip
-    if "gpu_ns" not in found:
-        raise KeyError(f"no steps of run {number + 1}")
+    lacking = [name for name in _ASKED if name not in found]
+    if lacking:
+        raise KeyError(f"no {lacking[0]} of run {number + 1}")
     return found

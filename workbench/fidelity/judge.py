@@ -16,6 +16,7 @@ from workbench.atomic_file import write_atomic
 from workbench.fidelity.cells import (
     Cell,
     Key,
+    cell_files,
     engine_digest,
     read_cell,
     requests_digest,
@@ -35,6 +36,7 @@ COMPOSED: Final = "composed"  # of kernel tables
 COUNTS: Final = ("completed", "retractions", "prefix_hit_rate_percent")
 AMPLIFIED: Final = ("mean_ttft_ms", "mean_e2el_ms")
 _LONGER: Final = 1.01
+_OTHER_FORM: Final = "kept as another version of workbench keeps it"
 Judgement = dict[str, Any]
 
 
@@ -68,7 +70,8 @@ def find_cell(suite: Suite, load: Load, profile_path: Path, digest: str | None =
     )  # fmt: skip
     cell = read_cell(suite.folder, load)
     if cell is None:
-        return Found(load, key, None, "not measured")
+        older = cell_files(suite.folder, load)[0].exists()
+        return Found(load, key, None, _OTHER_FORM if older else "not measured")
     other = what_differs(cell, key)
     if other:
         return Found(load, key, None, f"measured with {other}")

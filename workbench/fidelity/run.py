@@ -65,7 +65,7 @@ def run_suite(
         )
     say("simulating")
     judgement = judge(suite, found, profile, profile_path, left_out)
-    others = (load for load in suite.basis.loads if load not in loads)
+    others = (load for load in suite.basis.loads if load not in possible)
     if not any(cell_files(suite.folder, load)[0].exists() for load in others):
         write_judgement(suite.folder, judgement)  # else it would replace one of more loads
     return judgement
