@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from engine_runs import SMALL, play
 from fake_language import engine as fake_engine
-from native_builds import shared_builds
 from test_parity import parity
 from typer.testing import CliRunner
 
@@ -21,7 +20,7 @@ from engine.core.config import SchedulerConfig
 from engine.core.events import Segment
 from engine.core.radix_cache import RadixCache
 from engine.core.scheduler import Scheduler
-from engine.native import build, cache_choice, prefix_cache
+from engine.native import build, cache_choice
 from engine.native.cache_choice import choose, figures_with, inject, put_native, speed_file
 from workbench.cli import app
 from workbench.scenario_source import load_scenario
@@ -29,18 +28,6 @@ from workbench.simulate import prepare
 
 FASTER = {"native_us": 1.0, "python_us": 2.0}
 SLOWER = {"native_us": 3.0, "python_us": 2.0}
-
-
-@pytest.fixture(scope="module")
-def builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The extension, compiled once."""
-    if shutil.which("g++") is None:
-        pytest.skip("no g++")
-    folder = shared_builds(tmp_path_factory)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_NATIVE_DIR", str(folder))
-        prefix_cache.native_module()
-    return folder
 
 
 @pytest.fixture
@@ -54,9 +41,9 @@ def figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def built(figures: Path, builds: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def built(figures: Path, prefix_cache_builds: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The figures' folder; the extension is built."""
-    monkeypatch.setenv("WORKBENCH_NATIVE_DIR", str(builds))
+    monkeypatch.setenv("WORKBENCH_NATIVE_DIR", str(prefix_cache_builds))
     return figures
 
 

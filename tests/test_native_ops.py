@@ -14,6 +14,7 @@ import pytest
 import torch
 from kernel_device import DEVICE, ON_GPU, relative_error
 from native_builds import shared_builds
+from torch import library as torch_library
 
 from engine.native import build, ops
 from engine.native.build import OPS_CPU, OPS_CUDA, NativeUnavailableError
@@ -80,8 +81,8 @@ def test_unaligned_rows_are_computed(loaded: str) -> None:
 def test_opcheck_is_green(dtype: torch.dtype) -> None:
     """Schema, meta kernel and tracing hold what they promise, by torch's own check."""
     x, residual, weight = (random(*s, dtype=dtype) for s in ((4, 32), (4, 32), (32,)))
-    torch.library.opcheck(torch.ops.workbench.add_rms_norm_.default, (x, residual, weight, EPS))
-    torch.library.opcheck(torch.ops.workbench.silu_mul.default, (random(4, 32, dtype=dtype),))
+    torch_library.opcheck(torch.ops.workbench.add_rms_norm_.default, (x, residual, weight, EPS))
+    torch_library.opcheck(torch.ops.workbench.silu_mul.default, (random(4, 32, dtype=dtype),))
 
 
 @pytest.mark.parametrize("module", [ops, torch.ops.workbench], ids=["functions", "ops"])
@@ -132,6 +133,7 @@ import warnings
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     import torch
+    from torch import library as torch_library
     from engine.native import ops
     x = torch.randn(4, 32, dtype=torch.bfloat16)
     torch.manual_seed(0)
@@ -142,8 +144,8 @@ with warnings.catch_warnings(record=True) as said:
 said = [w for w in said if "ops run as Python" in str(w.message)]
 assert len(said) == 1 and "not installed" in str(said[0].message), said
 assert ops.load() == "python"
-torch.library.opcheck(torch.ops.workbench.silu_mul.default, (x,))
-torch.library.opcheck(
+torch_library.opcheck(torch.ops.workbench.silu_mul.default, (x,))
+torch_library.opcheck(
     torch.ops.workbench.add_rms_norm_.default, (x, kept.clone(), weight, 1e-5)
 )
 compiled = torch.compile(torch.ops.workbench.silu_mul, fullgraph=True, backend="aot_eager")

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Literal
 
 import torch
+from torch import library as torch_library
 
 from engine.native.build import OPS_CPU, OPS_CUDA, NativeUnavailableError, build
 
@@ -22,7 +23,7 @@ SCHEMAS = (
     "silu_mul(Tensor gate_up) -> Tensor",
 )
 Kind = Literal["native", "python"]
-_kept: list[torch.library.Library] = []  # what a Library has registered ends with it
+_kept: list[torch_library.Library] = []  # what a Library has registered ends with it
 
 
 def add_rms_norm_(
@@ -126,8 +127,8 @@ def load() -> Kind:
         kind = "python"
     if kind == "native" and torch.cuda.is_available():
         _load_cuda()
-    torch.library.register_fake(f"{NAMESPACE}::add_rms_norm_", _add_rms_norm_meta)
-    torch.library.register_fake(f"{NAMESPACE}::silu_mul", _silu_mul_meta)
+    torch_library.register_fake(f"{NAMESPACE}::add_rms_norm_", _add_rms_norm_meta)
+    torch_library.register_fake(f"{NAMESPACE}::silu_mul", _silu_mul_meta)
     return kind
 
 
@@ -141,18 +142,18 @@ def _load_cuda() -> None:
         torch.ops.load_library(str(build(OPS_CUDA)))
     except (NativeUnavailableError, OSError) as error:
         _warn("on a GPU the ops run as Python", error)
-        _implement_in_python(torch.library.Library(NAMESPACE, "IMPL"), "CUDA")
+        _implement_in_python(torch_library.Library(NAMESPACE, "IMPL"), "CUDA")
 
 
 def _define_in_python() -> None:
-    library = torch.library.Library(NAMESPACE, "DEF")
+    library = torch_library.Library(NAMESPACE, "DEF")
     for schema in SCHEMAS:
         library.define(schema)
     for key in ("CPU", "CUDA"):
         _implement_in_python(library, key)
 
 
-def _implement_in_python(library: torch.library.Library, key: str) -> None:
+def _implement_in_python(library: torch_library.Library, key: str) -> None:
     library.impl("add_rms_norm_", _add_rms_norm_python, key)
     library.impl("silu_mul", _silu_mul_python, key)
     _kept.append(library)
