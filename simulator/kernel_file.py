@@ -14,6 +14,7 @@ import msgspec
 
 from engine.core.bounded_file import read_bounded
 from simulator.kernel_exchange import ExchangeTables, exchange_problem
+from simulator.measured_file import encode_checked, read_measured_bytes
 from simulator.power_state import Cost, PowerFit
 from simulator.profile import HostFit, LaunchFit, ProfileError, Residual, SharedFit
 from simulator.samples import Count, Positive
@@ -238,11 +239,7 @@ def read_kernel_file(path: Path) -> KernelFile:
     Raises:
         ProfileError: it is not there, is none, is one of another version, or contradicts itself.
     """
-    try:
-        data = read_bounded(path)
-    except OSError as error:
-        raise ProfileError(f"{path}: {error.strerror or error}") from None
-    return _decode(data, str(path))
+    return _decode(read_measured_bytes(path), str(path))
 
 
 def encode_kernel_file(kernels: KernelFile) -> bytes:
@@ -251,9 +248,7 @@ def encode_kernel_file(kernels: KernelFile) -> bytes:
     Raises:
         ProfileError: they could not be read again.
     """
-    data = msgspec.json.encode(kernels)
-    _decode(data, kernels.name)
-    return msgspec.json.format(data, indent=1) + b"\n"
+    return encode_checked(kernels, lambda data: _decode(data, kernels.name))
 
 
 def is_kernel_file(path: Path) -> bool:

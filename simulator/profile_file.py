@@ -8,8 +8,8 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from engine.core.bounded_file import read_bounded
 from simulator.cost_model import StepShape
+from simulator.measured_file import encode_checked, read_measured_bytes
 from simulator.power_state import PowerFit
 from simulator.profile import (
     SCHEMA,
@@ -34,11 +34,7 @@ def read_profile(path: Path) -> Profile:
     Raises:
         ProfileError: it is not there, is no profile, or one of another version.
     """
-    try:
-        data = read_bounded(path)
-    except OSError as error:
-        raise ProfileError(f"{path}: {error.strerror or error}") from None
-    return _decode(data, str(path))
+    return _decode(read_measured_bytes(path), str(path))
 
 
 def encode_profile(profile: Profile) -> bytes:
@@ -47,9 +43,7 @@ def encode_profile(profile: Profile) -> bytes:
     Raises:
         ProfileError: it could not be read again.
     """
-    data = msgspec.json.encode(profile)
-    _decode(data, profile.name)
-    return msgspec.json.format(data, indent=1) + b"\n"
+    return encode_checked(profile, lambda data: _decode(data, profile.name))
 
 
 def _decode(data: bytes, name: str) -> Profile:

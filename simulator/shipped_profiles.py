@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import msgspec
 
-from engine.core.bounded_file import read_bounded
 from simulator.kernel_file import PREFIX, KernelIdentity
+from simulator.measured_file import read_measured_bytes
 from simulator.profile import Identity, ProfileError
 
 FOLDER = Path(__file__).with_name("profiles")  # tests put another one in its place
@@ -72,8 +72,6 @@ def read_kernel_identity(path: Path) -> KernelIdentity:
 
 def _read_head(path: Path, head: type[_AnyHead]) -> _AnyHead:
     try:
-        return msgspec.json.decode(read_bounded(path), type=head)
-    except OSError as error:
-        raise ProfileError(f"{path}: {error.strerror or error}") from None
+        return msgspec.json.decode(read_measured_bytes(path), type=head)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"{path} is not a profile: {error}") from None
