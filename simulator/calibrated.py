@@ -42,9 +42,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.core.graph_sizes import graph_tokens_for
 from simulator.cost_model import Int64, StepCosts, StepFeatures, StepShape, sum_of_terms, whole_ns
 from simulator.curves import DecodeCurves, SharedContext
-from simulator.mixed_costs import MixedCosts, launch_kind, launch_kinds
+from simulator.mixed_costs import MixedCosts, is_eager_prefill, launch_kind, launch_kinds
 from simulator.power_state import PowerFit
 from simulator.profile import (
     Fit,
@@ -83,7 +84,7 @@ class FittedCostModel:
         self._shared = SharedContext(fit.shared)
         if fit.mixed is not None:
             self._mixed = MixedCosts(fit.mixed, graph_tokens)
-        self._host = HostCosts(fit.host)
+        self._host = HostCosts(fit.host, graph_tokens)
         self._graph_tokens = tuple(graph_tokens)
         self._known_kinds = known_kinds
         self._limits = tuple(fit.limits.get(name, _NO_LIMIT) for name in StepShape._fields)
@@ -198,25 +199,39 @@ class CalibratedCostModel(FittedCostModel):
 
 
 class HostCosts:
-    """CPU time of steps, as fitted."""
+    """CPU time of steps, as fitted.
 
-    def __init__(self, fit: HostFit) -> None:
-        self._ns = (fit.step_ns, fit.request_ns, fit.prefill_request_ns, fit.prefill_token_ns)
+    Args:
+        fit: what their parts cost.
+        graph_tokens: to which steps with prefill are padded, ascending.
+    """
+
+    def __init__(self, fit: HostFit, graph_tokens: Sequence[int]) -> None:
+        self._fit, self._graph_tokens = fit, tuple(graph_tokens)
 
     def column(self, features: StepFeatures) -> Int64:
         """host_ns of many steps."""
-        step_ns, request_ns, prompt_ns, token_ns = self._ns
-        f = features
+        f, fit = features, self._fit
         requests = f.prefill_requests + f.decode_requests
-        prompts_ns = prompt_ns * f.prefill_requests + token_ns * f.prefill_tokens
-        return whole_ns(step_ns + request_ns * requests + prompts_ns)
+        prompts_ns = fit.prefill_request_ns * f.prefill_requests
+        prompts_ns = prompts_ns + fit.prefill_token_ns * f.prefill_tokens
+        prompts_ns = prompts_ns + np.where(f.prefill_tokens > 0, fit.prefill_step_ns, 0.0)
+        eager = is_eager_prefill(f, self._graph_tokens)
+        prompts_ns = prompts_ns + np.where(eager, fit.eager_prefill_step_ns, 0.0)
+        return whole_ns(fit.step_ns + fit.request_ns * requests + prompts_ns)
 
     def host_ns(self, shape: StepShape) -> int:
         """host_ns of one step."""
-        step_ns, request_ns, prompt_ns, token_ns = self._ns
+        fit, prompts_ns = self._fit, 0.0
         requests = shape.prefill_requests + shape.decode_requests
-        prompts_ns = prompt_ns * shape.prefill_requests + token_ns * shape.prefill_tokens
-        return int(step_ns + request_ns * requests + prompts_ns + 0.5)
+        if shape.prefill_tokens:
+            prompts_ns = fit.prefill_request_ns * shape.prefill_requests
+            prompts_ns += fit.prefill_token_ns * shape.prefill_tokens
+            prompts_ns += fit.prefill_step_ns
+            tokens = shape.prefill_tokens + shape.decode_tokens
+            if not graph_tokens_for(self._graph_tokens, tokens, shape.prefill_requests):
+                prompts_ns += fit.eager_prefill_step_ns
+        return int(fit.step_ns + fit.request_ns * requests + prompts_ns + 0.5)
 
 
 def _measured_kinds(profile: Profile) -> NDArray[np.bool_]:

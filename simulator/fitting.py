@@ -24,7 +24,7 @@ from simulator.calibrated import HostCosts
 from simulator.cost_model import StepFeatures, StepShape, sum_of_terms
 from simulator.fit_base import Float64, Steps
 from simulator.fit_decode import GraphKnots, decode_tables, knots_by_graph
-from simulator.fit_host import fit_host
+from simulator.fit_host import fit_host, fit_result_ns
 from simulator.fit_mixed import best_mixed_fit, fit_mixed
 from simulator.fit_power import fit_power
 from simulator.fit_shared import fit_shared
@@ -86,23 +86,27 @@ def fit_profile(
     fit = Fit(
         decode=tables,
         mixed=mixed,
-        host=fit_host(host_samples),
+        host=fit_host(host_samples, engine.graph_tokens),
         limits=_limits(steps.features),
         residuals=tuple(_residuals(graphs, others, engine.graph_tokens, errors)),
         shared=shared,
         power=fit_power(steps, power_samples, 0.0 if mixed is None else mixed.pair_ns),
     )
-    return msgspec.structs.replace(fit, wake=_wake(fit, engine, wake_samples))
+    return msgspec.structs.replace(
+        fit, wake=_wake(fit, engine, wake_samples, fit_result_ns(host_samples))
+    )
 
 
-def _wake(fit: Fit, engine: EngineFacts, samples: WakeSamples | None) -> WakeFit | None:
+def _wake(
+    fit: Fit, engine: EngineFacts, samples: WakeSamples | None, result_ns: float
+) -> WakeFit | None:
     """What idle times add to what the fit says of steps; they were too short for clocks to fall."""
     if samples is None or fit.mixed is None:
         return None
     features = samples.features()
     gpu_ns = sum_of_terms(MixedCosts(fit.mixed, engine.graph_tokens).terms(features))
-    host_ns = HostCosts(fit.host).column(features)
-    return fit_waking(samples, gpu_ns.astype(np.float64), host_ns.astype(np.float64))
+    host_ns = HostCosts(fit.host, engine.graph_tokens).column(features)
+    return fit_waking(samples, gpu_ns.astype(np.float64), host_ns.astype(np.float64), result_ns)
 
 
 def _limits(features: StepFeatures) -> dict[str, int]:

@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.core.graph_sizes import FEWEST_CHUNKS, TOKENS_PER_CHUNK, graph_tokens_for
 from simulator.cost_model import Int64, StepFeatures, StepShape, sum_of_terms, whole_ns
@@ -119,6 +120,13 @@ def launch_kinds(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:
     eager = _graph_tokens_for(features, graph_tokens) == 0
     kinds = np.where(eager, 2, 0) + (features.decode_tokens > 0)
     return np.where(features.prefill_tokens > 0, kinds, _EAGER_DECODE)
+
+
+def is_eager_prefill(features: StepFeatures, graph_tokens: Sequence[int]) -> NDArray[np.bool_]:
+    """Which of n steps have prompts and are no graph: bool[n]."""
+    eager: NDArray[np.bool_] = _graph_tokens_for(features, graph_tokens) == 0
+    eager &= features.prefill_tokens > 0
+    return eager
 
 
 def _graph_tokens_for(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:

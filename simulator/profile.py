@@ -159,12 +159,22 @@ class SharedFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class HostFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Host time of a step: `step_ns`, and so much for each request, each prompt and each token."""
+    """Host time of a step.
+
+    Attributes:
+        step_ns: of any.
+        request_ns: of each request.
+        prefill_request_ns, prefill_token_ns: of each chunk of a prompt, of each token of it.
+        prefill_step_ns: of a step with prompts.
+        eager_prefill_step_ns: of one whose kernels are launched one by one, on top of that.
+    """
 
     step_ns: Cost
     request_ns: Cost
     prefill_request_ns: Cost
     prefill_token_ns: Cost
+    prefill_step_ns: Cost = 0.0
+    eager_prefill_step_ns: Cost = 0.0
 
 
 class Residual(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,9 +1,10 @@
 """One replica in virtual time: the engine's scheduler, driven by predicted step durations.
 
 The host plans, launches and commits; the GPU runs one step after the other. A plan made at time p
-keeps the host until p + host_ns and runs from max(p + host_ns, end of the step before). Results are
-committed when they are there and the host is free. With one plan in flight the host works while the
-GPU waits; with two it plans a step while the GPU runs the one before.
+keeps the host until p + host_ns, and runs as soon as enough of it is launched (`simulator.waking`)
+and the step before has ended. Results are committed when they are there and the host is free. With
+one plan in flight the host works while the GPU waits; with two it plans a step while the GPU runs
+the one before.
 
 A replica runs ahead of the clock up to its *horizon*, before which nothing from outside can happen,
 so it needs one event per outside influence, not one per step. Runs of identical decode steps are
@@ -31,15 +32,16 @@ from simulator.waking import Waking
 
 _FLUSH_EVERY = 4096  # steps between looks at the buffers' size
 _LONGEST_RUN = 4096  # steps skipped at once
+_NEVER_NS = -(1 << 62)  # when a GPU that has run nothing yet had run something last
 
 
 class _Running(NamedTuple):
-    """A step on its way: when it was planned, starts and will be done, and its costs."""
+    """A step on its way: when it was planned, starts and is known to be done, and its costs."""
 
     plan: StepPlan
     plan_ns: int
     start_ns: int
-    done_ns: int
+    known_ns: int
     gpu_ns: int
     host_ns: int
     extrapolated: bool
@@ -86,13 +88,14 @@ class Replica:
         self._fast_forward = fast_forward
         self._running: deque[_Running] = deque()
         self._host_free_ns = 0
-        self._gpu_free_ns = 0
+        self._gpu_free_ns = _NEVER_NS
         self._alarm_ns: int | None = None
         self._flush_at = _FLUSH_EVERY
         self._pace_ns = 1_000_000  # GPU time of the last step
         power = cost_model.power
         self._power = PowerState(power) if power is not None else None
         self._waking = Waking(cost_model.wake)
+        self._result_ns = self._waking.result_ns
 
     @property
     def live_requests(self) -> int:
@@ -126,12 +129,11 @@ class Replica:
     def _turn(self, now: int) -> int | None:
         """Commit what is done, plan what can be planned; returns when to act next, or None."""
         running, scheduler = self._running, self.scheduler
-        while running and running[0][3] <= now:
-            self._commit(running.popleft(), now)
-        room = scheduler.config.max_plans_in_flight - len(running)
+        room = self._commit_done(now)
         if room > 0:
             if room == 1 and self._fast_forward and len(running) <= 1:
                 now = self._skip(now)
+                room = self._commit_done(now)
             plan = scheduler.plan(now)
             for request in scheduler.take_ended():
                 self._on_end(request, now)
@@ -144,26 +146,41 @@ class Replica:
             return done if done > self._host_free_ns else self._host_free_ns
         return None
 
+    def _commit_done(self, now: int) -> int:
+        """Commit what is done; returns how many plans may be made."""
+        running = self._running
+        while running and running[0][3] <= now:
+            self._commit(running.popleft(), now)
+        return self.scheduler.config.max_plans_in_flight - len(running)
+
     def _launch(self, plan: StepPlan, now: int) -> None:
         gpu_ns, host_ns, extrapolated = self.cost_model.step_cost(_shape(plan))
-        ready = now + host_ns
-        start = ready if ready > self._gpu_free_ns else self._gpu_free_ns
-        idle_ns = now - self._gpu_free_ns
-        wakes = self._waking.wakes(idle_ns)
-        if wakes:
-            start = now + self._waking.until_begin_ns(idle_ns, host_ns)
-        if self._power is not None:
-            tokens = plan.prefill_tokens + plan.decode_tokens
-            gpu_ns = self._power.lengthen(
-                gpu_ns, tokens, start, plan.decode_tokens, plan.prefill_pairs
-            )
-        if wakes:
-            gpu_ns += self._waking.longer_ns(idle_ns)
-        done = start + gpu_ns
-        self._host_free_ns, self._gpu_free_ns, self._pace_ns = ready, done, gpu_ns
-        self._running.append(_Running(plan, now, start, done, gpu_ns, host_ns, extrapolated))
+        tokens = plan.prefill_tokens + plan.decode_tokens
+        start, gpu_ns = self._run_on_gpu(
+            gpu_ns, host_ns, now, tokens, plan.decode_tokens, plan.prefill_pairs
+        )
+        self._host_free_ns, self._pace_ns = now + host_ns, gpu_ns
+        known = self._gpu_free_ns + self._result_ns
+        self._running.append(_Running(plan, now, start, known, gpu_ns, host_ns, extrapolated))
         if self._behaviour.active and plan.prefills:
             self._behaviour.planned(plan, self.scheduler.book)
+
+    def _run_on_gpu(
+        self, cool_ns: int, host_ns: int, plan_ns: int, tokens: int, decodes: int, pairs: int = 0
+    ) -> tuple[int, int]:
+        """(start, GPU time) of the next step; the GPU is taken until its end."""
+        free_ns, waking = self._gpu_free_ns, self._waking
+        idle_ns = plan_ns - free_ns
+        start = plan_ns + waking.until_begin_ns(idle_ns, host_ns)
+        if start < free_ns:
+            start = free_ns
+        gpu_ns = cool_ns
+        if self._power is not None:
+            gpu_ns = self._power.lengthen(cool_ns, tokens, start, decodes, pairs)
+        if idle_ns > 0:
+            gpu_ns += waking.longer_ns(idle_ns)
+        self._gpu_free_ns = start + gpu_ns
+        return start, gpu_ns
 
     def _commit(self, step: _Running, now: int) -> None:
         plan, self.last_commit_ns = step[0], now
@@ -182,8 +199,6 @@ class Replica:
         pace = running[-1].gpu_ns if running else self._pace_ns
         if not batch.members or now + 2 * pace >= horizon:
             return now
-        if self._waking.wakes(now - self._gpu_free_ns):
-            return now
         limit = min((horizon - now) // pace + 1, _LONGEST_RUN)
         if self._behaviour.active:
             end = self._behaviour.steps_until_end(batch.iteration)
@@ -197,66 +212,59 @@ class Replica:
         )
 
     def _overlapped(self, now: int, horizon: int, steps: int) -> int:
-        """Skip with one step in flight: each plan is made when the step before it starts."""
+        """Skip with one step in flight: at each turn one is committed, the next but one planned."""
         flying = self._running[0]
         shape = self._next_shape()
         gpu, host_ns, extrapolated = self.cost_model.decode_run(shape, steps)
-        plan_ns, done, power = now, flying.done_ns, self._power
-        timeline: list[tuple[int, int, int]] = []  # (planned, starts, ends on the GPU)
+        size, plan_ns, known = shape.decode_tokens, now, flying.known_ns
+        timeline: list[tuple[int, int]] = []  # (planned, starts)
+        turns: list[int] = []  # when the step before each is committed
         for at, cool_ns in enumerate(gpu):
-            ready = plan_ns + host_ns
-            start = ready if ready > done else done
-            if start >= horizon:
+            turn = max(known, plan_ns + host_ns)
+            if turn >= horizon:
                 break
-            gpu_ns = cool_ns
-            if power is not None:
-                gpu[at] = gpu_ns = power.lengthen(
-                    cool_ns, shape.decode_tokens, start, shape.decode_tokens
-                )
-            done = start + gpu_ns
-            timeline.append((plan_ns, start, done))
-            plan_ns = start
+            start, gpu[at] = self._run_on_gpu(cool_ns, host_ns, plan_ns, size, size)
+            timeline.append((plan_ns, start))
+            turns.append(turn)
+            plan_ns, known = turn, self._gpu_free_ns + self._result_ns
+            if turn >= known:  # the host was so slow that nothing is in flight any more
+                break
         if not timeline:
             return now
-        self._record(flying, timeline[0][1])
+        self._record(flying, turns[0])
         pages = self.scheduler.advance(len(timeline), plan_ns)
-        self._record_run(
-            shape, timeline, [t[1] for t in timeline[1:]], gpu, host_ns, extrapolated, pages
-        )
-        planned, start, done = timeline[-1]
+        self._record_run(shape, timeline, turns[1:], gpu, host_ns, extrapolated, pages)
+        planned, start = timeline[-1]
         self._running[0] = _Running(
-            flying.plan, planned, start, done, gpu[len(timeline) - 1], host_ns, extrapolated
+            flying.plan, planned, start, known, gpu[len(timeline) - 1], host_ns, extrapolated
         )
-        self._host_free_ns, self._gpu_free_ns = planned + host_ns, done
+        self._host_free_ns = planned + host_ns
         return plan_ns
 
     def _serial(self, now: int, horizon: int, steps: int) -> int:
         """Skip with nothing in flight: plan, run, commit, one after the other."""
         shape = self._next_shape()
         gpu, host_ns, extrapolated = self.cost_model.decode_run(shape, steps)
-        plan_ns, power = now, self._power
-        timeline: list[tuple[int, int, int]] = []
+        size, plan_ns, power = shape.decode_tokens, now, self._power
+        timeline: list[tuple[int, int]] = []
+        turns: list[int] = []  # when each is committed
         for at, cool_ns in enumerate(gpu):
-            start = plan_ns + host_ns
-            gpu_ns = cool_ns
-            if power is not None:
-                before = power.snapshot()
-                gpu[at] = gpu_ns = power.lengthen(
-                    cool_ns, shape.decode_tokens, start, shape.decode_tokens
-                )
-            if start + gpu_ns >= horizon:
-                if power is not None:
-                    power.restore(before)
+            free_ns, heat = self._gpu_free_ns, None if power is None else power.snapshot()
+            start, gpu[at] = self._run_on_gpu(cool_ns, host_ns, plan_ns, size, size)
+            turn = max(self._gpu_free_ns + self._result_ns, plan_ns + host_ns)
+            if turn >= horizon:
+                self._gpu_free_ns = free_ns
+                if power is not None and heat is not None:
+                    power.restore(heat)
                 break
-            timeline.append((plan_ns, start, start + gpu_ns))
-            plan_ns = start + gpu_ns
+            timeline.append((plan_ns, start))
+            turns.append(turn)
+            plan_ns = turn
         if not timeline:
             return now
         pages = self.scheduler.advance(len(timeline), plan_ns)
-        self._record_run(
-            shape, timeline, [t[2] for t in timeline], gpu, host_ns, extrapolated, pages
-        )
-        self._host_free_ns, self._gpu_free_ns = timeline[-1][0] + host_ns, plan_ns
+        self._record_run(shape, timeline, turns, gpu, host_ns, extrapolated, pages)
+        self._host_free_ns = timeline[-1][0] + host_ns
         return plan_ns
 
     def _next_shape(self) -> StepShape:
@@ -297,7 +305,7 @@ class Replica:
     def _record_run(
         self,
         shape: StepShape,
-        timeline: list[tuple[int, int, int]],
+        timeline: list[tuple[int, int]],
         ends_ns: list[int],
         gpu: list[int],
         host_ns: int,
@@ -320,7 +328,7 @@ class Replica:
         context, longest = shape.decode_context, shape.decode_max_context
         shared = shape.shared_context
         for at in range(count):
-            planned, start, _ = timeline[at]
+            planned, start = timeline[at]
             if evicted:
                 out = evicted.get(at, 0)
                 cached -= out

@@ -44,12 +44,14 @@ class HostSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         requests: of a step, those that prefill among them.
         prefill_requests, prefill_tokens: those, and their tokens.
         host_ns: CPU time.
+        result_ns: from its end on the GPU until the host knew; empty: it was not measured.
     """
 
     requests: tuple[Count, ...]
     prefill_requests: tuple[Count, ...]
     prefill_tokens: tuple[Count, ...]
     host_ns: tuple[Count, ...]
+    result_ns: tuple[Count, ...] = ()
 
     def __len__(self) -> int:
         return len(self.host_ns)
@@ -76,7 +78,8 @@ class WakeSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     Attributes:
         shapes: `simulator.cost_model.StepShape` fields, in its order.
         idle_ns: of the GPU, when the step was planned.
-        lead_ns: from the plan to the GPU's first work, and from its last until the host knew.
+        lead_ns: from the plan to the GPU's first work; where no `HostSamples.result_ns` were
+            measured, also from its last until the host knew.
         gpu_ns: of the step.
     """
 
@@ -104,7 +107,7 @@ def samples_problem(
         return "its samples are of different lengths"
     if power_samples is not None and len(power_samples.tokens) != len(power_samples.gpu_ns):
         return "its samples of the power limit are of different lengths"
-    if _are_uneven(host_samples):
+    if _are_uneven(host_samples, but_for="" if host_samples.result_ns else "result_ns"):
         return "its samples of the host are of different lengths"
     if wake_samples is not None and _are_uneven(wake_samples):
         return "its samples of idle times are of different lengths"
@@ -118,5 +121,6 @@ def samples_problem(
     return None
 
 
-def _are_uneven(columns: WakeSamples | HostSamples) -> bool:
-    return len({len(column) for column in msgspec.structs.astuple(columns)}) > 1
+def _are_uneven(columns: WakeSamples | HostSamples, but_for: str = "") -> bool:
+    columns_of = msgspec.structs.asdict(columns)
+    return len({len(column) for name, column in columns_of.items() if name != but_for}) > 1

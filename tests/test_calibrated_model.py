@@ -87,6 +87,9 @@ def launch_kind_of(model: CalibratedCostModel, shape: StepShape) -> int:
     return int(kinds[0])
 
 
+EAGER_PREFILLS = tuple(
+    LaunchFit.__struct_fields__.index(f"eager_{kind}_ns") for kind in ("prefill", "mixed")
+)
 _NOT_GROWING = ("graph_batch", "active_experts", "shared_context")
 GROWING = tuple(name for name in StepShape._fields if name not in _NOT_GROWING)
 
@@ -96,18 +99,19 @@ GROWING = tuple(name for name in StepShape._fields if name not in _NOT_GROWING)
 def test_more_of_anything_never_costs_less(model, shape, feature, more):
     """Both costs are monotone in every feature, as long as the step stays of its kind.
 
-    More chunks than a graph has room for are not padded any more.
+    More chunks than a graph has room for are not padded any more; more tokens may make room for
+    them, and then the host launches one graph and not every kernel.
     """
     if feature == "prefill_tokens" and not shape.prefill_tokens:
         return
     if feature == "decode_requests":  # the same shared by more is a shorter text, read more cheaply
         shape = shape._replace(shared_context=0)
     larger = shape._replace(**{feature: getattr(shape, feature) + more})
-    if feature == "prefill_requests" and launch_kind_of(model, larger) != launch_kind_of(
-        model, shape
-    ):
+    kind, later = (launch_kind_of(model, each) for each in (shape, larger))
+    if feature == "prefill_requests" and later != kind:
         return
-    check_growing(model, shape, feature, more)
+    becomes_graph = kind in EAGER_PREFILLS and later not in EAGER_PREFILLS
+    check_growing(model, shape, feature, more, of_host=not becomes_graph)
 
 
 @settings(max_examples=300)

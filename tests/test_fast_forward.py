@@ -153,7 +153,7 @@ HOT = PowerFit(
 )
 SLEEPY = WakeFit(
     idle_ns=(500_000, 90_000_000), gpu_ns=(100_000.0, 900_000.0), lead_ns=(-2e5, 7e5),
-    most_host_ns=300_000,
+    most_host_ns=300_000, result_ns=150_000,
 )  # fmt: skip
 ROOFLINE = RooflineCostModel(load_model_spec("llama-3.1-8b"), load_hardware_spec("h200"))
 

@@ -14,7 +14,7 @@ from engine.core.events import EventLog
 from engine.core.workload import Workload
 from simulator.fit_waking import fit_waking
 from simulator.samples import WakeSamples
-from simulator.waking import LEAST_IDLE_NS, WakeFit, Waking, longer_after_idling
+from simulator.waking import SOON_NS, WakeFit, Waking, longer_after_idling
 from simulator.world import ReplicaConfig, RouterConfig, World
 from workbench.analysis.predicted_steps import predicted_ns
 
@@ -43,13 +43,26 @@ def test_a_gpu_does_not_wait_for_more_of_the_host_than_was_measured() -> None:
     assert Waking(FIT).until_begin_ns(2_000_000, 9_000_000) == 9_100_000  # it is not known
 
 
-def test_a_short_idle_time_is_none() -> None:
-    """Steps that follow each other have gaps of their own, and an unknown engine has no tables."""
-    assert Waking(FIT).wakes(LEAST_IDLE_NS)
-    assert not Waking(FIT).wakes(LEAST_IDLE_NS - 1)
+def test_a_busy_gpu_waits_for_launches_only() -> None:
+    """Neither of the two tables is for a step whose like came just before."""
+    fit = msgspec.structs.replace(FIT, most_host_ns=400_000)
+    for idle in (-9_000_000, 0):
+        assert Waking(fit).until_begin_ns(idle, 300_000) == 300_000
+        assert Waking(fit).until_begin_ns(idle, 9_000_000) == 400_000
+        assert Waking(None).until_begin_ns(idle, 9_000_000) == 9_000_000
+        assert Waking(fit).longer_ns(idle) == 0
+
+
+def test_an_instant_of_idling_costs_next_to_nothing() -> None:
+    """From none to those that were measured nothing jumps; an unknown engine has no tables."""
+    waking = Waking(FIT)
+    assert [waking.longer_ns(idle) for idle in (1, SOON_NS // 2, SOON_NS)] == [1, 50_000, 100_000]
+    assert waking.until_begin_ns(SOON_NS // 2, 400_000) == 375_000
+    assert waking.wakes(1)
+    assert not waking.wakes(0)
     assert not Waking(None).wakes(10**12)
-    idle = np.array([-5, 0, LEAST_IDLE_NS - 1, 2_000_000])
-    assert longer_after_idling(FIT, idle).tolist() == [0, 0, 0, 200_000]
+    idle = np.array([-5, 0, SOON_NS // 2, 2_000_000])
+    assert longer_after_idling(FIT, idle).tolist() == [0, 0, 50_000, 200_000]
     assert longer_after_idling(None, idle).tolist() == [0, 0, 0, 0]
 
 
@@ -67,11 +80,23 @@ def test_only_the_first_step_after_an_idle_time_takes_longer() -> None:
     """Of requests far apart each prompt begins later and takes longer, and no other step does."""
     plain, steps = (simulated(costs, 0, 40, 80) for costs in (replace(COSTS, wake=None), COSTS))
     first = steps["prefill_tokens"] > 0
-    first[0] = False  # nothing was before it
-    assert first.sum() == 2
+    assert first.sum() == 3  # before the first one the GPU did nothing for very long
     assert (steps["gpu_ns"] - plain["gpu_ns"]).tolist() == (300_000 * first).tolist()
     delays = steps["start_ns"] - steps["plan_ns"]
-    assert delays[first].tolist() == [650_000, 650_000]
+    assert delays[first].tolist() == [650_000, 650_000, 650_000]
+
+
+def test_long_launches_keep_no_gpu_waiting() -> None:
+    """A busy GPU goes on as soon as the first launches are there; the host works on beside it."""
+    costs = ConstantCosts(
+        gpu_ns=2_000_000, host_ns=1_500_000, wake=msgspec.structs.replace(FIT, most_host_ns=400_000)
+    )
+    steps = simulated(costs, 0)
+    busy = steps["start_ns"][1:] == (steps["start_ns"] + steps["gpu_ns"])[:-1]
+    assert busy.all()
+    assert (np.diff(steps["plan_ns"]) >= costs.host_ns).all()  # it plans when it is free
+    waited = steps["start_ns"][1] - steps["plan_ns"][1]
+    assert waited < costs.host_ns
 
 
 def test_recorded_steps_are_predicted_as_they_were_simulated() -> None:
@@ -101,16 +126,26 @@ def made_samples(noise: float, count: int = 7) -> tuple[WakeSamples, np.ndarray,
 @pytest.mark.parametrize("noise", [0.0, 10_000.0])
 def test_the_fit_finds_what_made_the_samples(noise: float) -> None:
     """Each idle time that was measured is a place of the tables, with its median."""
-    fit = fit_waking(*made_samples(noise))
+    fit = fit_waking(*made_samples(noise), result_ns=90_000.4)
     assert fit is not None
-    assert len(fit.idle_ns) == 3
-    assert fit.most_host_ns == 400_000
+    assert (len(fit.idle_ns), fit.result_ns) == (3, 90_000)
     known, found = Waking(FIT), Waking(fit)
     for idle in fit.idle_ns:
         assert found.longer_ns(idle) == pytest.approx(known.longer_ns(idle), abs=15_000)
         assert found.until_begin_ns(idle, 400_000) == pytest.approx(
             known.until_begin_ns(idle, 400_000), abs=25_000
         )
+
+
+def test_what_a_host_does_after_a_gpu_began_is_beside_it() -> None:
+    """After the shortest idle time a GPU begins sooner than the host is done: it waits for that."""
+    samples, gpu, host = made_samples(0.0)
+    fit = fit_waking(samples, gpu, host)
+    assert fit is not None
+    waited = Waking(FIT).until_begin_ns(fit.idle_ns[0], 400_000)
+    assert waited < 400_000
+    assert fit.most_host_ns == pytest.approx(waited, abs=10_000)
+    assert Waking(fit).until_begin_ns(0, 400_000) == fit.most_host_ns
 
 
 def test_too_few_samples_carry_no_fit() -> None:

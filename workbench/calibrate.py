@@ -19,13 +19,10 @@ import msgspec
 
 from engine.core.config import SchedulerConfig
 from engine.profiling.gpu_state import GpuState
-from engine.profiling.idling import IdleTimes, measure_idling
 from engine.profiling.made_plans import PlanMaker
 from engine.profiling.measuring import (
     Features,
-    HostTimes,
     Measurements,
-    measure_host,
     measure_steps,
 )
 from engine.profiling.step_shapes import EngineLimits, design_steps
@@ -46,6 +43,7 @@ from workbench.atomic_file import read_whole_lines, write_atomic
 from workbench.engine_driver import HostClock
 from workbench.engine_run import Build, Runner, Say, build_runner
 from workbench.profile_match import identity_of
+from workbench.served_times import Service
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,9 +205,9 @@ class _Measured:
     kernels: dict[str, str]
     partial: Partial
     steps: Measurements
-    host: HostTimes
+    host: HostSamples
     warming: WarmingTimes
-    idling: IdleTimes
+    wake: WakeSamples
     designed: int
     complete: bool
 
@@ -223,8 +221,8 @@ def _measure(runner: Runner, clock: HostClock, folder: Path, seconds: float, say
     limits = _limits(runner.config, runner.num_pages, runner.max_model_len, facts)
     runner.fill_cache_with_noise()
     say(f"{name}: host time")
-    host = measure_host(runner, _scheduler(limits), clock, spec.vocab_size)
-    idling = measure_idling(runner, _scheduler(limits), clock, spec.vocab_size)
+    service = Service(runner, _scheduler(limits), clock, spec.vocab_size)
+    host, wake = service.host_samples(), service.wake_samples()
     light = LightSteps(runner, limits, spec.vocab_size)
     maker, designs = PlanMaker(light.limits, spec.vocab_size), design_steps(light.limits)
 
@@ -252,7 +250,7 @@ def _measure(runner: Runner, clock: HostClock, folder: Path, seconds: float, say
         steps,
         host,
         warming,
-        idling,
+        wake,
         len(designs),
         complete,
     )
@@ -260,13 +258,12 @@ def _measure(runner: Runner, clock: HostClock, folder: Path, seconds: float, say
 
 def _profile(measured: _Measured) -> Profile:
     """Measurements, fitted."""
-    samples, host = _samples(measured.steps), _host_samples(measured.host)
+    samples, host = _samples(measured.steps), measured.host
     power = PowerSamples(
         tokens=tuple(measured.warming.tokens), gpu_ns=tuple(measured.warming.gpu_ns)
     )
-    wake = _wake_samples(measured.idling)
     try:
-        fit = fit_profile(samples, host, measured.engine, power, wake)
+        fit = fit_profile(samples, host, measured.engine, power, measured.wake)
     except ProfileError as error:
         raise ProfileError(
             f"{error}; the same command goes on where this one stopped ({measured.partial.path})"
@@ -280,7 +277,7 @@ def _profile(measured: _Measured) -> Profile:
         host_samples=host,
         fit=fit,
         power_samples=power,
-        wake_samples=wake,
+        wake_samples=measured.wake,
         conditions={
             "sittings": measured.partial.sittings,
             "complete": measured.complete,
@@ -317,7 +314,6 @@ def _scheduler(limits: EngineLimits) -> SchedulerConfig:
         page_size=limits.page_size,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         max_running_requests=limits.max_running_requests,
-        prefix_cache=False,
         cuda_graph_batch_sizes=limits.graph_batch_sizes,
     )
 
@@ -346,22 +342,4 @@ def _samples(done: Measurements) -> Samples:
         gpu_ns=tuple(map(round, medians)),
         spread_ns=tuple(map(round, spreads)),
         repeats=tuple(len(done.times[shape]) for shape in shapes),
-    )
-
-
-def _wake_samples(idling: IdleTimes) -> WakeSamples:
-    return WakeSamples(
-        shapes=tuple((*shape, UNKNOWN) for shape in idling.shapes),
-        idle_ns=tuple(idling.idle_ns),
-        lead_ns=tuple(idling.lead_ns),
-        gpu_ns=tuple(max(1, ns) for ns in idling.gpu_ns),
-    )
-
-
-def _host_samples(host: HostTimes) -> HostSamples:
-    return HostSamples(
-        requests=tuple(host.requests),
-        prefill_requests=tuple(host.prefill_requests),
-        prefill_tokens=tuple(host.prefill_tokens),
-        host_ns=tuple(host.host_ns),
     )

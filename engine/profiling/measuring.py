@@ -1,4 +1,4 @@
-"""How long an engine takes over steps of given shapes, and its host over any."""
+"""How long an engine takes over steps of given shapes."""
 
 from __future__ import annotations
 
@@ -7,27 +7,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 
-from engine.core.config import SchedulerConfig
-from engine.core.events import Columns, EventLog
 from engine.core.plan import StepPlan
-from engine.core.request import Request
-from engine.core.scheduler import Scheduler
-from engine.core.token_ids import TokenBuffer
 from engine.profiling.made_plans import PlanMaker
 from engine.profiling.step_shapes import StepDesign
-from engine.runtime.executor import Executor, RunningStep, StepOutput
-from engine.runtime.serving_loop import ServingLoop, Turn
+from engine.runtime.executor import Executor, RunningStep
 
 PASSES = 3  # over all steps, in another order each, so that a drift of the clocks hits none alone
 _IN_FLIGHT = 2
 _MOST_REPEATS, _LEAST_REPEATS = 10, 3
 _PASS_SECONDS = 0.08  # of one step's repetitions
 _RESTED = 2  # repetitions of a pass, where they need a rest before
-HOST_BATCHES = (1, 4, 16, 64, 128, 256)
-_HOST_PROMPTS = ((8, 64), (200, 1000))  # tokens: what a prompt costs, and what each token of it
-_HOST_STEPS = 24
 
 Features = tuple[int, ...]
 """A step's shape as integers, in the order of `FEATURES`."""
@@ -152,60 +142,3 @@ def run_in_turn(executor: Executor, plans: Iterable[StepPlan]) -> Iterator[tuple
             yield done, step.result().gpu_ns
     for done, step in flying:
         yield done, step.result().gpu_ns
-
-
-@dataclass(frozen=True, slots=True)
-class HostTimes:
-    """Time of the host, one entry a step: its requests, its prompts, their tokens, ns."""
-
-    requests: list[int] = field(default_factory=list)
-    prefill_requests: list[int] = field(default_factory=list)
-    prefill_tokens: list[int] = field(default_factory=list)
-    host_ns: list[int] = field(default_factory=list)
-
-    def add(self, steps: Columns) -> None:
-        """Steps of the event table."""
-        self.requests.extend((steps["prefill_requests"] + steps["decode_requests"]).tolist())
-        self.prefill_requests.extend(steps["prefill_requests"].tolist())
-        self.prefill_tokens.extend(steps["prefill_tokens"].tolist())
-        self.host_ns.extend(steps["host_ns"].tolist())
-
-
-class NoEnds:
-    """Texts end at their max_tokens."""
-
-    def planned(self, plan: StepPlan) -> None:
-        """Nothing to note."""
-
-    def stopped(self, plan: StepPlan, output: StepOutput) -> tuple[int, ...]:
-        del plan, output
-        return ()
-
-
-def measure_host(
-    executor: Executor, config: SchedulerConfig, clock: Callable[[], int], vocab_size: int
-) -> HostTimes:
-    """Serve small batches of prompts for real, with scheduler, uploads and results.
-
-    Args:
-        executor: of the engine.
-        config: of its scheduler.
-        clock: the executor's.
-        vocab_size: prompts are of random tokens below it.
-    """
-    found = HostTimes()
-    draw = random.Random(_HOST_STEPS)  # noqa: S311 - prompts, no secret
-    for lengths, batch in product(_HOST_PROMPTS, HOST_BATCHES):
-        if batch > config.max_running_requests or lengths[1] + _HOST_STEPS > config.max_model_len:
-            continue
-        log = EventLog()
-        loop = ServingLoop(Scheduler(config, log), executor, clock, NoEnds(), log)
-        for number in range(batch):
-            prompt = [draw.randrange(vocab_size) for _ in range(draw.randint(*lengths))]
-            tokens = TokenBuffer(prompt, len(prompt) + _HOST_STEPS)
-            loop.add(Request(number, len(prompt), _HOST_STEPS, tokens=tokens))
-        while loop.has_work:
-            if loop.turn() is Turn.WAIT:
-                loop.commit_oldest()
-        found.add(log.tables()["steps"])
-    return found

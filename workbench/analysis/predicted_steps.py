@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from workbench.analysis.decode_share import features_of
 
 if TYPE_CHECKING:
     from simulator.cost_model import CostModel, Int64
+
+_NEVER_NS: Final = -(1 << 62)
 
 
 def predicted_ns(model: CostModel, steps: Columns) -> Int64:
@@ -41,8 +43,11 @@ def predicted_ns(model: CostModel, steps: Columns) -> Int64:
 
 
 def _idle_ns(steps: Columns) -> Int64:
-    """How long the GPU had nothing to do when each step was planned; below 0: it was busy."""
+    """How long the GPU had nothing to do when each step was planned; below 0: it was busy.
+
+    Before the first one it did nothing for very long.
+    """
     ends_ns = steps["start_ns"].astype(np.int64) + steps["gpu_ns"]
-    before_ns = np.concatenate([[0], ends_ns[:-1]])[: len(ends_ns)]
+    before_ns = np.concatenate([[_NEVER_NS], ends_ns[:-1]])[: len(ends_ns)]
     idle_ns: Int64 = steps["plan_ns"].astype(np.int64) - before_ns
     return idle_ns

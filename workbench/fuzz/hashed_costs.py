@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -16,8 +17,13 @@ _HOT = PowerFit(
     token_ns=_UNIT_NS / 8, load=(0.1, 0.5), slowdown=(0.0, 1.0), memory_share=0.5, light_busy=0.05
 )
 
+LEAST_HOST_NS: Final = 2 * _UNIT_NS  # what a busy GPU waits for at least, or for all there is
 _SLEEPY = WakeFit(
-    idle_ns=(_UNIT_NS, 40 * _UNIT_NS), gpu_ns=(0.0, _UNIT_NS), lead_ns=(-_UNIT_NS / 4, _UNIT_NS / 2)
+    idle_ns=(_UNIT_NS, 40 * _UNIT_NS),
+    gpu_ns=(0.0, _UNIT_NS),
+    lead_ns=(-_UNIT_NS / 4, _UNIT_NS / 2),
+    most_host_ns=LEAST_HOST_NS,
+    result_ns=_UNIT_NS // 3,
 )
 
 

@@ -21,9 +21,8 @@ from engine.core.journal import Op, read_calls, replay
 from engine.core.scheduler import Scheduler
 from engine.core.workload import NEVER, PromptSegments, Workload
 from simulator.router import RouterConfig, RouterPolicy
-from simulator.waking import LEAST_IDLE_NS
 from simulator.world import Outcome, ReplicaConfig, World, synthetic_tokens
-from workbench.fuzz.hashed_costs import HashedCosts
+from workbench.fuzz.hashed_costs import LEAST_HOST_NS, HashedCosts
 from workbench.fuzz.machine import Machine, Operation, swarm
 from workbench.fuzz.rig import require
 from workbench.fuzz.tiny import config_from_json, config_to_json, random_config, squeezed
@@ -239,12 +238,15 @@ class WorldTrial:
             mine = steps["replica"] == replica
             start, end, gpu = (steps[f"{name}_ns"][mine] for name in ("start", "end", "gpu"))
             plan, host = steps["plan_ns"][mine], steps["host_ns"][mine]
-            law = "steps run one after the other"
+            law = "steps are numbered"
             require(bool((steps["step"][mine] == np.arange(len(start))).all()), law)
-            idle = plan - np.concatenate([[0], (start + gpu)[:-1]])
-            ready = np.where(idle >= LEAST_IDLE_NS, plan, plan + host)
-            require(bool((start >= ready).all()), "no step starts before it is planned")
+            busy = (start + gpu)[:-1] >= plan[1:]
+            least = np.minimum(host, LEAST_HOST_NS)[1:] * busy
+            require(bool((start >= plan).all()), "no step starts before it is planned")
+            law = "on a busy GPU no step starts before enough of it is launched"
+            require(bool((start[1:] >= plan[1:] + least).all()), law)
             require(bool((end >= start + gpu).all()), "no step is committed before it is done")
+            law = "steps run one after the other"
             require(bool((start[1:] >= start[:-1] + gpu[:-1]).all()), law)
 
     def _check_little(self, tables: Segment) -> None:

@@ -1,0 +1,130 @@
+"""What only serving shows: the host's time for steps, and first steps after idle times.
+
+Small made-up workloads are served by the very driver that serves scenarios, with its clients and
+with a prefix cache, so that the host does all that it does in service.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from engine.core.config import SchedulerConfig
+from engine.core.events import Columns, EventLog
+from engine.core.token_ids import TokenBuffer, TokenSource
+from engine.core.workload import Workload
+from engine.profiling.measuring import FEATURES
+from engine.runtime.executor import Executor
+from simulator.cost_model import UNKNOWN
+from simulator.samples import HostSamples, WakeSamples
+from workbench.engine_driver import Driver, WallClock
+
+BATCHES: Final = (1, 4, 16, 64, 128, 256)  # requests at once
+_PROMPTS: Final = (50, 800)  # tokens, as many short ones as long ones on a scale of ratios
+_OUTPUTS: Final = (8, 40)
+_FEWEST_MORE: Final = 8  # requests that come when others end
+_IDLE_MS: Final = (0.5, 2.0, 10.0, 50.0, 250.0)
+_IDLE_PROMPTS: Final = (24, 60, 180)  # tokens; so few that clocks do not fall
+_REPEATS: Final = 5
+
+
+class Service:
+    """Serves made-up workloads.
+
+    Args:
+        executor: of the engine.
+        config: of its scheduler.
+        clock: the executor's.
+        vocab_size: prompts are of random tokens below it.
+    """
+
+    def __init__(
+        self, executor: Executor, config: SchedulerConfig, clock: WallClock, vocab_size: int
+    ) -> None:
+        self._executor, self._config, self._clock = executor, config, clock
+        self._vocab_size = vocab_size
+        self._draw = np.random.default_rng(1)
+
+    def host_samples(self) -> HostSamples:
+        """Steps of few and of many requests, some of which end while others begin."""
+        batches = [batch for batch in BATCHES if batch <= self._config.max_running_requests]
+        parts = [self._steps(self._closed(batch), batch) for batch in batches]
+        steps = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        results = steps["end_ns"] - steps["start_ns"] - steps["gpu_ns"]
+        return HostSamples(
+            requests=_whole(steps["prefill_requests"] + steps["decode_requests"]),
+            prefill_requests=_whole(steps["prefill_requests"]),
+            prefill_tokens=_whole(steps["prefill_tokens"]),
+            host_ns=_whole(steps["host_ns"]),
+            result_ns=_whole(np.maximum(results, 0)),
+        )
+
+    def wake_samples(self) -> WakeSamples:
+        """One short prompt after each idle time, several times."""
+        lengths = [n for n in _IDLE_PROMPTS if n < self._config.max_model_len]
+        rehearsal = self._steps(self._spaced(lengths * _REPEATS, 0.0), None)
+        taken_ns = int(np.median(rehearsal["end_ns"] - rehearsal["plan_ns"]))
+        parts = [
+            self._steps(self._spaced(lengths * _REPEATS, ms * 1e6 + taken_ns), None)
+            for ms in _IDLE_MS
+        ]
+        idle = np.concatenate([_idle_ns(part) for part in parts])
+        steps = {name: np.concatenate([part[name][1:] for part in parts]) for name in parts[0]}
+        woke = np.flatnonzero(idle > 0)
+        shapes = np.column_stack([steps[name] for name in FEATURES])[woke].tolist()
+        leads = np.maximum(steps["start_ns"] - steps["plan_ns"], 0)
+        return WakeSamples(
+            shapes=tuple((*map(int, shape), UNKNOWN) for shape in shapes),
+            idle_ns=_whole(idle[woke]),
+            lead_ns=_whole(leads[woke]),
+            gpu_ns=_whole(np.maximum(steps["gpu_ns"][woke], 1)),
+        )
+
+    def _closed(self, batch: int) -> Workload:
+        """So many requests at once, and after each that ends another one."""
+        count = batch + max(_FEWEST_MORE, batch // 2)
+        most = _OUTPUTS[1] + batch // 4  # it takes many steps to begin many requests
+        room = self._config.max_model_len - most
+        longest = max(1, min(_PROMPTS[1], room))
+        shortest = min(_PROMPTS[0], longest)
+        prompts = np.exp(self._draw.uniform(np.log(shortest), np.log(longest), count))
+        outputs = self._draw.integers(_OUTPUTS[0], most + 1, count)
+        return Workload.from_lengths(
+            np.zeros(count, np.int64), prompts.astype(np.int32), outputs.astype(np.int32)
+        )
+
+    def _spaced(self, lengths: list[int], apart_ns: float) -> Workload:
+        """Prompts that arrive so far apart, each to be answered with one token."""
+        arrivals = (np.arange(len(lengths)) * apart_ns).astype(np.int64)
+        return Workload.from_lengths(
+            arrivals, np.array(lengths, np.int32), np.ones(len(lengths), np.int32)
+        )
+
+    def _steps(self, workload: Workload, max_concurrency: int | None) -> Columns:
+        """Serve a workload; returns its steps."""
+        log = EventLog()
+        driver = Driver(
+            workload, self._config, self._executor, self._clock,
+            lambda request_id: self._text(workload, request_id),
+            max_concurrency=max_concurrency, log=log,
+        )  # fmt: skip
+        driver.run()
+        driver.close()
+        return log.tables()["steps"]
+
+    def _text(self, workload: Workload, request_id: int) -> TokenSource:
+        prompt = int(workload.prompt_tokens[request_id])
+        ids = self._draw.integers(0, self._vocab_size, prompt)
+        return TokenBuffer(ids, prompt + int(workload.max_tokens[request_id]))
+
+
+def _idle_ns(steps: Columns) -> np.ndarray:
+    """How long the device had nothing to do when each step but the first was planned."""
+    ends = steps["start_ns"] + steps["gpu_ns"]
+    idle: np.ndarray = (steps["plan_ns"][1:] - ends[:-1]).astype(np.int64)
+    return idle
+
+
+def _whole(column: np.ndarray) -> tuple[int, ...]:
+    return tuple(column.astype(np.int64).tolist())
