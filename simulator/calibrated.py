@@ -39,6 +39,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -48,6 +49,7 @@ from simulator.curves import DecodeCurves, SharedContext
 from simulator.mixed_costs import MixedCosts, is_eager_prefill, launch_kind, launch_kinds
 from simulator.power_state import PowerFit
 from simulator.profile import (
+    CPU,
     Fit,
     HostFit,
     LaunchFit,
@@ -195,7 +197,8 @@ class CalibratedCostModel(FittedCostModel):
 
     def __init__(self, profile: Profile) -> None:
         kinds = _measured_kinds(profile)
-        super().__init__(profile.name, profile.fit, profile.engine.graph_tokens, kinds)
+        fit = _without_graphs(profile.fit) if profile.identity.gpu == CPU else profile.fit
+        super().__init__(profile.name, fit, profile.engine.graph_tokens, kinds)
 
 
 class HostCosts:
@@ -232,6 +235,12 @@ class HostCosts:
             if not graph_tokens_for(self._graph_tokens, tokens, shape.prefill_requests):
                 prompts_ns += fit.eager_prefill_step_ns
         return int(fit.step_ns + fit.request_ns * requests + prompts_ns + 0.5)
+
+
+def _without_graphs(fit: Fit) -> Fit:
+    """The same for steps that may bear a GPU's graph size, of which nothing depends on a CPU."""
+    limits = {name: most for name, most in fit.limits.items() if name != "graph_batch"}
+    return msgspec.structs.replace(fit, limits=limits)
 
 
 def _measured_kinds(profile: Profile) -> NDArray[np.bool_]:

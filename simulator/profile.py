@@ -24,6 +24,7 @@ from simulator.samples import (
 from simulator.waking import WakeFit
 
 SCHEMA: Final = "profile/v4"
+CPU: Final = "cpu"  # instead of a GPU's name
 
 
 class ProfileError(ValueError):

@@ -285,7 +285,40 @@ def test_calibrate_on_a_cpu(tmp_path: Path) -> None:
         "--num-prompts", "20",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert "Step times: cpu-tiny-model-fp32-tp1" in result.output
+    assert "Step times: cpu-tiny-model-fp32-tp1\n" in result.output  # none outside its range
+
+
+class MadeUpProcessor(MadeUpEngine):
+    """The same without graphs, which calls itself a CPU."""
+
+    device = "cpu"
+    max_model_len, num_pages = 1024, 512
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "device": self.device, "cuda_graph_batch_sizes": []}
+
+
+def test_a_scenarios_graphs_are_nothing_to_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its profile covers decode steps that a GPU would run as graphs; a GPU's without does not."""
+    decode = StepShape(decode_requests=4, decode_tokens=4, decode_context=400,
+                       decode_max_context=100, sampled_tokens=4)  # fmt: skip
+    found = {}
+    for device in ("cpu", "NVIDIA H200"):
+        monkeypatch.setattr(MadeUpProcessor, "device", device)
+        engine = MadeUpProcessor(replace(CONFIG, cuda_graph_batch_sizes=()))
+        build: Any = lambda *_, engine=engine: engine  # noqa: E731
+        done = calibrate(engine.config, tmp_path, 5.0, build=build)
+        assert done.complete
+        model = CalibratedCostModel(done.profile)
+        plain, graphed = (model.step_cost(decode._replace(graph_batch=size)) for size in (0, 4))
+        assert plain[:2] == graphed[:2]
+        assert not plain[2]
+        columns = model.step_costs(StepFeatures.from_shapes([decode._replace(graph_batch=4)]))
+        assert columns.extrapolated.tolist() == [graphed[2]]
+        found[device] = graphed[2]
+    assert found == {"cpu": False, "NVIDIA H200": True}
 
 
 @pytest.mark.parametrize(
@@ -333,6 +366,7 @@ def test_a_calibration_cut_short_does_not_replace_a_whole_one(
     monkeypatch.setattr(calibration, "measure_steps", some)
     short, _ = calibrated(tmp_path)
     assert not short.complete
+    assert not short.kept
     assert len(short.profile.samples) < len(whole.profile.samples)
     assert whole.path.read_bytes() == before
     monkeypatch.setattr(calibration, "measure_steps", measure)
@@ -341,6 +375,31 @@ def test_a_calibration_cut_short_does_not_replace_a_whole_one(
     assert len(again.profile.conditions["sittings"]) == 2
     assert again.profile.conditions["sittings"][0]["ceilings"] == {"copy_tb_s": 4.0}
     assert len(again.profile.samples) == len(whole.profile.samples)
+
+
+def test_a_longer_part_replaces_a_shorter_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has half a minute more gets a better profile, though it is not whole yet."""
+    measure, most = calibration.measure_steps, [60]
+
+    def some(executor: Any, maker: Any, designs: Any, done: Any, **rest: Any) -> bool:
+        measure(executor, maker, designs[: most[0]], done, **rest)
+        return False
+
+    monkeypatch.setattr(calibration, "measure_steps", some)
+    first, _ = calibrated(tmp_path)
+    most[0] = 90
+    second, _ = calibrated(tmp_path)
+    assert first.kept
+    assert second.kept
+    assert len(first.profile.samples) == 60
+    assert len(read_profile(second.path).samples) == 90
+    (tmp_path / "nvidia-h200-llama-3.1-8b-bf16-tp1.partial.jsonl").unlink()
+    most[0] = 60
+    third, _ = calibrated(tmp_path)  # begun anew: it has seen less
+    assert not third.kept
+    assert len(read_profile(third.path).samples) == 90
 
 
 @pytest.mark.parametrize("text", ["", '{"schema": "prof'])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -73,15 +74,41 @@ def test_a_step_that_does_not_fit_is_refused() -> None:
 
 
 @pytest.mark.parametrize("tool", ["--nsys", "--ncu"])
-def test_without_a_tool_its_command_is_told(tool: str) -> None:
-    """And how its report comes back; nothing else happens."""
-    result = invoke("profile", "timeline", "--step", "decode:1x8", "--model", "Qwen3-0.6B",
-                    "--load-format", "dummy", tool)  # fmt: skip
+def test_without_a_tool_its_command_is_told(tool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the result, with how its report comes back; nothing else happens."""
+    monkeypatch.setattr("workbench.profile.nsight.find_tool", lambda _: None)
+    asked = ("profile", "timeline", "--step", "decode:1x8", "--model", "Qwen3-0.6B",
+             "--load-format", "dummy", tool)  # fmt: skip
+    result = invoke(*asked)
     assert result.exit_code == 0
-    assert f"{tool[2:]} " in result.stderr
+    commands = result.stdout.splitlines()
+    assert shlex.split(commands[0])[1] == tool[2:]  # after NVTX's setting
+    assert commands[-1].startswith("workbench profile import profile/")
+    assert result.stderr.startswith(f"{tool[2:]} (Nsight ")
     assert "is not installed here" in result.stderr
-    assert "$ workbench profile import profile/" in result.stderr
+    result = invoke(*asked, "--json")
+    assert json.loads(result.stdout)["commands"] == commands
     assert not Path("profile").exists()
+
+
+def test_with_a_tool_its_commands_stay_beside_the_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They run, stderr has them, and what stdout has can be read as JSON."""
+    monkeypatch.setattr("workbench.profile.nsight.find_tool", lambda name: f"/opt/{name}")
+    monkeypatch.setattr("workbench.profile.nsight.known_metrics", lambda _: None)
+
+    def run_tool(command: object, _: float) -> None:
+        assert "/opt/ncu" in str(command) or "ncu" in str(command)
+        counters = Path(__file__).parent / "fixtures" / "ncu_details_h200.csv"
+        Path("profile/ncu.csv").write_bytes(counters.read_bytes())
+
+    monkeypatch.setattr("workbench.profile.nsight.run_tool", run_tool)
+    result = invoke("profile", "timeline", "--step", "decode:1x8", "--model", "Qwen3-0.6B",
+                    "--load-format", "dummy", "--ncu", "--json")  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert len(json.loads(result.stdout)["kernels"]) == 2
+    assert "$ workbench profile import profile/ncu.csv" in result.stderr
 
 
 def test_a_roofline_can_be_predicted() -> None:

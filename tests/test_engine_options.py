@@ -10,6 +10,7 @@ from fake_language import engine
 
 from engine import LLM
 from engine.runtime.engine_options import OPTION_NAMES, EngineOptions
+from engine.runtime.local_engine import THREADS
 
 PAGE = Path(__file__).parent.parent / "docs" / "python_api.md"
 
@@ -83,6 +84,7 @@ def test_every_option_is_documented() -> None:
     """The table of docs/python_api.md and the help of `EngineOptions` name all and no other."""
     _, _, section = PAGE.read_text(encoding="utf-8").partition("\n## Options\n")
     cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
-    assert sorted(re.findall(r"`(\w+)`", " ".join(cells))) == sorted(OPTION_NAMES)
+    options = [*OPTION_NAMES, THREADS]
+    assert sorted(re.findall(r"`(\w+)`", " ".join(cells))) == sorted(options)
     listed, _, _ = (EngineOptions.__doc__ or "").partition("Attributes:")
     assert set(OPTION_NAMES) <= set(re.findall(r"\w+", listed))

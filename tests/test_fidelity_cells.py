@@ -183,23 +183,76 @@ def test_a_later_profile_is_judged_on_the_same_loads(place: Place) -> None:
 def test_other_sources_of_the_engine_are_measured_again(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A judgement says that it lacks them; nothing that is there is thrown away for that."""
-    place.run(OFFLINE, HALF, repeats=1)
+    """Where an engine may run, a cell of other sources is none."""
+    same = place.run(OFFLINE, HALF, repeats=1)
     stamps = place.stamps()
+    assert same["other_sources"] == {}
+    assert not any("other sources" in line for line in table_lines(same))
     monkeypatch.setattr("workbench.fidelity.run.engine_digest", lambda: "other")
-    with pytest.raises(FidelityError, match="offline: measured with other sources of the engine"):
-        place.judge()
-    assert place.stamps() == stamps
     judgement = place.run(OFFLINE)
     assert len(place.built) == 2
     assert place.stamps()["offline.json"] != stamps["offline.json"]
-    assert judgement["missing"] == {}
-    judgement = place.judge()
-    assert judgement["missing"] == {
-        "poisson 50 %": "measured with other sources of the engine",
-        "trace": "left out, --trace FILE brings it",
-    }
-    assert "poisson 50 %: measured with other sources" in table_lines(judgement)[-2]
+    assert place.stamps()["poisson_50_percent.json"] == stamps["poisson_50_percent.json"]
+    assert judgement["missing"] == judgement["other_sources"] == {}
+
+
+def test_where_nothing_can_be_measured_other_sources_are_judged_and_named_first(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The same numbers, below the loads, what differs and the commit that was measured."""
+    monkeypatch.setattr("workbench.fidelity.measure.source_commit", lambda: "0123456789abcdef")
+    same = place.run(OFFLINE, HALF, repeats=1)
+    stamps = place.stamps()
+    monkeypatch.setattr("workbench.fidelity.run.engine_digest", lambda: "other")
+    aged = place.judge()
+    assert place.stamps() == stamps
+    assert len(place.built) == 1
+    commit = "0123456789abcdef"
+    assert aged["other_sources"] == {"offline": commit, "poisson 50 %": commit}
+    assert list(aged).index("other_sources") < list(aged).index("loads")
+    for load, before in zip(aged["loads"], same["loads"], strict=True):
+        assert (load["other_sources"], before["other_sources"]) == (True, False)
+        assert load["metrics"] == before["metrics"]
+    lines = table_lines(aged)
+    told = "measured with other sources of the engine, at commit 0123456789ab"
+    assert lines[1] == f"all loads: {told}"
+    assert lines[-3:-1] == [f"offline: {told}", f"poisson 50 %: {told}"]
+    draw(aged, tmp_path / "aged.svg")
+    assert f"all loads: {told}; " in (tmp_path / "aged.svg").read_text()
+    monkeypatch.setattr("workbench.fidelity.measure.source_commit", lambda: None)
+    place.run(OFFLINE)
+    mixed = place.judge(OFFLINE, HALF)  # one of each
+    assert mixed["other_sources"] == {"poisson 50 %": commit}
+    assert table_lines(mixed)[1] == f"poisson 50 %: {told}"
+    monkeypatch.setattr("workbench.fidelity.run.engine_digest", lambda: "yet another")
+    said = table_lines(place.judge(OFFLINE, HALF))[1]
+    assert "at a commit that is not known and commit 0123456789ab" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("requests_sha256", "0", "other requests"),
+        ("settings", [], "other settings"),
+        ("scenario", "moe", "other scenario"),
+        ("engine", {}, "another engine"),
+    ],
+)
+def test_what_else_differs_is_never_judged(
+    place: Place, monkeypatch: pytest.MonkeyPatch, name: str, value: Any, told: str
+) -> None:
+    """Of the same sources or of others, it is no measurement of this load."""
+    place.run(OFFLINE, HALF, repeats=1)
+    path = place.folder / "offline.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}), encoding="utf-8")
+    missing = place.judge(OFFLINE, HALF)["missing"]
+    assert missing == {"offline": f"measured with {told}"}
+    monkeypatch.setattr("workbench.fidelity.run.engine_digest", lambda: "other")
+    judgement = place.judge(OFFLINE, HALF)
+    (why,) = judgement["missing"].values()
+    assert told in why
+    assert "other sources of the engine" in why
+    assert list(judgement["other_sources"]) == ["poisson 50 %"]
 
 
 def test_a_digest_is_of_what_serves(tmp_path: Path) -> None:

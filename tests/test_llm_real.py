@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 import tiny_models
 
-from engine import LLM, SamplingParams
+from engine import LLM, AsyncLLM, SamplingParams
 
 PROMPTS = [[5, 6, 7], [9] * 40, [7, 8], list(range(10, 80))]
 
@@ -107,3 +108,66 @@ def test_a_real_broken_row_harms_nobody(
     assert "not numbers" in outputs[1].outputs[0].error
     for at in (0, 2):
         assert list(outputs[at].outputs[0].token_ids) == greedy_texts[at][:8]
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, 1), (3, 3)])
+def test_a_small_model_computes_on_one_thread_or_as_many_as_asked(
+    tiny: tuple[Path, object], monkeypatch: pytest.MonkeyPatch, asked: int | None, expected: int
+) -> None:
+    """Only while it computes: the caller's torch has its threads before, between and after."""
+    import torch
+
+    folder, _ = tiny
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with open_tiny(folder, cpu_threads=asked) as llm:
+            threads = threads_of_turns(llm._engine, monkeypatch)
+            assert torch.get_num_threads() == 2
+            llm.generate([PROMPTS[0]], SamplingParams(max_tokens=3))
+            assert set(threads) == {expected}
+            assert torch.get_num_threads() == 2
+        threads.clear()
+        asyncio.run(stream(folder, asked, threads, monkeypatch))
+        assert set(threads) == {expected}
+        assert torch.get_num_threads() == 2
+        monkeypatch.setattr("engine.runtime.local_engine.SMALL_MODEL", 1)
+        with open_tiny(folder, cpu_threads=asked) as llm:  # a large one is left as torch is
+            threads = threads_of_turns(llm._engine, monkeypatch)
+            llm.generate([PROMPTS[0]], SamplingParams(max_tokens=3))
+            assert set(threads) == {asked or 2}
+    finally:
+        torch.set_num_threads(before)
+
+
+def threads_of_turns(engine: object, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """On how many threads torch would compute at each turn; grows."""
+    import torch
+
+    found: list[int] = []
+    turn = engine.turn
+
+    def noting() -> object:
+        found.append(torch.get_num_threads())
+        return turn()
+
+    monkeypatch.setattr(engine, "turn", noting)
+    return found
+
+
+async def stream(
+    folder: Path, asked: int | None, threads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = dict(max_running_requests=8, max_num_batched_tokens=32, cpu_threads=asked)
+    async with AsyncLLM(folder, device="cpu", num_pages=64, **options) as llm:
+        noted = threads_of_turns(llm._engine, monkeypatch)
+        async for _ in llm.generate({"prompt_token_ids": PROMPTS[0]}, SamplingParams(max_tokens=9)):
+            pass
+    threads.extend(noted)
+
+
+@pytest.mark.parametrize("threads", [0, -1, "2", 1.5, True])
+def test_a_number_of_threads_that_is_none_is_refused(threads: object) -> None:
+    """Before a model is looked for."""
+    with pytest.raises(ValueError, match="cpu_threads must be a whole number, at least 1"):
+        LLM("no such model", cpu_threads=threads)

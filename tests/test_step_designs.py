@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from engine.core.plan import StepPlan
+from engine.profiling.coarse_order import coarse_first
 from engine.profiling.made_plans import PlanMaker
 from engine.profiling.measuring import (
     FEATURES,
@@ -212,6 +213,62 @@ def test_what_is_measured_is_not_measured_again() -> None:
     assert set(done.passes.values()) == {3}
     for shape, times in done.times.items():
         assert set(times) == {1000 * (shape[0] + shape[5])}
+
+
+class SlowDevice(Device):
+    """One that takes a ms a token by a clock of its own."""
+
+    now_s = 0.0
+
+    def launch(self, plan: StepPlan) -> Device:
+        self.now_s += 0.001 * (plan.prefill_tokens + plan.decode_tokens)
+        return super().launch(plan)
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+def measured_in(seconds: float, monkeypatch: pytest.MonkeyPatch, *, paced: bool) -> Measurements:
+    device, done = SlowDevice(), Measurements()
+    monkeypatch.setattr("engine.profiling.measuring.time", device)
+    complete = measure_steps(
+        device, PlanMaker(SMALL, 100), coarse_first(design_steps(SMALL)), done, deadline_s=seconds,
+        measured=lambda *_: None, paced=paced,
+    )  # fmt: skip
+    assert complete == (set(done.passes.values()) == {3})
+    return done
+
+
+def test_who_has_little_time_repeats_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All passes are made if each step can be made twice in each; more time is more times."""
+    designs = design_steps(SMALL)
+    tokens = sum(sum(c.tokens for c in d.chunks) + len(d.decodes) for d in designs)
+    introductions = sum(len(d.decodes) for d in designs)
+    least_s = 0.001 * 3 * (2 * tokens + introductions)
+    counts = {}
+    for factor in (1.25, 2.0, 8.0):
+        done = measured_in(factor * least_s, monkeypatch, paced=True)
+        assert set(done.passes.values()) == {3}
+        counts[factor] = sum(map(len, done.times.values()))
+    assert counts[1.25] < counts[2.0] < counts[8.0]
+    hasty = measured_in(1.25 * least_s, monkeypatch, paced=False)
+    assert set(hasty.passes.values()) != {3}
+
+
+@pytest.mark.parametrize("limits", [H200, SMALL])
+def test_any_beginning_of_a_coarse_order_covers_the_range(limits: EngineLimits) -> None:
+    """All steps, none twice; the first few are as large as any in everything, of all kinds."""
+    designs = design_steps(limits)
+    order = coarse_first(designs)
+    assert len(order) == len(designs)
+    assert set(order) == set(designs)
+    maker = PlanMaker(limits, 100)
+    shapes = np.array([features_of(maker.make(design)[1]) for design in order])
+    shapes = shapes[:, : FEATURES.index("graph_batch")]
+    assert np.array_equal(shapes[:8].max(axis=0), shapes.max(axis=0))
+    kinds = shapes[:, [0, 2, 5]] > 0  # prompts, prefixes, decode items
+    assert len(np.unique(kinds[:16], axis=0)) == len(np.unique(kinds, axis=0))
+    assert coarse_first([]) == []
 
 
 def test_clocks_recover_before_what_is_measured() -> None:

@@ -220,6 +220,26 @@ def test_a_scenario_of_another_folder_is_listed() -> None:
     drive(journey, scenario="deep/mine.yaml")
 
 
+def test_a_changed_copy_of_a_shipped_scenario_is_listed_in_its_place() -> None:
+    """It is selected where that would be, and marked; what it says is what runs."""
+    Path("scenarios").mkdir()
+    text = shipped_text("quickstart").replace("num_requests: 2000", "num_requests: 140")
+    Path("scenarios/quickstart.yaml").write_text(text)
+    Path("scenarios/moe.yaml").write_text(shipped_text("moe"))
+
+    async def journey(app: WorkbenchApp, pilot: Pilot[None]) -> None:
+        screen = await listed(app, pilot)
+        pane = screen.query_one(CataloguePane)
+        assert pane.entry is not None
+        assert pane.entry.name == "scenarios/quickstart.yaml"
+        assert "not&#160;as&#160;shipped" in app.export_screenshot()
+        titles = [entry.title for row in range(pane.count) if (entry := pane.at(row))]
+        assert titles.count("moe") == titles.count("quickstart.yaml") == 1
+        assert not {"moe.yaml", "quickstart"} & set(titles)
+
+    drive(journey)
+
+
 def test_a_run_that_cannot_be_read_is_listed_with_the_reason(run: OpenedRun) -> None:
     """A damaged header does not make a run vanish; opening it says the same."""
     (Path("runs") / "torn").mkdir()

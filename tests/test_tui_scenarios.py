@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 from recorded_runs import recorded
 
-from workbench.scenario_source import load_scenario, shipped_names
-from workbench.tui.scenarios.catalogue import RunShelf, file_entries, shipped_entries
+from workbench.scenario_source import load_scenario, shipped_names, shipped_text
+from workbench.tui.scenarios.catalogue import (
+    RunShelf,
+    file_entries,
+    listed_as,
+    scenario_entries,
+    shipped_entries,
+)
 from workbench.tui.scenarios.draft import Draft, assess
 from workbench.tui.scenarios.form_rows import form_rows, in_short
 from workbench.tui.scenarios.saving import save_draft, with_settings
@@ -163,3 +169,32 @@ def test_the_list_has_shipped_files_and_runs(
     assert run.run is not None
     assert run.run.outcome == "100.0% slo"
     assert run.run.age().endswith("s")
+
+
+def test_each_scenario_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a clone, too; a copy with changes stands in the place of the shipped one and says so."""
+    monkeypatch.chdir(tmp_path)
+    Path("scenarios").mkdir()
+    names = shipped_names()
+    for name in names:
+        Path(f"scenarios/{name}.yaml").write_text(shipped_text(name), encoding="utf-8")
+    assert [entry.name for entry in scenario_entries(Path())] == names
+    file = "scenarios/moe.yaml"
+    listed = [entry.name for entry in scenario_entries(Path(), file)]  # asked for by its path
+    assert listed == [*(name for name in names if name != "moe"), file]
+    Path(file).write_text("# Mine.\n" + shipped_text("moe"), encoding="utf-8")
+    Path("own.yaml").write_text("schema: workbench/scenario/v1\n")
+    entries = scenario_entries(Path())
+    assert [entry.name for entry in entries] == [
+        *(n for n in names if n != "moe"),
+        "own.yaml",
+        file,
+    ]
+    assert (entries[-1].kind, entries[-1].note) == ("file", "Mine")
+    assert [entry.stands_for for entry in entries] == [""] * len(names) + ["moe"]
+    assert listed_as(entries, "moe") == file  # what was selected before is selected still
+    assert listed_as(entries, "routers") == "routers"
+    elsewhere = tmp_path / "beside.yaml"
+    Path("own.yaml").rename(elsewhere)
+    monkeypatch.chdir(tmp_path / "scenarios")
+    assert str(elsewhere) in [entry.name for entry in scenario_entries(Path(), str(elsewhere))]

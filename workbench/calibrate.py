@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from engine.core.config import SchedulerConfig
+from engine.profiling.coarse_order import coarse_first
 from engine.profiling.gpu_state import GpuState
 from engine.profiling.made_plans import PlanMaker
 from engine.profiling.measuring import (
@@ -31,6 +32,7 @@ from engine.runtime.runner_config import RunnerConfig
 from simulator.cost_model import UNKNOWN
 from simulator.fitting import fit_profile
 from simulator.profile import (
+    CPU,
     SCHEMA,
     EngineFacts,
     Identity,
@@ -52,13 +54,15 @@ class Calibration:
 
     Attributes:
         profile: of what has been measured.
-        path: where it is; where there was a profile before, only a complete one replaces it.
+        path: where it is, if it is kept.
         complete: whether all passes were made in time; if not, the same command adds to it.
+        kept: whether it was written: one that saw less never replaces a profile that is there.
     """
 
     profile: Profile
     path: Path
     complete: bool
+    kept: bool = True
 
 
 class Partial:
@@ -167,11 +171,24 @@ def calibrate(
     })  # fmt: skip
     profile = _profile(measured)
     path = folder / f"{profile.name}.json"
-    if measured.complete or not path.exists():  # what is there may have seen more
+    kept = measured.complete or _saw_less(path, profile)
+    if kept:
         write_atomic(path, encode_profile(profile))
     if measured.complete:
         measured.partial.path.unlink(missing_ok=True)
-    return Calibration(profile, path, measured.complete)
+    return Calibration(profile, path, measured.complete, kept)
+
+
+def _saw_less(path: Path, profile: Profile) -> bool:
+    """Whether a file is no more than an earlier and shorter part of what a profile holds."""
+    if not path.exists():
+        return True
+    try:
+        before = read_profile(path)
+    except ProfileError:
+        return False
+    partial = before.conditions.get("complete") is False
+    return partial and sum(before.samples.repeats) <= sum(profile.samples.repeats)
 
 
 def refit(path: Path) -> Calibration:
@@ -225,6 +242,9 @@ def _measure(runner: Runner, clock: HostClock, folder: Path, seconds: float, say
     host, wake = service.host_samples(), service.wake_samples()
     light = LightSteps(runner, limits, spec.vocab_size)
     maker, designs = PlanMaker(light.limits, spec.vocab_size), design_steps(light.limits)
+    on_cpu = identity.gpu == CPU  # a step takes long there, and how long no one can say before
+    if on_cpu:
+        designs = coarse_first(designs)
 
     def measured(shape: Features, times: list[int], share: float) -> None:
         partial.append(shape, times)
@@ -238,6 +258,7 @@ def _measure(runner: Runner, clock: HostClock, folder: Path, seconds: float, say
         deadline_s=time.monotonic() + seconds,
         measured=measured,
         rest=light.rest,
+        paced=on_cpu,
     )
     say(f"{name}: clocks")
     warming = measure_warming(runner, light, maker)  # at last, when the GPU is as hot as in service

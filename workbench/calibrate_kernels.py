@@ -36,7 +36,7 @@ from simulator.kernel_file import (
     encode_kernel_file,
     read_kernel_file,
 )
-from simulator.profile import Profile, ProfileError
+from simulator.profile import CPU, Profile, ProfileError
 from simulator.profile_file import read_profile
 from simulator.shipped_profiles import (
     read_identity,
@@ -49,7 +49,7 @@ from workbench.calibrate_exchange import exchange_beside
 from workbench.gpu_file_name import gpu_file_name
 from workbench.kernel_measurements import PartialKernels, series_of
 from workbench.merged_kernels import merged, missing, refuse_other_device
-from workbench.profile_match import CPU, is_gpu, model_digest
+from workbench.profile_match import is_gpu, model_digest
 from workbench.provenance import source_commit, workbench_version
 
 Say = Callable[[str], object]

@@ -13,6 +13,7 @@ from engine.core.journal import Journal
 from engine.core.model_spec import ModelSpec
 from engine.core.workload import Workload
 from engine.runtime.executor import Executor
+from engine.runtime.local_engine import SMALL_MODEL
 from engine.runtime.runner_config import RunnerConfig
 from simulator.world import Outcome
 from workbench.capacity import Capacity
@@ -90,9 +91,6 @@ Say = Callable[[str], None]
 Build = Callable[[RunnerConfig, Callable[[], int], Say], Runner]
 
 
-_SMALL_MODEL: Final = 100_000_000  # parameters
-
-
 def build_runner(config: RunnerConfig, clock: Callable[[], int], say: Say) -> Runner:
     """Load a model and make it ready to serve; `say` is told what takes time.
 
@@ -101,7 +99,7 @@ def build_runner(config: RunnerConfig, clock: Callable[[], int], say: Say) -> Ru
             checkpoint is broken, it does not fit, there is no such device.
     """
     runner: Runner = import_engine("engine.runtime.build").build_runner(config, clock, say)
-    if runner.facts()["device"] == "cpu" and runner.spec.num_parameters < _SMALL_MODEL:
+    if runner.facts()["device"] == "cpu" and runner.spec.num_parameters < SMALL_MODEL:
         use_one_thread()
     return runner
 

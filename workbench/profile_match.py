@@ -10,12 +10,11 @@ from typing import Any, Final
 
 from engine.core.hardware_spec import HardwareSpec
 from engine.core.model_spec import ModelSpec
-from simulator.profile import Identity, Profile
+from simulator.profile import CPU, Identity, Profile
 from simulator.shipped_profiles import read_identity, shipped_profiles, words
 from workbench.provenance import source_commit, workbench_version
 from workbench.scenario import Pool
 
-CPU: Final = "cpu"
 _DTYPES: Final = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 

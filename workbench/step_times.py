@@ -13,10 +13,10 @@ from simulator.calibrated import CalibratedCostModel
 from simulator.composed import ComposedCostModel
 from simulator.cost_model import CostModel
 from simulator.kernel_file import KernelFile, KernelIdentity, is_kernel_file, read_kernel_file
-from simulator.profile import Profile, ProfileError
+from simulator.profile import CPU, Profile, ProfileError
 from simulator.profile_file import read_profile
 from simulator.shipped_profiles import read_kernel_identity, shipped_kernels
-from workbench.profile_match import CPU, OtherProfileError, Wanted, is_gpu, refuse_other
+from workbench.profile_match import OtherProfileError, Wanted, is_gpu, refuse_other
 
 Measured = Profile | KernelFile
 

@@ -17,6 +17,7 @@ PASSES = 3  # over all steps, in another order each, so that a drift of the cloc
 _IN_FLIGHT = 2
 _MOST_REPEATS, _LEAST_REPEATS = 10, 3
 _PASS_SECONDS = 0.08  # of one step's repetitions
+_SPARED = 0.5  # of its share of the time; one that is long takes more than its share
 _RESTED = 2  # repetitions of a pass, where they need a rest before
 
 Features = tuple[int, ...]
@@ -64,6 +65,7 @@ def measure_steps(
     deadline_s: float,
     measured: Callable[[Features, list[int], float], object],
     rest: Sequence[StepPlan] = (),
+    paced: bool = False,
 ) -> bool:
     """Measure all steps in several passes, as far as time allows.
 
@@ -77,11 +79,14 @@ def measure_steps(
         deadline_s: on `time.monotonic`.
         measured: told (shape, times in ns, share of all passes that are done) after each.
         rest: steps that run before each that is measured, so that the clocks recover.
+        paced: a step is repeated no longer than its share of the time that is left, but once: so
+            that all passes are made if they can be.
 
     Returns:
         Whether all passes were made.
     """
     order, total = list(designs), PASSES * len(designs)
+    left = total - sum(done.passes.values())
     shuffle, at = random.Random(1), 0  # noqa: S311 - an order, no secret
     for number in range(PASSES):
         for design in order:
@@ -90,29 +95,43 @@ def measure_steps(
             shape = features_of(plan)
             if done.passes.get(shape, 0) > number:
                 continue
-            if time.monotonic() >= deadline_s:
+            seconds = deadline_s - time.monotonic()
+            if seconds <= 0:
                 return False
             if before is not None:
                 executor.launch(before).result()
-            times = repeat_rested(executor, plan, rest) if rest else repeat(executor, plan)
+            if paced:
+                share_s = seconds / max(1, left)
+                times = repeat(executor, plan, within_s=_SPARED * share_s)
+            else:
+                times = repeat_rested(executor, plan, rest) if rest else repeat(executor, plan)
+            left -= 1
             done.add(shape, times)
             measured(shape, times, at / total)
         shuffle.shuffle(order)
     return True
 
 
-def repeat(executor: Executor, plan: StepPlan) -> list[int]:
+def repeat(executor: Executor, plan: StepPlan, *, within_s: float | None = None) -> list[int]:
     """Times in ns of a plan, run again and again as steps follow each other when serving.
 
     The first is not among them: it may compile or allocate something.
+
+    Args:
+        executor: to be measured.
+        plan: to run.
+        within_s: that all may take, the first one too; there is at least one time, however long.
     """
+    begin = time.monotonic()
     executor.launch(plan).result()
+    if within_s is None:
+        least, until = _LEAST_REPEATS, time.monotonic() + _PASS_SECONDS
+    else:
+        least, until = 1, begin + within_s
     flying: deque[RunningStep] = deque()
     times: list[int] = []
-    begin, launched = time.monotonic(), 0
-    while launched < _LEAST_REPEATS or (
-        launched < _MOST_REPEATS and time.monotonic() - begin < _PASS_SECONDS
-    ):
+    launched = 0
+    while launched < least or (launched < _MOST_REPEATS and time.monotonic() < until):
         flying.append(executor.launch(plan))
         launched += 1
         if len(flying) == _IN_FLIGHT:

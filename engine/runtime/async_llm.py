@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from engine.runtime.executor import EngineError
 from engine.runtime.generation import Generation
+from engine.runtime.llm import computing_on
 from engine.runtime.local_engine import LocalEngine, open_engine
 from engine.runtime.outputs import RequestOutput
 from engine.runtime.prompts import Prompt, parse_prompt
@@ -50,7 +51,7 @@ class AsyncLLM:
         self._inbox: deque[Callable[[], object]] = deque()
         self._wake = threading.Event()
         self._closing = self._over = False
-        self._thread = threading.Thread(target=self._drive, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._compute, name="engine", daemon=True)
         self._thread.start()
 
     async def __aenter__(self) -> Self:
@@ -188,6 +189,10 @@ class AsyncLLM:
         self._wake.set()
 
     # ---- in the engine's thread ------------------------------------------------------------------
+
+    def _compute(self) -> None:
+        with computing_on(self._engine.cpu_threads):
+            self._drive()
 
     def _drive(self) -> None:
         try:

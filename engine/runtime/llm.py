@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from os import PathLike
 from types import TracebackType
 from typing import Any, Self
@@ -32,8 +32,10 @@ class LLM:
             says which it is. Or an engine that is there already; it closes with this.
         options: how to run it, each with a default that suits most: device="cpu", dtype="bf16",
             max_model_len=4096, load_format="dummy" (random weights, for which the name of a model
-            card will do) and others. `engine.runtime.engine_options.EngineOptions` says where
-            each is explained; docs/python_api.md has them in one table.
+            card will do), cpu_threads=4 (on which torch computes; else a small model on a CPU
+            takes one, anything else as many as torch is set to) and others.
+            `engine.runtime.engine_options.EngineOptions` says where each is explained;
+            docs/python_api.md has them in one table.
 
     Raises:
         TypeError: an option does not exist.
@@ -80,7 +82,11 @@ class LLM:
                 it, and nothing was started.
             EngineError: the engine failed for good, or is closed.
         """
-        with self._lock, held_interrupt() as let_interrupt_through:
+        with (
+            self._lock,
+            computing_on(self._engine.cpu_threads),
+            held_interrupt() as let_interrupt_through,
+        ):
             if self._engine.dead is not None:
                 raise self._engine.dead
             generations = self._prepare(prompts, sampling_params)
@@ -137,3 +143,23 @@ class LLM:
             self._engine.abort(generation)
         with suppress(EngineError):  # it is remembered, and the caller has a reason of his own
             self._engine.drain()
+
+
+@contextmanager
+def computing_on(threads: int | None) -> Iterator[None]:
+    """Let torch compute on so many CPU threads in this thread, and as before afterwards.
+
+    Args:
+        threads: None: nothing changes.
+    """
+    if threads is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
-from typing import Any, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 from engine.core.config import SchedulerConfig
 from engine.core.request import Request
@@ -32,6 +32,8 @@ from engine.runtime.tokenizer import Tokenizer, TokenizerError
 from engine.sampling_params import SamplingParams
 
 _ROOM_AT_FIRST = 1024  # output tokens that a buffer holds before it grows
+SMALL_MODEL: Final = 100_000_000  # parameters; threads that share less work wait for each other
+THREADS: Final = "cpu_threads"
 
 
 class RequestRejectedError(ValueError):
@@ -69,6 +71,7 @@ class LocalEngine:
     Attributes:
         config: as above.
         tokenizer: as above.
+        cpu_threads: on which torch is to compute while this is driven; None: as it is set.
         dead: why nothing can be generated any more, or None.
     """
 
@@ -83,6 +86,7 @@ class LocalEngine:
         no_text: str = "the model has no tokenizer",
     ) -> None:
         self.config, self.tokenizer = config, tokenizer
+        self.cpu_threads: int | None = None
         self.dead: Exception | None = None
         self._runner: Runner | None = runner
         self._vocab_size, self._eos = vocab_size, tuple(eos_token_ids)
@@ -105,8 +109,8 @@ class LocalEngine:
         self._waiting: list[Generation] = []  # their later texts wait for the first one's prompt
 
     @classmethod
-    def build(cls, options: EngineOptions) -> Self:
-        """Load a model and make an engine of it.
+    def build(cls, options: EngineOptions, cpu_threads: int | None = None) -> Self:
+        """Load a model and make an engine of it; on a CPU a small one computes on one thread.
 
         Raises:
             ValueError: no such model.
@@ -120,9 +124,12 @@ class LocalEngine:
         config = options.scheduler_for(
             runner.num_pages, runner.max_model_len, runner.config.cuda_graph_batch_sizes
         )
-        return cls(
+        engine = cls(
             runner, config, runner.spec.vocab_size, runner.eos_token_ids, tokenizer, clock, no_text
         )
+        alone = runner.facts()["device"] == "cpu" and runner.spec.num_parameters < SMALL_MODEL
+        engine.cpu_threads = cpu_threads or (1 if alone else None)
+        return engine
 
     @property
     def live(self) -> int:
@@ -359,11 +366,15 @@ def open_engine(
         ValueError: options do not fit together, or no such model.
         EngineError: it cannot be loaded, or does not fit into memory.
     """
-    if not isinstance(model, LocalEngine):
-        return LocalEngine.build(EngineOptions.parse(model, options))
-    if options:
-        raise TypeError(f"an engine has its options already, got {sorted(options)}")
-    return model
+    if isinstance(model, LocalEngine):
+        if options:
+            raise TypeError(f"an engine has its options already, got {sorted(options)}")
+        return model
+    threads = options.get(THREADS)
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise ValueError(f"{THREADS} must be a whole number, at least 1, or None, got {threads!r}")
+    others = {name: value for name, value in options.items() if name != THREADS}
+    return LocalEngine.build(EngineOptions.parse(model, others), threads)
 
 
 def clock_from_now() -> Callable[[], int]:

@@ -246,13 +246,13 @@ def _tiny_model() -> Path:
 def _cpu_config() -> RunnerConfig:
     from engine.runtime.runner_config import RunnerConfig
 
-    # Small enough that every step takes milliseconds.
+    # Small enough that every step takes milliseconds, and as large as scenario engine_on_cpu asks.
     return RunnerConfig(
         model=str(_tiny_model()),
         load_format="dummy",
         device="cpu",
         num_pages=512,
-        max_num_batched_tokens=256,
+        max_num_batched_tokens=512,
         max_running_requests=16,
         max_model_len=1024,
     )
@@ -277,9 +277,21 @@ def _tell(done: Calibration) -> None:
     """Where the profile is, and how good."""
     fit, samples = done.profile.fit, done.profile.samples
     typer.echo(f"{len(samples):,} steps, {sum(samples.repeats):,} times: {done.path}")
+    limits = fit.limits
+    typer.echo(
+        f"range: steps of up to {limits.get('prefill_tokens', 0):,} tokens of prompts and "
+        f"{limits.get('decode_requests', 0):,} decoding requests of {_longest(limits):,} tokens"
+    )
     if not done.complete:
-        typer.echo("time ran out before all passes: the same command goes on where this stopped,")
-        typer.echo("and a profile that was there before stays until then")
+        designed = done.profile.conditions["designed_steps"]
+        typer.echo(
+            f"time ran out: {len(samples):,} of {designed:,} steps were measured, not all of"
+        )
+        typer.echo("them three times; the same command goes on where this stopped")
+    if not done.kept:
+        typer.echo(
+            "the profile that was there before saw more, or is none of this version: it stays"
+        )
     if fit.residuals:
         typer.echo("error of the fit on steps that it had not seen, in %:")
         typer.echo(f"  {'':22}{'steps':>7}{'median':>8}{'p90':>8}{'p99':>8}{'bias':>8}")
@@ -287,6 +299,11 @@ def _tell(done: Calibration) -> None:
         numbers = (r.median_percent, r.p90_percent, r.p99_percent)
         columns = "".join(f"{number:>8.2f}" for number in numbers)
         typer.echo(f"  {r.region:22}{r.count:>7,}{columns}{r.bias_percent:>+8.2f}")
+
+
+def _longest(limits: dict[str, int]) -> int:
+    """Tokens of the longest request that was in a step."""
+    return max(limits.get("prefill_max_context", 0), limits.get("decode_max_context", 0))
 
 
 def _tell_of_kernels(done: KernelCalibration) -> None:

@@ -69,6 +69,7 @@ def run(
     steps, whether all decisions are the same, and which goals are reached. Where everything has
     been measured, any machine judges any profile.
     """
+    from simulator.profile import CPU
     from simulator.profile_file import read_profile
     from workbench.cli.failures import UsageError
     from workbench.cli.model_names import check_model_name
@@ -78,7 +79,6 @@ def run(
     from workbench.fidelity.run import run_suite
     from workbench.fidelity.suite import open_suite
     from workbench.fidelity.table import table_lines
-    from workbench.profile_match import CPU
 
     check_model_name(model, load_format)
     if picture is not None and picture.suffix not in (".png", ".svg"):

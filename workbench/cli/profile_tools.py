@@ -1,4 +1,7 @@
-"""`workbench profile` with Nsight's tools: run them where they are, and read what they wrote."""
+"""`workbench profile` with Nsight's tools: run them where they are, and read what they wrote.
+
+Where they are not, the commands to type elsewhere are the result, and stand on stdout.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from workbench.profile.recording import StepRequest
 
 _LIMIT_S = 580.0
+_NAMES = {"nsys": "Nsight Systems", "ncu": "Nsight Compute"}
 
 
 def arguments_of(request: StepRequest) -> list[str]:
@@ -41,10 +45,10 @@ def run_nsys(request: StepRequest, output: Path, *, as_json: bool) -> None:
     here = find_tool("nsys") is not None
     python = None if here else "python"
     commands = nsys_commands(arguments_of(request), str(output / "step"), python=python)
-    _print(commands)
     if not here:
-        _missing("nsys", "Nsight Systems", "the last command reads its report back")
+        _give(commands, "nsys", as_json=as_json)
         return
+    _tell(commands)
     output.mkdir(parents=True, exist_ok=True)
     for command in commands[:2]:
         run_tool(command, _LIMIT_S)
@@ -53,19 +57,32 @@ def run_nsys(request: StepRequest, output: Path, *, as_json: bool) -> None:
 
 def run_ncu(request: StepRequest, output: Path, only: str | None, *, as_json: bool) -> None:
     """Read the counters of a step with Nsight Compute; without it, the command to type."""
-    if counters_of(request, output, only) is not None:
-        read_report(output / "ncu.csv", request.model, request.text, 12, as_json=as_json)
+    commands, here = _ncu_commands(request, output, only)
+    if not here:
+        _give(commands, "ncu", as_json=as_json)
+        return
+    log = _run_ncu(commands, output)
+    read_report(log, request.model, request.text, 12, as_json=as_json)
 
 
-def counters_of(
-    request: StepRequest, output: Path, only: str | None = None
-) -> list[tuple[str, NcuKernel]] | None:
-    """(class, counters) of each kernel of a step, or those of one class.
-
-    None: there is no ncu, and it was said.
-    """
+def counters_of(request: StepRequest, output: Path) -> list[tuple[str, NcuKernel]] | None:
+    """(class, counters) of each kernel of a step; None: there is no ncu, and it was said."""
     from workbench.profile.ncu_report import classes_of, read_ncu
-    from workbench.profile.nsight import Command, find_tool, known_metrics, ncu_command, run_tool
+
+    commands, here = _ncu_commands(request, output, None)
+    if not here:
+        _tell(commands)
+        _missing("ncu")
+        return None
+    kernels = read_ncu(_run_ncu(commands, output))
+    return list(zip(classes_of(kernels), kernels, strict=True))
+
+
+def _ncu_commands(
+    request: StepRequest, output: Path, only: str | None
+) -> tuple[list[Command], bool]:
+    """What reads the counters of a step, and what reads them back; whether there is an ncu."""
+    from workbench.profile.nsight import Command, find_tool, known_metrics, ncu_command
 
     log = output / "ncu.csv"
     ncu = find_tool("ncu")
@@ -75,24 +92,41 @@ def counters_of(
         if ncu is None or metrics is None
         else ncu_command(arguments_of(request), log, metrics=metrics, only=only, ncu=ncu)
     )
-    _print([command, Command(("workbench", "profile", "import", str(log)))])
-    if ncu is None:
-        _missing("ncu", "Nsight Compute", "the last command reads its CSV back")
-        return None
+    return [command, Command(("workbench", "profile", "import", str(log)))], ncu is not None
+
+
+def _run_ncu(commands: Sequence[Command], output: Path) -> Path:
+    """Its CSV."""
+    from workbench.profile.nsight import run_tool
+
+    _tell(commands)
     output.mkdir(parents=True, exist_ok=True)
-    run_tool(command, _LIMIT_S)
-    kernels = read_ncu(log)
-    return list(zip(classes_of(kernels), kernels, strict=True))
+    run_tool(commands[0], _LIMIT_S)
+    return output / "ncu.csv"
 
 
-def _print(commands: Sequence[Command]) -> None:
+def _give(commands: Sequence[Command], tool: str, *, as_json: bool) -> None:
+    """Commands as the result."""
+    if as_json:
+        said = {"schema": "profile_commands/v1", "tool": tool, "commands": [*map(str, commands)]}
+        typer.echo(json.dumps(said, indent=1))
+    else:
+        typer.echo("\n".join(map(str, commands)))
+    _missing(tool)
+
+
+def _tell(commands: Sequence[Command]) -> None:
+    """Commands beside the result."""
     for command in commands:
         typer.echo(f"$ {command}", err=True)
 
 
-def _missing(tool: str, name: str, then: str) -> None:
+def _missing(tool: str) -> None:
+    name = _NAMES[tool]
     typer.echo(
-        f"{tool} ({name}) is not installed here: run these commands where it is; {then}", err=True
+        f"{tool} ({name}) is not installed here: run these commands where it is; the last one "
+        "reads back what it wrote",
+        err=True,
     )
 
 

@@ -27,6 +27,7 @@ from workbench.fidelity.loads import Load
 from workbench.fidelity.suite import read_json
 
 SCHEMA: Final = "fidelity-cell/v2"
+OTHER_SOURCES: Final = "other sources of the engine"
 _SUFFIXES: Final = (".py", ".cu")
 # Columns of steps without which a cell cannot be judged.
 _ASKED: Final = (
@@ -188,7 +189,7 @@ def what_differs(cell: Cell, key: Key) -> str:
     other = [
         each.name for each in fields(Key) if getattr(cell.key, each.name) != getattr(key, each.name)
     ]
-    said = {"engine_digest": "other sources of the engine", "engine": "another engine",
+    said = {"engine_digest": OTHER_SOURCES, "engine": "another engine",
             "requests_sha256": "other requests"}  # fmt: skip
     return ", ".join(said.get(name, f"other {name}") for name in other)
 

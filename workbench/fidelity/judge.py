@@ -14,6 +14,7 @@ from simulator.profile import Profile
 from simulator.shipped_profiles import read_kernel_identity, shipped_kernels
 from workbench.atomic_file import write_atomic
 from workbench.fidelity.cells import (
+    OTHER_SOURCES,
     Cell,
     Key,
     cell_files,
@@ -49,16 +50,32 @@ class Found:
         key: that its cell has to have.
         cell: complete, or with fewer runs than the suite asks for; None if there is none.
         lacks: what has to be measured, in words; empty: nothing.
+        other_sources: the cell was measured with other sources of the engine than those here.
     """
 
     load: Load
     key: Key
     cell: Cell | None
     lacks: str
+    other_sources: bool = False
 
 
-def find_cell(suite: Suite, load: Load, profile_path: Path, digest: str | None = None) -> Found:
+def find_cell(
+    suite: Suite,
+    load: Load,
+    profile_path: Path,
+    digest: str | None = None,
+    *,
+    any_sources: bool = False,
+) -> Found:
     """The cell of a load, if it is one of this suite's engine with the sources that are here.
+
+    Args:
+        suite: of the load.
+        load: to look for.
+        profile_path: that prepares its requests.
+        digest: of the sources that are here, if it is known already.
+        any_sources: a cell of other sources, and equal in all else, is found, too, and marked.
 
     Raises:
         FidelityError: it is damaged.
@@ -73,11 +90,11 @@ def find_cell(suite: Suite, load: Load, profile_path: Path, digest: str | None =
         older = cell_files(suite.folder, load)[0].exists()
         return Found(load, key, None, _OTHER_FORM if older else "not measured")
     other = what_differs(cell, key)
-    if other:
+    if other and not (any_sources and other == OTHER_SOURCES):
         return Found(load, key, None, f"measured with {other}")
     runs = len(cell.runs)
     lacks = "" if runs >= suite.repeats else f"{runs} of {suite.repeats} runs measured"
-    return Found(load, key, cell, lacks)
+    return Found(load, key, cell, lacks, other_sources=bool(other))
 
 
 def judge(
@@ -112,7 +129,7 @@ def judge(
         if each.cell is None:
             continue
         result, errors = _judge_load(each.load, each.cell, predictors)
-        judged.append(result)
+        judged.append({"load": each.load.name, "other_sources": each.other_sources} | result)
         for whose, regions in errors.items():
             for region, values in regions.items():
                 pooled[whose][region].append(values)
@@ -124,6 +141,10 @@ def judge(
         "profile_sha256": input_file(profile_path).sha256,
         "commit": source_commit(),
         "engine": suite.engine,
+        "other_sources": {
+            each.load.name: each.cell.about.get("commit")
+            for each in found if each.cell is not None and each.other_sources
+        },
         "loads": judged,
         "missing": missing,
         "step_quantiles": {
@@ -170,7 +191,6 @@ def _judge_load(
         whose: step_errors(each.cost_model(load), steps) for whose, each in predictors.items()
     }
     result = {
-        "load": load.name,
         "requests": requests,
         "runs": len(engine),
         "wall_s": [run.wall_s for run in cell.runs],

@@ -12,6 +12,7 @@ from workbench.atomic_file import open_atomic
 from workbench.fidelity.goals import GOALS, P99_REQUESTS, STEP_GOALS
 from workbench.fidelity.judge import Judgement
 from workbench.fidelity.step_errors import REGIONS
+from workbench.fidelity.table import sources_told
 from workbench.report_panels import GREY, STYLE
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ def _title(figure: Figure, judgement: Judgement) -> None:
     text = f"{judgement['reached']} of {judgement['goals']} goals reached"
     if judgement["missing"]:
         text += f"; without {', '.join(judgement['missing'])}"
+    if told := sources_told(judgement):
+        text = f"{told}; {text}"
     top = 0.975 - 0.26 / float(figure.get_size_inches()[1])
     figure.text(0.008, top, text, fontsize=9, color=GREY, va="top")
 

@@ -40,7 +40,8 @@ def run_suite(
         loads: of it.
         profile: to judge.
         profile_path: its file.
-        options: of the engine; None: nothing is measured.
+        options: of the engine; None: nothing is measured, and cells of other sources of the engine
+            are judged, which the judgement says.
         build: makes the runner.
         clock: of the engine; `HostClock` by default.
         say: told what is going on.
@@ -53,7 +54,10 @@ def run_suite(
     possible = [load for load in loads if not load.is_of_trace or suite.window is not None]
     left_out = {load.name: _NO_TRACE for load in loads if load not in possible}
     digest = engine_digest()
-    found = [find_cell(suite, load, profile_path, digest) for load in possible]
+    found = [
+        find_cell(suite, load, profile_path, digest, any_sources=options is None)
+        for load in possible
+    ]
     if options is not None:
         with Bench(suite, profile, options, build=build, clock=clock, say=say) as bench:
             found = [_complete(each, bench) for each in found]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from workbench.fidelity.cells import OTHER_SOURCES
 from workbench.fidelity.goals import GOALS, P99_REQUESTS, STEP_GOALS
 from workbench.fidelity.judge import AMPLIFIED, CALIBRATED, COMPOSED, Judgement
 from workbench.scenario_serving import ANALYTIC
@@ -17,14 +18,38 @@ _STEP_NUMBERS: Final = ("median", "p90", "p99", "bias")
 def table_lines(judgement: Judgement) -> list[str]:
     """All of a judgement that has a place in a table; a `*` is a goal that is missed."""
     loads = judgement["loads"]
-    lines = [f"profile {judgement['profile']}, {_machine(judgement)}"]
+    lines = [f"profile {judgement['profile']}, {_machine(judgement)}", *_sources(judgement)]
     if loads:
         lines += ["", *_metrics(loads), "", *_steps(loads), "", *_counts(loads)]
         lines += _amplification(loads)
         lines += ["", *_explanation(judgement)]
+    for name, commit in judgement["other_sources"].items():
+        lines.append(f"{name}: measured with {OTHER_SOURCES}, {_at(commit)}")
     for name, why in judgement["missing"].items():
         lines.append(f"{name}: {why}")
     return lines
+
+
+def sources_told(judgement: Judgement) -> str:
+    """Which loads were measured with other sources of the engine, and those; empty if none."""
+    other = judgement["other_sources"]
+    if not other:
+        return ""
+    whole = len(other) == len(judgement["loads"])
+    which = "all loads" if whole else ", ".join(other)
+    return f"{which}: measured with {OTHER_SOURCES}, {_at(*dict.fromkeys(other.values()))}"
+
+
+def _sources(judgement: Judgement) -> list[str]:
+    told = sources_told(judgement)
+    if not told:
+        return []
+    return [told, "(their errors are of that engine, not of the one that is here)"]
+
+
+def _at(*commits: str | None) -> str:
+    return "at " + " and ".join(f"commit {each:.12}" if each else "a commit that is not known"
+                                for each in commits)  # fmt: skip
 
 
 def _machine(judgement: Judgement) -> str:

@@ -19,10 +19,11 @@ from engine.core.hardware_spec import (
 )
 from engine.core.model_spec import ModelSpec, TensorParallelError, load_model_spec
 from simulator.cost_model import UNKNOWN, StepShape
+from simulator.profile import CPU
 from workbench.profile.ceilings import Ceilings, assumed_ceilings
 from workbench.profile.predicted import PredictedStep, StepPredictor
 from workbench.profile.roofline import Roofline, place
-from workbench.profile_match import CPU, is_gpu
+from workbench.profile_match import is_gpu
 from workbench.run_header import RunHeader
 
 _NO_CPU = (

@@ -6,8 +6,8 @@ What is slow to import is imported where it is used, in a thread, so that the in
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -38,6 +38,7 @@ class Entry:
         path: the file or directory; None for a shipped scenario.
         run: facts of a recorded run, else None.
         unreadable: whether it is a recorded run that cannot be read; `note` says why.
+        stands_for: the shipped scenario in whose place it is listed, as it has another text.
     """
 
     kind: Kind
@@ -47,6 +48,7 @@ class Entry:
     path: Path | None = None
     run: RunFacts | None = None
     unreadable: bool = False
+    stands_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,39 @@ class RunFacts:
         return f"{seconds:.0f}s"
 
 
+def scenario_entries(folder: Path, named: str = "") -> list[Entry]:
+    """Shipped scenarios and scenario files of a folder, each scenario once.
+
+    A file that is called like a shipped scenario is that one if it has its text; with another text
+    it stands in its place.
+
+    Args:
+        folder: of the files.
+        named: a file that is listed in any case, wherever it is.
+    """
+    shipped = {entry.name: entry for entry in shipped_entries()}
+    files: list[Entry] = []
+    replaced: set[str] = set()
+    for entry in file_entries(folder):
+        twin = Path(entry.name).stem
+        if twin not in shipped:
+            files.append(entry)
+        elif not _is_shipped_text(Path(entry.name), twin):
+            files.append(replace(entry, stands_for=twin))
+            replaced.add(twin)
+        elif entry.name == named:
+            files.append(entry)
+            replaced.add(twin)
+    if named not in {entry.name for entry in files}:
+        files = [*named_entry(named), *files]
+    return [*(entry for name, entry in shipped.items() if name not in replaced), *files]
+
+
+def listed_as(entries: Iterable[Entry], name: str) -> str:
+    """The name under which a scenario is listed: its own, or that of the file in its place."""
+    return next((entry.name for entry in entries if entry.stands_for == name), name)
+
+
 def shipped_entries() -> list[Entry]:
     """The shipped scenarios, by name."""
     from workbench.scenario_source import shipped_scenarios
@@ -106,6 +141,16 @@ def named_entry(name: str) -> list[Entry]:
     if path.suffix not in _SUFFIXES or not path.is_file():
         return []
     return [Entry("file", name, name, _first_comment(path), path)]
+
+
+def _is_shipped_text(path: Path, name: str) -> bool:
+    from workbench.scenario_source import shipped_text
+
+    text = shipped_text(name).encode()
+    try:
+        return path.stat().st_size == len(text) and path.read_bytes() == text
+    except OSError:
+        return False
 
 
 def _scenario_files(folder: Path) -> Iterator[Path]:

@@ -101,8 +101,7 @@ class CataloguePane(LinesPane[Entry | _Heading]):
         mark = "A " if self.marked == line.name else ""
         canvas.text(2, y, shortened(mark + line.title, room - 2), ink)
         if outcome:
-            colour = "data-bad" if line.run is None else _outcome_colour(line.run.outcome)
-            outcome_ink = ink if here else palette.ink(colour)
+            outcome_ink = ink if here else palette.ink(_colour(line))
             end = width - 1 if width < _ROOM_FOR_NOTES else name_end + 18
             canvas.right(end, y, outcome, outcome_ink)
         if width >= _ROOM_FOR_NOTES:
@@ -112,7 +111,9 @@ class CataloguePane(LinesPane[Entry | _Heading]):
 
 
 def _outcome(entry: Entry) -> str:
-    """How a recorded run went, and how long ago; "" for a scenario."""
+    """How a recorded run went, and how long ago; of a scenario that it is a changed one, or ""."""
+    if entry.stands_for:
+        return "not as shipped"
     if entry.unreadable:
         return "unreadable"
     return f"{entry.run.outcome} {entry.run.age():>3}" if entry.run is not None else ""
@@ -124,6 +125,12 @@ def _row_ink(palette: Palette, here: bool, focused: bool) -> int:
     if focused:
         return palette.ink(bold=True, reverse=True)
     return palette.ink(bg="panel", bold=True)
+
+
+def _colour(entry: Entry) -> str:
+    if entry.run is not None:
+        return _outcome_colour(entry.run.outcome)
+    return "data-bad" if entry.unreadable else "data-warning"
 
 
 def _outcome_colour(outcome: str) -> str:

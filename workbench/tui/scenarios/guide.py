@@ -6,7 +6,10 @@ from typing import Final
 
 from workbench.tui.screen_help import ScreenHelp
 
-_LIST = "shipped scenarios, scenario files of this folder, recorded runs with outcome and age"
+_LIST = (
+    "shipped scenarios, scenario files of this folder, recorded runs with outcome and age; a file "
+    "that is called like a shipped scenario and is not as shipped stands in its place"
+)
 _FORM = (
     "every key of the scenario; ● differs from the file, ✗ is wrong, – is left to the program; "
     "enter types a value, ← → turn through the few there are"

@@ -21,9 +21,8 @@ from workbench.tui.scenarios.catalogue import (
     Entry,
     RunFacts,
     RunShelf,
-    file_entries,
-    named_entry,
-    shipped_entries,
+    listed_as,
+    scenario_entries,
 )
 from workbench.tui.scenarios.catalogue_pane import CataloguePane
 from workbench.tui.scenarios.draft import (
@@ -120,16 +119,13 @@ class ScenariosScreen(Drafting):
             self.run_worker(self._list_entries, thread=True, exclusive=True, group="list")
 
     def _list_entries(self) -> None:
-        files = file_entries(Path())
-        if self._named not in {entry.name for entry in files}:
-            files = [*named_entry(self._named), *files]
-        entries = [*shipped_entries(), *files, *self._shelf.entries()]
+        entries = [*scenario_entries(Path(), self._named), *self._shelf.entries()]
         self.app.call_from_thread(self._listed, entries)
 
     def _listed(self, entries: list[Entry]) -> None:
         pane = self.query_one(CataloguePane)
         first = pane.count == 0
-        pane.show(entries, self.saved.scenario if first else None)
+        pane.show(entries, listed_as(entries, self.saved.scenario) if first else None)
         count = sum(entry.kind == "run" for entry in entries)
         self.query_one(ModeTabs).note(f"{count} runs" if count else "")
         if first:
