@@ -26,12 +26,19 @@ from workbench.fidelity.cells import (
 from workbench.fidelity.goals import GOALS, JUDGED_STEPS, STEP_GOALS, score
 from workbench.fidelity.loads import Load
 from workbench.fidelity.predict import Predictor
-from workbench.fidelity.step_errors import REGIONS, Errors, quantiles, spread, step_errors
+from workbench.fidelity.step_errors import (
+    REGIONS,
+    Errors,
+    host_times,
+    quantiles,
+    spread,
+    step_errors,
+)
 from workbench.fidelity.suite import Suite
 from workbench.provenance import input_file, source_commit
 from workbench.scenario_serving import ANALYTIC
 
-SCHEMA: Final = "fidelity-judgement/v2"
+SCHEMA: Final = "fidelity-judgement/v3"
 CALIBRATED: Final = "calibrated"
 COMPOSED: Final = "composed"  # of kernel tables
 COUNTS: Final = ("completed", "retractions", "prefix_hit_rate_percent")
@@ -187,9 +194,8 @@ def _judge_load(
     steps = [run.steps for run in cell.runs]
     summaries = {whose: each.summary(load) for whose, each in predictors.items()}
     requests = int(min(run["completed"] or 0 for run in engine))
-    errors = {
-        whose: step_errors(each.cost_model(load), steps) for whose, each in predictors.items()
-    }
+    models = {whose: each.cost_model(load) for whose, each in predictors.items()}
+    errors = {whose: step_errors(model, steps) for whose, model in models.items()}
     result = {
         "requests": requests,
         "runs": len(engine),
@@ -211,6 +217,7 @@ def _judge_load(
             whose: {region: _step_numbers(values) for region, values in regions.items()}
             for whose, regions in errors.items()
         },
+        "host_ms": host_times(models, steps),
         "amplification": _amplification(load, predictors[CALIBRATED], summaries[CALIBRATED])
         if load.share else None,
     }  # fmt: skip

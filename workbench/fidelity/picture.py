@@ -10,10 +10,11 @@ import numpy as np
 
 from workbench.atomic_file import open_atomic
 from workbench.fidelity.goals import GOALS, P99_REQUESTS, STEP_GOALS
-from workbench.fidelity.judge import Judgement
+from workbench.fidelity.judge import CALIBRATED, COMPOSED, Judgement
 from workbench.fidelity.step_errors import REGIONS
 from workbench.fidelity.table import sources_told
 from workbench.report_panels import GREY, STYLE
+from workbench.scenario_serving import ANALYTIC
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,7 +114,7 @@ def _dots(axes: Axes, loads: Sequence[dict[str, Any]], metrics: Sequence[str]) -
         _, colour = _KINDS[_kind(metric)]
         shift = (place - (len(metrics) - 1) / 2) * 0.7 / len(metrics)
         for row, load in enumerate(loads):
-            score = load["metrics"]["calibrated"][metric]
+            score = load["metrics"][CALIBRATED][metric]
             if score["error"] is None:
                 continue
             face = "white" if score["reached"] is None else colour
@@ -161,12 +162,15 @@ def _steps(
 ) -> None:
     axes = places.plot(figure, 0.725, 0.262)
     share = np.arange(101)
-    for whose, line in (("calibrated", "-"), ("analytic", "--")):
+    lines = {CALIBRATED: "-", COMPOSED: ":", ANALYTIC: "--"}
+    for whose in (whose for whose in lines if whose in quantiles):
         for region, errors in quantiles[whose].items():
             if errors:
                 shown = np.clip(errors, _LEAST, None)
-                label = region if whose == "calibrated" else None
-                axes.plot(shown, share, line, color=_COLOURS[region], linewidth=1.4, label=label)
+                label = region if whose == CALIBRATED else None
+                axes.plot(
+                    shown, share, lines[whose], color=_COLOURS[region], linewidth=1.4, label=label
+                )
     for name, percent in (("median", 50), ("p99", 99)):
         axes.plot(STEP_GOALS[name], percent, "x", color="#222222", markersize=7, zorder=5,
                   label="goals" if name == "median" else None)  # fmt: skip
@@ -176,8 +180,14 @@ def _steps(
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("absolute error of a step's GPU time (%)")
     axes.set_ylabel("share of steps (%)")
-    axes.set_title("steps: calibrated (solid), analytic (dashed)", fontsize=9, loc="left",
-                   color=GREY)  # fmt: skip
+    for whose, name in (
+        (CALIBRATED, "calibrated"),
+        (COMPOSED, "kernel tables"),
+        (ANALYTIC, "analytic"),
+    ):
+        if whose in quantiles:
+            axes.plot([], [], lines[whose], color=GREY, linewidth=1.4, label=name)
+    axes.set_title("single steps", fontsize=9, loc="left", color=GREY)
     axes.legend(loc="upper left", fontsize=8)
 
 

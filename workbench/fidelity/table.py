@@ -21,6 +21,7 @@ def table_lines(judgement: Judgement) -> list[str]:
     lines = [f"profile {judgement['profile']}, {_machine(judgement)}", *_sources(judgement)]
     if loads:
         lines += ["", *_metrics(loads), "", *_steps(loads), "", *_counts(loads)]
+        lines += _host_times(loads)
         lines += _amplification(loads)
         lines += ["", *_explanation(judgement)]
     for name, commit in judgement["other_sources"].items():
@@ -120,6 +121,23 @@ def _range(values: Sequence[float | None], form: str) -> str:
     known = [value for value in values if value is not None]
     texts = [format(value, form) for value in (min(known), max(known))] if known else ["-"]
     return "–".join(dict.fromkeys(texts))
+
+
+def _host_times(loads: Sequence[dict[str, Any]]) -> list[str]:
+    """What steps take the host, and what it is said to be."""
+    known = [load for load in loads if load["host_ms"]]
+    if not known:
+        return []
+    first = next(iter(known[0]["host_ms"].values()))
+    names = [name for name in first if name != "count"]
+    lines = ["", _row("host, median ms", ["steps with", "steps", *names], _CELL)]
+    for load in known:
+        label = load["load"]
+        for kind, numbers in load["host_ms"].items():
+            cells = [kind, f"{numbers['count']:,}", *(f"{numbers[name]:.2f}" for name in names)]
+            lines.append(_row(label, cells, _CELL))
+            label = ""
+    return lines
 
 
 def _amplification(loads: Sequence[dict[str, Any]]) -> list[str]:
