@@ -23,7 +23,7 @@ from simulator.kernel_curves import monotone
 from simulator.kernel_file import Correction, Lender
 from simulator.kernel_parts import KernelParts
 from simulator.kernel_tables import KernelTables
-from simulator.power_state import PowerFit, calibrated_load, longer
+from simulator.power_state import PowerFit, calibrated_longer
 from simulator.profile import DecodeTable, Fit, HostFit, LaunchFit, MixedFit, SharedFit
 from simulator.roofline import HostCosts
 from simulator.waking import WakeFit
@@ -241,8 +241,7 @@ def heat(power: PowerFit | None, ns: Float64, tokens: Float64) -> Float64:
     factors = []
     for taken, count in zip(ns.tolist(), tokens.tolist(), strict=True):
         busy = min(1.0, count * power.token_ns / taken)
-        before = calibrated_load(power, taken, busy)
-        factors.append(longer(power, taken, busy, busy, before))
+        factors.append(calibrated_longer(power, taken, busy, busy))
     return np.array(factors)
 
 

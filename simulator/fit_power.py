@@ -15,7 +15,7 @@ import numpy as np
 from simulator.cost_model import Int64, StepFeatures
 from simulator.fit_base import Float64, Steps
 from simulator.fit_decode import ascending
-from simulator.power_state import DECODING, PowerFit, left
+from simulator.power_state import COLD, DECODING, PowerFit, after
 from simulator.samples import PowerSamples
 
 _BINS: Final = 20  # of loads from 0 to 1
@@ -72,13 +72,13 @@ def loads_during(token_ns: float, tokens: Float64, ns: Float64, cool_ns: Float64
     Returns:
         float64[n].
     """
-    loads, load = np.empty(len(ns)), 0.0
+    loads, load = np.empty(len(ns)), COLD
     shares = np.minimum(1.0, tokens * token_ns / cool_ns)
     for at, (busy, took, cool) in enumerate(
         zip(shares.tolist(), ns.tolist(), cool_ns.tolist(), strict=True)
     ):
-        loads[at] = busy + (load - busy) * left(cool / 2)
-        load = busy + (load - busy) * left(took)
+        loads[at] = after(load, busy, cool / 2).load
+        load = after(load, busy, took)
     return loads
 
 

@@ -1,49 +1,59 @@
 """What a GPU's power limit does to steps: the clocks of one that computes a lot are lower.
 
 A GPU at its power limit lowers its clocks, and the same step takes longer than on one that was busy
-reading memory, or idle, a moment ago: of Llama-3.1-8B on an H200 a prompt's step up to 18 %, a
-decode step up to 5 %. What counts is the load: the share of the last tenth of a second in which
-arithmetic kept the GPU busy, recent times counting more.
+reading memory, or idle, a moment ago: of Llama-3.1-8B on an H200 a prompt's step up to 20 %, a
+decode step up to 10 %. What counts is the load: the share of recent time in which arithmetic kept
+the GPU busy. Clocks follow it late: prompts from rest run for 30 to 50 ms before they fall.
 
-The law is simple on purpose. Let a step take `gpu_ns` where it was calibrated, after light steps
-that ran for REST_NS, and let
+The law is simple on purpose. Let a step take `gpu_ns` where it was calibrated, and let
 
     busy     min(1, (tokens * token_ns + pairs * pair_ns) / gpu_ns), its share of arithmetic
     heat     the same, with DECODING tokens for each that is decoded
-    x        ns / TAU_NS
-    left     1 / (1 + x + x^2 / 2), how much of the load before is left after so many ns of it
-    at(ns)   heat + (load - heat) * left(ns), the load then
-    slow     the mean of slowdown(at(ns)) at the two places that stand for all of the step
+    mean     of recent heat, with a time constant of TAU_NS
+    load     of recent means, with the same time constant: what clocks follow
+    slow     the mean of slowdown(load) over three places that stand for all of the step
     longer   1 + slow * (memory_share + (1 - memory_share) * busy)
 
-Then with the load that it meets, the step takes gpu_ns * longer(load) / longer(load where it was
-calibrated), and the load after it is at(the time it takes). While the GPU idles, the load goes down
-as during a step without arithmetic. A token that is decoded heats more than one of a prompt, as few
-of them fill a tile and each reads a context of its own. `left` is the exponential that belongs to
-it, nearly, by operations that are the same everywhere: results are the same integers.
+Then with what it meets, the step takes gpu_ns * longer / (longer where it was calibrated). While
+the GPU idles, there is no heat. A token that is decoded heats more than one of a prompt, as few of
+them fill a tile and each reads a context of its own.
 
-The load where a step was calibrated is that of light steps and of the step itself taking turns:
-light + (after - light) * left(REST_NS), where `after` is the load that the step leaves.
+Where a step was calibrated, light steps ran for REST_NS before each of its repetitions; of two that
+followed each other so, the mean is what it took.
+
+The exponentials are (1 + x / 16) ** -16, nearly, by operations that are the same everywhere:
+results are the same integers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-TAU_NS: Final = 100_000_000.0  # of all tried from 10 ms to 10 s, what explains most on an H200
+TAU_NS: Final = 25_000_000.0  # what explains most of nine loads on an H200, and on another
 REST_NS: Final = 50_000_000  # of light steps before each that is calibrated
 DECODING: Final = 2.5  # of 1 to 4, what explains most of nine loads on another H200
-_PLACES: Final = (0.21132486540518713, 0.7886751345948129)  # of a step, for a mean (Gauss)
+# Places of a step and their weights, for a mean (Gauss).
+_PLACES: Final = ((0.1127016653792583, 5 / 18), (0.5, 8 / 18), (0.8872983346207417, 5 / 18))
 
 
 Cost = Annotated[float, msgspec.Meta(ge=0, le=1 << 53)]  # whole ns of a sum fit in int64
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Int64 = NDArray[np.int64]
+
+
+class Load(NamedTuple):
+    """Of a GPU at one time, as shares: the mean of recent heat, and the load, that of the means."""
+
+    mean: float
+    load: float
+
+
+COLD: Final = Load(0.0, 0.0)
 
 
 class PowerFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,7 +84,7 @@ class PowerState:
         fit: of the GPU and model; None: nothing is known, no step gets longer.
 
     Attributes:
-        load: mean heat of recent time, 0 to 1, at the end of the last step.
+        load: at the end of the last step.
     """
 
     __slots__ = ("_cool", "_fit", "_until_ns", "load")
@@ -83,7 +93,7 @@ class PowerState:
         self._fit = fit
         self._cool = 0.0 if fit is None else _coolest(fit)
         self._until_ns = 0
-        self.load = 0.0
+        self.load = COLD
 
     def lengthen(
         self, gpu_ns: int, tokens: int, start_ns: int, decodes: int, pairs: int = 0
@@ -106,56 +116,71 @@ class PowerState:
             busy = 1.0
         if heat > 1.0:
             heat = 1.0
-        if load > self._cool or heat > self._cool:
-            gpu_ns = _longer_ns(fit, gpu_ns, busy, heat, load)
+        if max(load.mean, load.load, heat) > self._cool:
+            now = longer(fit, gpu_ns, busy, heat, load)
+            gpu_ns = int(gpu_ns * now / calibrated_longer(fit, gpu_ns, busy, heat) + 0.5)
         self.passed(gpu_ns, heat, load, start_ns)
         return gpu_ns
 
-    def load_at(self, time_ns: int) -> float:
+    def load_at(self, time_ns: int) -> Load:
         """The load after idling since the last step."""
         idle_ns = time_ns - self._until_ns
-        return self.load * left(idle_ns) if idle_ns > 0 else self.load
+        return after(self.load, 0.0, idle_ns) if idle_ns > 0 else self.load
 
-    def passed(self, gpu_ns: int, heat: float, load: float, start_ns: int) -> None:
+    def passed(self, gpu_ns: int, heat: float, load: Load, start_ns: int) -> None:
         """A step ran from `start_ns` on for `gpu_ns`, when the load was `load`."""
-        self.load = heat + (load - heat) * left(gpu_ns)
+        self.load = after(load, heat, gpu_ns)
         self._until_ns = start_ns + gpu_ns
 
-    def snapshot(self) -> tuple[float, int]:
+    def snapshot(self) -> tuple[Load, int]:
         """To go back to, by `restore`."""
         return self.load, self._until_ns
 
-    def restore(self, snapshot: tuple[float, int]) -> None:
+    def restore(self, snapshot: tuple[Load, int]) -> None:
         """Forget the steps since the snapshot."""
         self.load, self._until_ns = snapshot
 
 
-def left(ns: float) -> float:
-    """How much of a load is left after so many ns."""
+def after(load: Load, heat: float, ns: float) -> Load:
+    """The load after so many ns of heat."""
     x = ns / TAU_NS
-    return 1.0 / (1.0 + x + x * x / 2.0)
+    left = _left(x)
+    mean, follows = load[0] - heat, load[1] - heat
+    return Load(heat + mean * left, heat + (follows + mean * x) * left)
 
 
-def calibrated_load(fit: PowerFit, gpu_ns: float, heat: float) -> float:
-    """The load before a step where it was calibrated."""
-    of_rest, of_step = left(REST_NS), left(gpu_ns)
-    after = (heat * (1.0 - of_step) + fit.light_busy * (1.0 - of_rest) * of_step) / (
-        1.0 - of_rest * of_step
-    )
-    return fit.light_busy + (after - fit.light_busy) * of_rest
+def _left(x: float) -> float:
+    """How much is left of something after x times its time constant: exp(-x), nearly."""
+    y = 1.0 + x * 0.0625
+    y *= y
+    y *= y
+    y *= y
+    return 1.0 / (y * y)
 
 
-def longer(fit: PowerFit, gpu_ns: float, busy: float, heat: float, load: float) -> float:
+def longer(fit: PowerFit, gpu_ns: float, busy: float, heat: float, load: Load) -> float:
     """How many times as long a step takes as it would with clocks that are never lowered."""
-    share = 0.5 * (fit.memory_share + (1.0 - fit.memory_share) * busy)
-    early, late = (slowdown(fit, heat + (load - heat) * left(at * gpu_ns)) for at in _PLACES)
-    return 1.0 + (early + late) * share
+    mean, follows = load[0] - heat, load[1] - heat
+    slow, step = 0.0, gpu_ns / TAU_NS
+    for place, weight in _PLACES:
+        x = place * step
+        slow += weight * slowdown(fit, heat + (follows + mean * x) * _left(x))
+    return 1.0 + slow * (fit.memory_share + (1.0 - fit.memory_share) * busy)
 
 
-def _longer_ns(fit: PowerFit, gpu_ns: int, busy: float, heat: float, load: float) -> int:
-    before = calibrated_load(fit, gpu_ns, heat)
-    now, then = (longer(fit, gpu_ns, busy, heat, each) for each in (load, before))
-    return int(gpu_ns * now / then + 0.5)
+def calibrated_longer(fit: PowerFit, gpu_ns: float, busy: float, heat: float) -> float:
+    """The same of a step where it was calibrated."""
+    light, times = fit.light_busy, 0.0
+    load = Load(light, light)
+    cool = fit.load[0] if fit.slowdown[0] == 0.0 and light <= fit.load[0] else -1.0
+    for _ in range(2):
+        load = after(after(load, heat, gpu_ns), light, REST_NS)
+        # Unless it is hot already, the load is highest at the end: then nothing was slow.
+        if load[1] <= cool and after(load, heat, gpu_ns)[1] <= cool:
+            times += 1.0
+        else:
+            times += longer(fit, gpu_ns, busy, heat, load)
+    return times * 0.5
 
 
 def slowdown(fit: PowerFit, load: float) -> float:

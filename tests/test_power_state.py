@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import msgspec
@@ -15,8 +16,10 @@ from simulator.power_state import (
     DECODING,
     REST_NS,
     TAU_NS,
+    Load,
     PowerFit,
     PowerState,
+    after,
     lengthened,
     slowdown,
 )
@@ -105,19 +108,43 @@ def test_tokens_that_are_decoded_heat_more() -> None:
     ]
     assert states[0].load == pytest.approx(states[1].load, rel=0.05)
     busy = 130 * 20_000 / 9_000_000
-    slow = slowdown(FIT, states[0].load)
+    slow = slowdown(FIT, states[0].load.load)
     assert slow > 0.02
     assert longest[0][-1] / 9_000_000 == pytest.approx(1 + slow * (0.25 + 0.75 * busy), rel=0.003)
 
 
+def test_clocks_follow_late() -> None:
+    """After rest a GPU computes for a while before it slows down, and is slow for a while after."""
+    prompts, now = run(PowerState(FIT), PROMPT, 12)
+    assert prompts[1] < 1.005 * PROMPT[0]
+    assert prompts[-1] > 1.1 * PROMPT[0]
+    assert prompts[2] - prompts[1] > prompts[1] - prompts[0]
+    state = PowerState(FIT)
+    _, now = run(state, PROMPT, 40)
+    decodes, _ = run(state, DECODE, 4, now)
+    assert decodes[3] == decodes[0] > 1.03 * DECODE[0]
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.integers(0, 500_000_000))
+def test_loads_are_lags_of_heat(mean: float, load: float, heat: float, ns: int) -> None:
+    """Two lags with one time constant, to a few percent of what exponentials say; shares stay."""
+    found, x = after(Load(mean, load), heat, ns), ns / TAU_NS
+    assert found.mean == pytest.approx(heat + (mean - heat) * math.exp(-x), abs=0.02)
+    follows = (load - heat + (mean - heat) * x) * math.exp(-x)
+    assert found.load == pytest.approx(heat + follows, abs=0.05)
+    assert -1e-12 <= min(found) <= max(found) <= 1 + 1e-12
+
+
 def test_idling_cools() -> None:
-    """After five times the time that counts, next to nothing is left of the load."""
+    """After eight times the time constant, next to nothing is left of the load."""
     state = PowerState(FIT)
     _, now = run(state, PROMPT, 40)
     hot = state.load
-    assert state.load_at(now + round(TAU_NS)) == pytest.approx(0.4 * hot)
-    assert state.load_at(now + 5 * round(TAU_NS)) < 0.06 * hot
-    cooled = state.lengthen(*PROMPT, now + 5 * round(TAU_NS), 0)
+    one, eight = (state.load_at(now + round(times * TAU_NS)) for times in (1, 8))
+    assert one.mean == pytest.approx(hot.mean * math.exp(-1), rel=0.04)
+    assert one.load == pytest.approx(2 * hot.load * math.exp(-1), rel=0.04)
+    assert max(eight) < 0.02
+    cooled = state.lengthen(*PROMPT, now + 8 * round(TAU_NS), 0)
     assert cooled == pytest.approx(PROMPT[0], rel=0.01)
 
 
@@ -129,7 +156,7 @@ def test_times_stay_within_what_the_table_says(work: list[tuple[int, int, int]])
         now += idle_ns
         longer = state.lengthen(gpu_ns, tokens, now, tokens // 3)
         assert gpu_ns / 1.14 - 1 <= longer <= 1.14 * gpu_ns + 1
-        assert 0 <= state.load <= 1
+        assert 0 <= min(state.load) <= max(state.load) <= 1 + 1e-12
         now += longer
 
 
