@@ -26,6 +26,7 @@ _BOOK_FACTS = (
     "committed_iteration", "last_decode_plan_id", "oldest_in_flight", "promised_pages",
     "retracted", "running",
 )  # fmt: skip
+_NODE_FACTS = ("node_id", "pages", "locks", "last_access", "hits", "proven", "withdrawn")
 
 
 def observable(scheduler: Scheduler) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def observable(scheduler: Scheduler) -> dict[str, Any]:
         "crossings": {i: list(bucket) for i, bucket in batch.crossings.items()},
         "memory": (kv.pool.free_list(), kv.held_pages, kv.cached_pages, kv.evicted_pages),
         "tree": [
-            (namespace, node.node_id, node.pages, node.locks, node.last_access, node.hits)
+            (namespace, *(getattr(node, name) for name in _NODE_FACTS))
             for namespace, node in (kv.cache.nodes() if kv.cache else ())
         ],
         "hits": kv.cache and (kv.cache.lookups, kv.cache.lookup_tokens, kv.cache.hit_tokens),

@@ -105,6 +105,7 @@ class FakeRunner:
     Attributes:
         on_launch: called with each plan; may raise.
         launched, prefilled: steps, and prompt tokens computed in them.
+        planned: ids of the requests in each of these steps.
         largest: most requests in a step.
         registered: parameters of the live requests that are not plainly greedy.
         all_registered: also of those that have ended.
@@ -116,6 +117,7 @@ class FakeRunner:
         self.nan_at: set[tuple[int, int]] = set()
         self.on_launch: Callable[[StepPlan], None] = lambda plan: None
         self.launched = self.prefilled = 0
+        self.planned: list[set[int]] = []
         self.largest = 0
         self.registered: dict[int, SamplingParams] = {}
         self.all_registered: dict[int, SamplingParams] = {}
@@ -137,6 +139,8 @@ class FakeRunner:
         self.launched += 1
         self.prefilled += plan.prefill_tokens
         rows = plan.sampling_requests()
+        requests = [item.request for item in plan.prefills] + [request for request, _ in rows]
+        self.planned.append({request.request_id for request in requests})
         self.largest = max(self.largest, len(rows))
         for item in plan.prefills:
             if item.samples:

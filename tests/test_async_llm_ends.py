@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny_models
-from async_stories import PATIENCE_S, asks, collect, eventually, play
+from async_stories import PATIENCE_S, Held, asks, collect, eventually, play
 from fake_language import FakeRunner, FakeTokenizer, dies, engine, greedy
 
 from engine import AsyncLLM
@@ -18,22 +18,25 @@ from engine.runtime.local_engine import RequestRejectedError
 
 
 def test_cancelling_a_reader_aborts_its_request_only() -> None:
-    """The request leaves the engine within a few steps; the others get the same tokens."""
+    """The request leaves the engine, which steps no more for it; others get the same tokens."""
 
     async def story() -> None:
         runner = FakeRunner(step_s=0.001)
         local = engine(runner)
+        held = Held(local, 12)
         async with AsyncLLM(local) as llm:
             long = asyncio.create_task(collect(llm, [9], asks(max_tokens=190)))
             other = asyncio.create_task(collect(llm, [1, 2], asks(max_tokens=60)))
-            await eventually(lambda: local.live == 2 and runner.launched > 5)
+            await eventually(lambda: local.live == 2 and held.waits)
             long.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await long
-            launched = runner.launched
             await eventually(lambda: local.live == 1)
-            assert runner.launched <= launched + 20
+            launched = runner.launched
+            held.go.set()
             assert list((await other)[-1].outputs[0].token_ids) == greedy([1, 2], 60)
+            assert 0 in runner.planned[launched - 1]
+            assert all(ids == {1} for ids in runner.planned[launched:])
             assert local.live == 0
 
     play(story)
@@ -44,6 +47,7 @@ def test_closing_a_generator_aborts_its_request() -> None:
 
     async def story() -> None:
         local = engine(FakeRunner(step_s=0.001))
+        Held(local, 12)
         async with AsyncLLM(local) as llm:
             async with aclosing(llm.generate([9], asks(max_tokens=190))) as outputs:
                 async for output in outputs:
@@ -75,9 +79,10 @@ def test_an_abort_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def story() -> None:
         local = engine(FakeRunner(step_s=0.001))
+        held = Held(local, 12)
         async with AsyncLLM(local) as llm:
             reader = asyncio.create_task(collect(llm, [9], asks(max_tokens=190), request_id="mine"))
-            await eventually(lambda: local.live == 1)
+            await eventually(lambda: held.waits)
 
             def broken(_: object) -> bool:
                 monkeypatch.undo()  # it fails once: what cleans up afterwards can abort
@@ -98,14 +103,16 @@ def test_abort_ends_a_stream_with_what_there_is(n: int) -> None:
 
     async def story() -> None:
         runner = FakeRunner(step_s=0.001)
-        async with AsyncLLM(engine(runner, FakeTokenizer())) as llm:
+        local = engine(runner, FakeTokenizer())
+        held = Held(local, 12)
+        async with AsyncLLM(local) as llm:
             params = asks(max_tokens=190, n=n)
             stream = asyncio.create_task(collect(llm, [9] * 9, params, request_id="mine"))
             other = asyncio.create_task(collect(llm, [1, 2], asks(max_tokens=60)))
-            await eventually(lambda: runner.launched > 10)
-            launched = runner.launched
+            await eventually(lambda: local.live == n + 1 and held.waits)
             assert await llm.abort("mine")
-            assert runner.launched <= launched + 20
+            launched = runner.launched
+            held.go.set()
             last = (await stream)[-1]
             assert last.finished
             assert [out.finish_reason for out in last.outputs] == ["abort"] * n
@@ -114,6 +121,8 @@ def test_abort_ends_a_stream_with_what_there_is(n: int) -> None:
             assert not await llm.abort("mine")
             assert not await llm.abort("nobody")
             assert list((await other)[-1].outputs[0].token_ids) == greedy([1, 2], 60)
+            assert len(runner.planned[launched - 1]) >= n
+            assert len(set().union(*runner.planned[launched:])) == 1, "it steps for the other only"
 
     play(story)
 
@@ -122,9 +131,11 @@ def test_an_abort_before_the_first_token_is_an_end_too() -> None:
     """Also of texts that were still waiting for their prompt."""
 
     async def story() -> None:
-        async with AsyncLLM(engine(FakeRunner(step_s=0.05), FakeTokenizer())) as llm:
+        local = engine(FakeRunner(), FakeTokenizer())
+        held = Held(local, 1)
+        async with AsyncLLM(local) as llm:
             stream = asyncio.create_task(collect(llm, [9] * 9, asks(n=3), request_id="mine"))
-            await asyncio.sleep(0.01)
+            await eventually(lambda: held.waits)  # the step that computes the prompt is launched
             assert await llm.abort("mine")
             (last,) = await stream
             assert [out.finish_reason for out in last.outputs] == ["abort"] * 3
@@ -137,10 +148,11 @@ def test_a_refused_prompt_harms_nobody() -> None:
     """Its stream raises, the others go on; so do bad prompts and ids in use."""
 
     async def story() -> None:
-        runner = FakeRunner(step_s=0.001)
-        async with AsyncLLM(engine(runner)) as llm:
+        local = engine(FakeRunner(step_s=0.001))
+        held = Held(local, 12)
+        async with AsyncLLM(local) as llm:
             other = asyncio.create_task(collect(llm, [1], asks(max_tokens=60), request_id="one"))
-            await eventually(lambda: runner.launched > 3)
+            await eventually(lambda: held.waits)
             with pytest.raises(RequestRejectedError, match="at most 200 fit"):
                 await collect(llm, [1] * 300)
             with pytest.raises(ValueError, match="the prompt is empty"):
@@ -149,6 +161,7 @@ def test_a_refused_prompt_harms_nobody() -> None:
                 await collect(llm, "the fox")
             with pytest.raises(ValueError, match="request id 'one' is in use"):
                 await collect(llm, [2], request_id="one")
+            held.go.set()
             assert list((await other)[-1].outputs[0].token_ids) == greedy([1], 60)
             again = await collect(llm, [2], asks(), request_id="one")
             assert list(again[-1].outputs[0].token_ids) == greedy([2], 20)
@@ -297,12 +310,14 @@ def test_closing_ends_all_streams() -> None:
 
     async def story() -> None:
         runner = FakeRunner(step_s=0.001)
-        llm = AsyncLLM(engine(runner))
+        local = engine(runner)
+        held = Held(local, 12)
+        llm = AsyncLLM(local)
         streams = [
             asyncio.create_task(collect(llm, [1 + i] * 9, asks(max_tokens=190, n=1 + i % 2)))
             for i in range(4)
         ]
-        await eventually(lambda: runner.launched > 5)
+        await eventually(lambda: local.live == 6 and held.waits)
         await asyncio.gather(llm.close(), llm.close())
         await llm.close()
         for outputs in await asyncio.gather(*streams):
@@ -369,14 +384,16 @@ def test_real_streams_do_not_notice_an_abort(tmp_path: Path) -> None:
     async def story() -> None:
         options = dict(device="cpu", num_pages=64, max_running_requests=8)
         async with AsyncLLM(tmp_path, **options) as llm:
+            held = Held(llm._engine, 12)
             long = asks(max_tokens=200, ignore_eos=True)
             victim = asyncio.create_task(collect(llm, prompts[1], long, request_id="victim"))
             rest = [
                 asyncio.create_task(collect(llm, prompt, asks(max_tokens=12, ignore_eos=True)))
                 for prompt in (prompts[0], prompts[2])
             ]
-            await asyncio.sleep(0.02)
+            await eventually(lambda: llm._engine.live == 3 and held.waits)
             assert await llm.abort("victim")
+            held.go.set()
             assert (await victim)[-1].outputs[0].finish_reason == "abort"
             for prompt, outputs in zip((prompts[0], prompts[2]), rest, strict=True):
                 ids = list((await outputs)[-1].outputs[0].token_ids)

@@ -17,6 +17,7 @@ echo '1755, 3201, 699.0, 60'
 echo '[N/A], 3201, 1.0, 2'
 echo '1800, 3201, 690.0, 55'
 printf 17
+touch told
 exec sleep 60
 """
 
@@ -27,8 +28,10 @@ def test_least_median_and_greatest(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     tool.write_text(SCRIPT, encoding="utf-8")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
     with GpuState("0000:3b:00.0") as state:
-        time.sleep(0.5)
+        while not (tmp_path / "told").exists():
+            time.sleep(0.01)
     assert state.summary() == {
         "sm_clock_mhz": {"min": 1755.0, "median": 1800.0, "max": 1980.0},
         "memory_clock_mhz": {"min": 3201.0, "median": 3201.0, "max": 3201.0},

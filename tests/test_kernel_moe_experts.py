@@ -149,9 +149,17 @@ def test_tiles_of_pairs_do_not_matter(top_k: int) -> None:
         assert relative_error(out, exact(layer)) < TOLERANCE[DTYPES[-1]]
 
 
-@pytest.mark.parametrize("tokens", [0, 3, 20])
-def test_the_size_of_the_batch_picks_the_path(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few pairs go to one path and many to the other; no tokens to none."""
+@pytest.mark.parametrize(
+    ("tokens", "experts", "path"),
+    [
+        (0, 8, []), (3, 8, ["moe_mlp_pairs"]), (4, 8, ["moe_mlp_grouped"]),
+        (20, 8, ["moe_mlp_grouped"]), (2, 4, ["moe_mlp_pairs"]), (3, 4, ["moe_mlp_grouped"]),
+    ],
+)  # fmt: skip
+def test_the_size_of_the_batch_picks_the_path(
+    tokens: int, experts: int, path: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few pairs, and no more than experts, go to one path and many to the other; none to none."""
     used = []
     for name in ("moe_mlp_pairs", "moe_mlp_grouped"):
         run = getattr(moe_experts, name)
@@ -159,11 +167,11 @@ def test_the_size_of_the_batch_picks_the_path(tokens: int, monkeypatch: pytest.M
             moe_experts, name, lambda *layer, n=name, run=run: (used.append(n), run(*layer))[1]
         )
     monkeypatch.setattr(moe_experts, "PAIRS_LIMIT", 6)
-    layer = random_layer(tokens, 4, 2, 64, 32, DTYPES[-1])
+    layer = random_layer(tokens, experts, 2, 64, 32, DTYPES[-1])
     out = sum_parts(moe_mlp_triton(*layer))
     assert relative_error(out, exact(layer)) < TOLERANCE[DTYPES[-1]] or not tokens
     assert out.shape == layer.x.shape
-    assert used == {0: [], 3: ["moe_mlp_pairs"], 20: ["moe_mlp_grouped"]}[tokens]
+    assert used == path
 
 
 @pytest.mark.parametrize("name", sorted(IMPLEMENTATIONS))

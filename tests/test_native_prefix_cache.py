@@ -23,7 +23,7 @@ from engine.native.cache_choice import put_native
 from engine.native.prefix_cache import native_cache
 from workbench.fuzz import cache_machine, rig
 from workbench.fuzz.explore import explore
-from workbench.fuzz.machines import MACHINES
+from workbench.fuzz.machines import FAULTS, MACHINES
 
 pytestmark = pytest.mark.usefixtures("prefix_cache_builds")
 
@@ -61,7 +61,7 @@ def test_the_fuzzer_finds_nothing_in_the_native_cache(monkeypatch: pytest.Monkey
     """The fuzzer's cache machine, with own texts and tenants, breaks no law."""
     monkeypatch.setattr(cache_machine, "RadixCache", native_cache)
     for seed in range(12):
-        assert explore(MACHINES["cache"], seed, frozenset()).failure is None
+        assert explore(MACHINES["cache"], seed, FAULTS).failure is None
 
 
 def test_a_scheduler_with_the_native_cache_decides_the_same(
@@ -77,7 +77,7 @@ def test_a_scheduler_with_the_native_cache_decides_the_same(
 
     monkeypatch.setattr(rig, "Scheduler", scheduler)
     for seed in range(8):
-        assert explore(MACHINES["scheduler"], seed, frozenset()).failure is None
+        assert explore(MACHINES["scheduler"], seed, FAULTS).failure is None
     assert sum(injected) > 2
 
 
@@ -176,6 +176,8 @@ class Twins:
     def insert(self, at: int, ids: np.ndarray) -> None:
         ours, theirs, name = self.held[at]
         if name:
+            if b"" not in ours.children:  # an owner goes on where his text ends
+                self.held[at] = *self.both_below(ours, theirs), name
             return
         pages = self.pages(len(ids) // self.size)
         call = "insert_locked" if self.rng.random() < 0.7 else "insert"
@@ -186,12 +188,15 @@ class Twins:
         if call == "insert_locked":
             self.held[at] = mine.node, its.node, b""
 
+    def both_below(self, ours: Any, theirs: Any) -> tuple[Any, Any]:
+        """An own text goes on by a page."""
+        page = self.pages(1)
+        return self.python.insert_own(ours, list(page)), self.native.insert_own(theirs, list(page))
+
     def own(self) -> None:
         ours, theirs = self.both("root", 0)
         for _ in range(int(self.rng.integers(1, 6))):
-            (page,) = self.pages(1)
-            ours = self.python.insert_own(ours, [page])
-            theirs = self.native.insert_own(theirs, [page])
+            ours, theirs = self.both_below(ours, theirs)
         assert ours.first == theirs.first
         self.names.append(ours.first)
         self.held.append((ours, theirs, ours.first))

@@ -23,6 +23,8 @@ from engine.core.enums import FinishReason, RadixOp, RequestEvent
 from engine.core.events import Detail, EventLog, Segment
 from engine.core.invariants import cache_problems
 from engine.core.radix_cache import RadixCache
+from engine.core.radix_node import PrefixMatch, RadixNode
+from engine.core.radix_tree import Eviction
 from engine.core.token_ids import SyntheticTokens
 from engine.core.workload import PromptSegments, Workload
 from simulator.router import RouterConfig
@@ -95,6 +97,16 @@ def test_schedulers_cannot_tell_in_runs_that_nobody_has_seen() -> None:
     """The same for new seeds, all page sizes and settings."""
     for seed in fresh_seeds(30):
         alike(seed, ids_skip=seed % 2 == 0)
+
+
+@pytest.mark.parametrize(
+    "seed",
+    [2392964966, 373123885, 3379167138, 1001184383, 2867835249, 2137952296, 380685761],
+)
+def test_schedulers_cannot_tell_where_they_once_could(seed: int) -> None:
+    """What a request without numbers leaves in the cache is worth nothing, with ids or without."""
+    alike(seed, ids_skip=True)
+    alike(seed, ids_skip=False)
 
 
 @st.composite
@@ -257,3 +269,94 @@ def test_an_own_text_is_cut_where_its_match_ends() -> None:
     cache.unlock(loose)
     with pytest.raises(ValueError, match="not locked"):
         cache.insert_own(loose, [3])
+
+
+class Holder:
+    """Who computes a text in a cache of its own, where an older text of three pages is, too.
+
+    Args:
+        own: the text has no ids; else it has some that nobody else has.
+        proven: so many of its three pages have given a number.
+    """
+
+    def __init__(self, own: bool, proven: int, eviction: Eviction) -> None:
+        self.own = own
+        self.told: list[tuple[Any, ...]] = []
+        self.cache = cache = RadixCache(2, eviction, self._listen)
+        cache.insert(cache.root(0), np.full(6, 99, np.int32), [97, 98, 99])
+        self.node, self.name = cache.root(0), b""
+        self.add(*range(proven))
+        cache.prove(self.node)
+        self.add(*range(proven, 3))
+
+    def add(self, *pages: int) -> None:
+        """The text goes on."""
+        if not pages:
+            return
+        if self.own:
+            new = self.node.parent is None
+            self.node = self.cache.insert_own(self.node, list(pages))
+            self.name = self.node.first if new else self.name
+        else:
+            start = self.cache.depth_tokens(self.node)
+            ids = np.arange(start, start + 2 * len(pages), dtype=np.int32)
+            self.node = self.cache.insert_locked(self.node, ids, list(pages)).node
+
+    def find(self) -> PrefixMatch:
+        """What is found of the first twelve tokens of the text."""
+        if self.own:
+            looked, match = self.cache.peek_own(self.name, 12), self.cache.match_own(self.name, 12)
+        else:
+            ids = np.arange(12, dtype=np.int32)
+            looked, match = self.cache.peek(ids), self.cache.match(ids)
+        assert looked == 2 * len(match.pages)
+        assert list(cache_problems(self.cache)) == []
+        return match
+
+    def _listen(self, op: RadixOp, node: RadixNode) -> None:
+        parent = node.parent.node_id if node.parent else -1
+        self.told.append((op, node.node_id, parent, list(node.pages), node.locks, node.withdrawn))
+
+
+@pytest.mark.parametrize("eviction", ["lru", "lfu"])
+@pytest.mark.parametrize("proven", [0, 1, 2, 3])
+def test_an_own_text_without_numbers_is_withdrawn_as_ids_are(
+    proven: int, eviction: Eviction
+) -> None:
+    """Its owner does not find what is not proven, either, and that is evicted before all else."""
+    without, having = Holder(True, proven, eviction), Holder(False, proven, eviction)
+    for holder in (without, having):
+        cache = holder.cache
+        cache.withdraw(holder.node)
+        told, version = list(holder.told), cache.version
+        cache.withdraw(holder.node)
+        assert (holder.told, cache.version) == (told, version), "once is enough"
+        assert holder.find().pages == list(range(proven))
+        assert (cache.protected_pages, cache.depth_tokens(holder.node)) == (3, 6)
+        cache.unlock(holder.node)
+        assert sorted(cache.evict(3 - proven)) == list(range(proven, 3))
+        assert holder.find().pages == list(range(proven))
+        assert sorted(cache.clear()) == [*range(proven), 97, 98, 99]
+    assert without.told == having.told
+    assert without.cache.version == having.cache.version
+
+
+@pytest.mark.parametrize("proven", [0, 1, 2])
+def test_a_text_goes_on_where_it_is_withdrawn_and_beside_that(proven: int) -> None:
+    """Who holds what is withdrawn adds to it unseen; what is computed anew is found again."""
+    without, having = Holder(True, proven, "lru"), Holder(False, proven, "lru")
+    for holder in (without, having):
+        cache = holder.cache
+        cache.withdraw(holder.node)
+        holder.add(3)
+        assert cache.protected_pages == 4
+        match, withdrawn = holder.find(), holder.node
+        assert match.pages == list(range(proven))
+        holder.node = match.node
+        cache.lock(match.node)
+        holder.add(4, 5)
+        assert holder.find().pages == [*range(proven), 4, 5]
+        cache.unlock(withdrawn)
+        cache.unlock(holder.node)
+        assert sorted(cache.clear()) == [0, 1, 2, 3, 4, 5, 97, 98, 99]
+    assert without.told == having.told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from dataclasses import replace
@@ -272,12 +273,25 @@ def test_a_tool_that_fails_is_told_with_its_words(tmp_path: Path) -> None:
 
 def test_what_a_tool_watches_ends_with_it(tmp_path: Path) -> None:
     """A program that a tool started is ended with the tool when that takes too long."""
-    left = tmp_path / "left"
-    program = tool(tmp_path, f"(sleep 1; touch {left}) & wait")
+    held = tmp_path / "held"  # a pipe that what the tool starts holds open as long as it lives
+    os.mkfifo(held)
+    pipe = os.open(held, os.O_RDONLY | os.O_NONBLOCK)
+    program = tool(tmp_path, f"sleep 600 > {held} & wait")
     with pytest.raises(ToolError, match="longer than"):
         run_tool(Command((program,)), 0.3)
-    time.sleep(1.2)
-    assert not left.exists()
+    end = time.monotonic() + 60
+    while is_held(pipe):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    os.close(pipe)
+
+
+def is_held(pipe: int) -> bool:
+    """Whether somebody could still write to a pipe."""
+    try:
+        return os.read(pipe, 1) != b""
+    except BlockingIOError:
+        return True
 
 
 def test_a_watched_step_has_no_more_pages_than_it_needs() -> None:

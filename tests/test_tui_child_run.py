@@ -134,16 +134,19 @@ def test_a_reader_that_is_behind_holds_the_child_up(tmp_path: Path) -> None:
 
 def test_close_ends_a_run_that_does_not_listen(tmp_path: Path) -> None:
     """A child that ignores the wish to stop is killed after a grace."""
+    deaf = tmp_path / "deaf"
 
     class Deaf(RunCommand):
         def for_child(self) -> tuple[str, ...]:
-            code = "import signal, time; signal.signal(2, signal.SIG_IGN); time.sleep(60)"
+            code = "import pathlib, signal, time; signal.signal(2, signal.SIG_IGN); "
+            code += f"pathlib.Path({str(deaf)!r}).touch(); time.sleep(60)"
             return (sys.executable, "-c", code)
 
     async def run() -> int | None:
         child = ChildRun(Deaf(()), tmp_path)
         await child.start()
-        await asyncio.sleep(0.5)
+        while not deaf.exists():  # noqa: ASYNC110 - a process makes it
+            await asyncio.sleep(0.01)
         await child.close()
         assert child._process is not None
         return child._process.returncode

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from engine.core.enums import RequestStatus
 from engine.core.radix_cache import RadixCache
-from engine.core.radix_node import RadixNode
+from engine.core.radix_node import NAME_BYTES, RadixNode
 from engine.core.request import Request
 
 if TYPE_CHECKING:
@@ -199,9 +199,9 @@ def cache_problems(cache: RadixCache) -> Iterator[str]:
             yield f"node {node.node_id} is evictable but not in the eviction heap"
     for node in (*cache.roots().values(), *(node for _, node in cache.nodes())):
         for first, child in node.children.items():
-            own = not child.key and (len(first) % 4 > 0 if node.parent is None else not node.key)
-            named = own or child.withdrawn or child.key[:page_bytes] == first != b""
-            if child.parent is not node or child.first != first or not named:
+            alike = node.parent is None or bool(node.key) == bool(child.key)
+            named = _filed_rightly(node, child, page_bytes)
+            if child.parent is not node or child.first != first or not (alike and named):
                 yield f"node {child.node_id} is filed wrongly below node {node.node_id}"
             if child.proven and node.proven < len(node.pages):
                 yield f"node {child.node_id} is proven, its parent {node.node_id} is not"
@@ -214,3 +214,10 @@ def cache_problems(cache: RadixCache) -> Iterator[str]:
             f"evictable/protected pages are {cache.evictable_pages}/{cache.protected_pages}, "
             f"recounted {evictable}/{protected}"
         )
+
+
+def _filed_rightly(node: RadixNode, child: RadixNode, page_bytes: int) -> bool:
+    """Whether `child` has the kind of name that is due to it below `node`."""
+    if child.withdrawn or not (child.key or node.parent):
+        return len(child.first) == NAME_BYTES
+    return child.first == child.key[:page_bytes]

@@ -8,8 +8,8 @@ ids can equal. Such nodes are used, locked, grown and evicted like any others.
 
 KV is shared before anybody has seen a token of it: half of a prompt whose client gave up. Pages are
 *proven* once a token came of a text that they begin. If no number comes of a text instead, its
-pages that are not proven are *withdrawn*: filed under a name as above, so that nobody matches them
-any more, while those who hold them keep them.
+pages that are not proven are *withdrawn*: filed under a new name that nobody is told, so that they
+are matched no more, by the owner of an own text neither, while those who hold them keep them.
 """
 
 from __future__ import annotations
@@ -100,13 +100,14 @@ class RadixCache(RadixTree):
     def withdraw(self, node: RadixNode) -> None:
         """No number came of a text that begins with the prefix of `node`.
 
-        From its first page on that is not proven nobody matches it any more, nor what follows it.
-        Locks and pages stay as they are; what is withdrawn is evicted before anything else.
+        From its first page on that is not proven nobody matches it any more, nor what follows it,
+        by ids or by the name of an own text. Locks and pages stay as they are; what is withdrawn is
+        evicted before anything else.
         """
         step, top = node, node
         while (parent := step.parent) is not None and step.proven < len(step.pages):
             step, top = parent, step
-        if step is node or not top.key or top.withdrawn:
+        if step is node or top.withdrawn:
             return  # all proven, or nobody can match it as it is
         if top.proven:
             step = self._split(top, top.proven)
@@ -114,6 +115,7 @@ class RadixCache(RadixTree):
         self._next_id += 1
         top.first = self._next_id.to_bytes(NAME_BYTES, "little")
         step.children[top.first] = top
+        top.withdrawn = True
         self.version += 1
         self._devalue(top)
         self._tell(RadixOp.WITHDRAW, top)

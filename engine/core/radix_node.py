@@ -18,12 +18,13 @@ class RadixNode:
     `key` is empty in a root and in own texts; `first` is what the parent files the node under: the
     first page of `key`, or a name (of an own text, or of what is withdrawn), or nothing where an
     own text goes on. The first `proven` pages have given a number; if any have, then so have all
-    of the parent's.
+    of the parent's. To a node that is `withdrawn`, and to all below it, its text no longer leads:
+    its name is known to nobody.
     """
 
     __slots__ = (
         "children", "first", "hits", "key", "last_access", "locks", "node_id", "pages", "parent",
-        "proven", "queued",
+        "proven", "queued", "withdrawn",
     )  # fmt: skip
 
     def __init__(
@@ -40,11 +41,7 @@ class RadixNode:
         self.last_access = 0
         self.proven = 0
         self.queued = False  # has an entry in the eviction heap
-
-    @property
-    def withdrawn(self) -> bool:
-        """Whether its ids no longer lead to it, nor to anything below it."""
-        return bool(self.key) and len(self.first) == NAME_BYTES
+        self.withdrawn = False
 
 
 class PrefixMatch(NamedTuple):

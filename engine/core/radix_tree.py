@@ -262,6 +262,7 @@ class RadixTree:
         upper = self._new_node(node.first, node.key[:cut], node.pages[:pages], parent)
         upper.locks, upper.hits, upper.last_access = node.locks, node.hits, node.last_access
         upper.proven, node.proven = min(node.proven, pages), max(0, node.proven - pages)
+        upper.withdrawn, node.withdrawn = node.withdrawn, False
         node.key, node.pages, node.parent = node.key[cut:], node.pages[pages:], upper
         node.first = node.key[: self._page_bytes]
         upper.children[node.first] = node

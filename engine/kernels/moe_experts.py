@@ -8,7 +8,9 @@ from engine.kernels.moe_grouped import moe_mlp_grouped
 from engine.kernels.moe_grouped_mm import moe_mlp_grouped_mm
 from engine.kernels.moe_pairs import moe_mlp_pairs
 
-PAIRS_LIMIT = 64  # up to so many (token, expert) pairs, each streams its weights by itself
+# Up to so many (token, expert) pairs, but not more than there are experts, each streams its weights
+# by itself: with more, experts are sure to be read more than once.
+PAIRS_LIMIT = 64
 
 
 def moe_mlp_reference(
@@ -53,7 +55,8 @@ def moe_mlp_triton(
     """As `moe_mlp_reference`; all operands contiguous, H and I multiples of 16."""
     if not len(x):
         return torch.empty_like(x)
-    run = moe_mlp_pairs if experts.numel() <= PAIRS_LIMIT else moe_mlp_grouped
+    few = experts.numel() <= min(PAIRS_LIMIT, len(down))
+    run = moe_mlp_pairs if few else moe_mlp_grouped
     return run(x, gate_up, down, weights, experts)
 
 

@@ -63,7 +63,7 @@ PYBIND11_MODULE(prefix_cache_native, m) {
       .def_property_readonly("pages", [](const Node& n) { return n.pages; })
       .def_property_readonly("parent", &Node::parent_object)
       .def_property_readonly("children", &Node::children_dict)
-      .def_property_readonly("withdrawn", &Node::withdrawn)
+      .def_readonly("withdrawn", &Node::withdrawn)
       .def_readonly("proven", &Node::proven)
       .def_readonly("locks", &Node::locks)
       .def_readonly("hits", &Node::hits)

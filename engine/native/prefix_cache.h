@@ -87,13 +87,14 @@ class PrefixCache : public PrefixTree {
       top = step;
       step = step->parent;
     }
-    if (step == &node || top->key->empty() || top->withdrawn()) return;
+    if (step == &node || top->withdrawn) return;
     if (top->proven) step = split(top, top->proven);
     const auto slot = step->children.find(top->first);
     const NodePtr kept = slot->second;
     step->children.erase(slot);
     top->first = name_of(++next_id_);
     step->children[top->first] = kept;
+    top->withdrawn = true;
     ++version;
     devalue(kept);
     tell(WITHDRAW, *top);

@@ -48,13 +48,11 @@ struct Node {
   Node* parent = nullptr;
   std::unordered_map<std::string, NodePtr, Hash, std::equal_to<>> children;
   int64_t locks = 0, hits = 0, last_access = 0, proven = 0;
-  bool queued = false;
+  bool queued = false, withdrawn = false;
   // Its Python object lives as long as the node is in the tree, so that it is always the same one.
   py::object self;
 
   int64_t num_pages() const { return static_cast<int64_t>(PyList_GET_SIZE(pages.ptr())); }
-
-  bool withdrawn() const { return !key->empty() && first.size() == NAME_BYTES; }
 
   // The key, for writing: a copy if somebody has a view of it.
   Vector& own_key() {

@@ -242,6 +242,8 @@ class PrefixTree {
     upper.last_access = node->last_access;
     upper.proven = std::min(node->proven, count);
     node->proven = std::max<int64_t>(0, node->proven - count);
+    upper.withdrawn = node->withdrawn;
+    node->withdrawn = false;
     node->key = std::move(lower_key);
     node->pages = slice(node->pages, count, node->num_pages());
     node->parent = &upper;

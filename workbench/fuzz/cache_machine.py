@@ -23,7 +23,7 @@ from workbench.fuzz.rig import require
 _MARKS: Final = frozenset({
     "hit", "partial hit", "miss", "split", "duplicate", "evicted", "trimmed", "grown", "own text",
     "own text hit", "forgotten", "flushed", "full of locks", "other tenant",
-    "inserted without a lock", "withdrawn",
+    "inserted without a lock", "withdrawn", "own text withdrawn",
 })  # fmt: skip
 
 # What is done in every run, and how often.
@@ -245,14 +245,28 @@ class CacheTrial:
             return
         hold = self._holds[choice % len(self._holds)]
         self._cache.withdraw(hold.node)
-        namespace, prefix = hold.prefix
         doubtful = [i for i, page in enumerate(hold.pages) if page not in self._proven]
-        if hold.name or not doubtful or not self._withdrawn.isdisjoint(hold.pages):
+        if not doubtful or not self._withdrawn.isdisjoint(hold.pages):
+            return
+        if hold.name:
+            self._withdraw_own(hold, doubtful[0])
             return
         self.marks.add("withdrawn")
+        namespace, prefix = hold.prefix
         start = prefix[: (doubtful[0] + 1) * self._setup.page_size]
         for key in [k for k in self._known if k[0] == namespace and k[1][: len(start)] == start]:
             self._withdrawn.add(self._known.pop(key))
+
+    def _withdraw_own(self, hold: _Hold, kept: int) -> None:
+        """The owner, too, finds only the first `kept` pages of a text from now on."""
+        self.marks.add("own text withdrawn")
+        pages = self._owns.pop(hold.name)
+        self._withdrawn.update(pages[kept:])
+        if kept:
+            self._owns[hold.name] = pages[:kept]
+        size = self._setup.page_size
+        found = self._cache.peek_own(hold.name, len(pages) * size, hold.prefix[0])
+        require(found == kept * size, "what is withdrawn is lost to its owner", found, kept)
 
     def _forget(self, choice: int) -> None:
         """Look, and decide against it."""
