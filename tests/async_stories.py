@@ -60,6 +60,10 @@ class Held:
         self._left -= turn is Turn.AGAIN
         return turn
 
+    def go_on(self, turns: int) -> None:
+        """Let it take so many turns more."""
+        self._left = turns
+
     @property
     def waits(self) -> bool:
         """Whether it has come to where it waits, has not been let go, and has texts to end."""
