@@ -13,8 +13,7 @@ from engine.core.journal import Journal
 from engine.core.model_spec import ModelSpec
 from engine.core.workload import Workload
 from engine.runtime.executor import Executor
-from engine.runtime.local_engine import SMALL_MODEL
-from engine.runtime.runner_config import RunnerConfig
+from engine.runtime.runner_config import SMALL_MODEL, RunnerConfig
 from simulator.world import Outcome
 from workbench.capacity import Capacity
 from workbench.deployment import replica_facts, scheduler_config

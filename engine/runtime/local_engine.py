@@ -25,14 +25,13 @@ from engine.runtime.executor import EngineError, Executor
 from engine.runtime.generation import Generation
 from engine.runtime.growing_text import GrowingText
 from engine.runtime.prompts import parse_prompt
-from engine.runtime.runner_config import RunnerConfig
+from engine.runtime.runner_config import SMALL_MODEL, RunnerConfig
 from engine.runtime.serving_loop import LoopEvents, ServingLoop, Turn
 from engine.runtime.text_book import TextBook
 from engine.runtime.tokenizer import Tokenizer, TokenizerError
 from engine.sampling_params import SamplingParams
 
 _ROOM_AT_FIRST = 1024  # output tokens that a buffer holds before it grows
-SMALL_MODEL: Final = 100_000_000  # parameters; threads that share less work wait for each other
 THREADS: Final = "cpu_threads"
 
 

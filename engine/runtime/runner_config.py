@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from engine.core.defaults import (
     MAX_NUM_BATCHED_TOKENS,
@@ -14,6 +14,7 @@ from engine.core.defaults import (
 )
 
 LoadFormat = Literal["auto", "dummy"]
+SMALL_MODEL: Final = 100_000_000  # parameters; threads that share less work wait for each other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
