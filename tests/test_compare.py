@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from run_tables import header, random_run
-from table_builders import Ask, Server, asks, play, poisson, servers
+from table_builders import Ask, S, Server, asks, play, poisson, servers
 
 from engine.core.events import TABLES, empty_columns
 from simulator.cost_model import StepCosts, StepFeatures
+from simulator.waking import WakeFit
 from workbench import latency
 from workbench.analysis.bootstrap import (
     Blocks,
@@ -280,6 +281,21 @@ def test_a_cost_model_of_a_prices_the_batches_of_b(wide):
     tpot = next(split for split in durations.splits if split.name == "mean_tpot_ms")
     assert durations.left_out == 0
     assert tpot.durations_ms == pytest.approx(0.1, rel=1e-3), "each token took 0.1 ms longer"
+
+
+def test_a_cost_model_of_a_says_when_an_idle_gpu_begins():
+    """A step that finds B's GPU idle would begin in A when A's model says: that is a duration."""
+    load = [*LOAD, *(Ask(20 * S + at * S) for at in range(10))]
+    a, played = TablesInMemory(play(load, Server())), play(load, Server(slots=6))
+    later, model = [], _TinyServerModel()
+    for lead_ns in (0.0, 3e6):
+        model.wake = WakeFit(idle_ns=(0, 1), gpu_ns=(0.0, 0.0), lead_ns=(lead_ns, lead_ns))
+        engine = TablesInMemory(played, kind="engine", cost_model="measured")
+        durations = compare_runs(a, engine, cost_models_a={0: model}).durations
+        assert durations.left_out == 0
+        ttft = next(split for split in durations.splits if split.name == "mean_ttft_ms")
+        later.append(ttft.durations_ms)
+    assert later[0] - later[1] >= 3 * 10 / len(load), "3 ms of each that came to an idle GPU"
 
 
 def test_what_cannot_be_told_apart_is_left_out_and_said(wide):

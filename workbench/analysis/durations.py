@@ -11,7 +11,8 @@ Where A's duration of a step of B is known from, in this order:
 1. the same step in A, while all decisions up to it are equal;
 2. the same formula: both are simulations whose cost model, model, GPU and replica agree, so the
    duration is the one recorded in B;
-3. A's cost model, if it is given: B's GPU time is replaced by the model's, the host's part stays.
+3. A's cost model, if it is given: it replaces B's GPU time, and the time until an idle GPU begins;
+   the rest of the host's part stays.
 
 Requests that lived through a step of which none of this holds are left out, and counted.
 """
@@ -27,7 +28,7 @@ import numpy as np
 from engine.core.events import Columns
 from workbench import latency
 from workbench.analysis.divergence import Divergence
-from workbench.analysis.predicted_steps import predicted_ns
+from workbench.analysis.predicted_steps import predicted_leads_ns, predicted_ns
 from workbench.analysis.run_facts import pool_of
 from workbench.analysis.samples import samples_of
 from workbench.analysis.source import Bool, Float64, Int64, RunTables, int64
@@ -182,7 +183,9 @@ def _step_errors(
             basis += ", the cost model that both share after it"
         elif model is not None:
             gpu = predicted_ns(model, b.steps)[rest]
-            error[rest] = b.steps["gpu_ns"][rest] - gpu
+            leads = int64(b.steps, "start_ns") - b.steps["plan_ns"]
+            later = leads - predicted_leads_ns(model, b.steps)
+            error[rest] = b.steps["gpu_ns"][rest] - gpu + later[rest]
             known[rest] = True
             basis += f", A's cost model ({model.name}) after it"
         else:

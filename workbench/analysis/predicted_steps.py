@@ -8,7 +8,7 @@ import numpy as np
 
 from engine.core.events import Columns
 from simulator.power_state import lengthened
-from simulator.waking import longer_after_idling
+from simulator.waking import Waking, longer_after_idling
 from workbench.analysis.decode_share import features_of
 
 if TYPE_CHECKING:
@@ -40,6 +40,24 @@ def predicted_ns(model: CostModel, steps: Columns) -> Int64:
     )
     predicted[rows] += longer_after_idling(model.wake, _idle_ns(steps)[rows])
     return predicted
+
+
+def predicted_leads_ns(model: CostModel, steps: Columns) -> Int64:
+    """From the plan of each step of a replica to its begin, in order: int64[n].
+
+    As a cost model has it where a step found an idle GPU; as recorded elsewhere, for there a step
+    begins when others end.
+    """
+    leads_ns: Int64 = steps["start_ns"].astype(np.int64) - steps["plan_ns"]
+    if model.wake is None:
+        return leads_ns
+    idle_ns, waking = _idle_ns(steps), Waking(model.wake)
+    woke = (steps["prefill_tokens"] > 0) | (steps["decode_tokens"] > 0)
+    rows = np.flatnonzero(woke & (idle_ns > 0))
+    hosts_ns = model.step_costs(features_of(steps, rows)).host_ns
+    for row, host_ns in zip(rows.tolist(), hosts_ns.tolist(), strict=True):
+        leads_ns[row] = waking.until_begin_ns(int(idle_ns[row]), host_ns)
+    return leads_ns
 
 
 def _idle_ns(steps: Columns) -> Int64:
