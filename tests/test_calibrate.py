@@ -27,6 +27,7 @@ from workbench.analysis.rebuilt_models import rebuild_cost_models
 from workbench.calibrate import Calibration, calibrate
 from workbench.profile_match import identity_of
 from workbench.run_record import RunReader
+from workbench.scenario_source import load_scenario
 
 GRAPHS = (1, 2, 4, 8, 16)
 CONFIG = RunnerConfig(
@@ -319,6 +320,45 @@ def test_a_scenarios_graphs_are_nothing_to_a_cpu(
         assert columns.extrapolated.tolist() == [graphed[2]]
         found[device] = graphed[2]
     assert found == {"cpu": False, "NVIDIA H200": True}
+
+
+def test_a_demo_model_is_calibrated_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the limits of the scenarios for CPUs, so that minutes are minutes; under its name."""
+    configs = []
+
+    def made_up(config: RunnerConfig, *rest: Any, **more: Any) -> Calibration:
+        configs.append(config)
+        done, _ = calibrated(tmp_path)
+        return done
+
+    monkeypatch.setattr(calibration, "calibrate", made_up)
+    arguments = ("--device", "cpu", "--output-dir", str(tmp_path), "-q")
+    assert invoke("calibrate", "--model", "demo-dense", *arguments).exit_code == 0
+    assert invoke("calibrate", "--cpu", "--output-dir", str(tmp_path), "-q").exit_code == 0
+    demo, tiny = configs
+    pool = load_scenario("demo_model").scenario.deployment.pools[0]
+    for config in (demo, tiny):
+        assert config.device == "cpu"
+        assert config.cuda_graph_batch_sizes == ()
+        assert config.max_num_batched_tokens == pool.max_num_batched_tokens
+        assert config.max_running_requests == pool.max_running_requests
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("Llama-3.1-8B", "Llama-3.1-8B"),
+        ("/models/tiny_model.json", "tiny_model"),
+        ("/models/Qwen3-0.6B/config.json", "Qwen3-0.6B"),
+        ("/hub/models--Qwen--Qwen3-0.6B/snapshots/c1899de/config.json", "Qwen3-0.6B"),
+    ],
+)
+def test_a_profile_has_its_models_name(model: str, name: str) -> None:
+    """Also where the model goes by the path of a config.json, as all checkpoints do."""
+    engine = MadeUpEngine(CONFIG)
+    assert identity_of(engine.facts(), replace(engine.spec, name=model)).model == name
 
 
 @pytest.mark.parametrize(
