@@ -26,6 +26,7 @@ from workbench import calibrate as calibration
 from workbench.analysis.rebuilt_models import rebuild_cost_models
 from workbench.calibrate import Calibration, calibrate
 from workbench.profile_match import identity_of
+from workbench.run_errors import RunRecordError
 from workbench.run_record import RunReader
 from workbench.scenario_source import load_scenario
 
@@ -189,6 +190,47 @@ def test_measurements_of_another_engine_are_not_taken_over(tmp_path: Path) -> No
     other.append((1,) * 11, [5])
     with pytest.raises(ProfileError, match=r"partial\.jsonl holds measurements of another engine"):
         calibrated(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the engine starts: measuring for minutes and keeping nothing helps nobody."""
+    monkeypatch.setattr("workbench.result_folder.os.access", lambda *_: False)
+    engine = MadeUpEngine(CONFIG)
+    monkeypatch.setattr(engine, "launch", None)
+    build: Any = lambda *_: engine  # noqa: E731
+    with pytest.raises(RunRecordError, match=r"cannot write to .*: permission denied; choose a"):
+        calibrate(CONFIG, tmp_path, 5.0, build=build)
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunRecordError, match=r"cannot create .*file: file exists"):
+        calibrate(CONFIG, tmp_path / "file", 5.0, build=build)
+
+
+def test_an_interruption_says_that_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a profile as of what fidelity measures; both go on."""
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    profile = calibrated(tmp_path)[0].path
+    monkeypatch.setattr(calibration, "calibrate", interrupted)
+    monkeypatch.setattr("workbench.fidelity.suite.open_suite", interrupted)
+    for command in (("calibrate", "--cpu"), ("fidelity", str(profile), "--load-format", "dummy")):
+        result = invoke(*command, "--output-dir", str(tmp_path / "out"))
+        assert result.exit_code == 130
+        assert "what was measured is kept, and the same command goes on" in result.stderr
+
+
+def test_a_profile_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
+    """The name is told, and which argument it was."""
+    file = str(tmp_path / "none.json")
+    result = invoke("fidelity", file, "--cpu")
+    assert result.exit_code == 2
+    assert f"'PROFILE': file '{file}' does not exist" in result.stderr.replace("\n", "")
 
 
 def test_too_little_time_is_said(tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ def run(
     samples that it had not seen. An interrupted calibration goes on where it stopped.
     """
     from workbench.cli.failures import UsageError
+    from workbench.cli.interrupt import kept_on_interrupt
     from workbench.cli.progress import ProgressLine
 
     if refit is not None:
@@ -164,7 +165,7 @@ def run(
     config = _cpu_config() if cpu else _config(model or "", load_format, device or "cuda", dtype)
     calibrate = _module().calibrate
     limit = minutes or (_CPU_MINUTES if config.device == "cpu" else _GPU_MINUTES)
-    with ProgressLine(enabled=not quiet) as line:
+    with kept_on_interrupt(), ProgressLine(enabled=not quiet) as line:
         done = calibrate(config, output_dir, limit, say=line.say)
     _tell(done)
     if done.complete:
@@ -203,13 +204,14 @@ def _calibrate_kernels(
     quiet: bool,
     options: dict[str, Any],
 ) -> None:
+    from workbench.cli.interrupt import kept_on_interrupt
     from workbench.cli.progress import ProgressLine
 
     module = _module("workbench.calibrate_kernels")
     cpu = device == "cpu"
     models = [str(_tiny_model())] if cpu else list(module.measured_cards())
     limit = minutes or (_CPU_MINUTES if cpu else _KERNEL_MINUTES)
-    with ProgressLine(enabled=not quiet) as line:
+    with kept_on_interrupt(), ProgressLine(enabled=not quiet) as line:
         done = module.calibrate_kernels(
             device, output_dir, limit, models=[*models, model] if model else models,
             say=line.say, **options,
