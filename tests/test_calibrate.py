@@ -26,7 +26,9 @@ from workbench import calibrate as calibration
 from workbench.analysis.rebuilt_models import rebuild_cost_models
 from workbench.calibrate import Calibration, calibrate
 from workbench.profile_match import identity_of
+from workbench.run_errors import RunRecordError
 from workbench.run_record import RunReader
+from workbench.scenario_source import load_scenario
 
 GRAPHS = (1, 2, 4, 8, 16)
 CONFIG = RunnerConfig(
@@ -190,6 +192,47 @@ def test_measurements_of_another_engine_are_not_taken_over(tmp_path: Path) -> No
         calibrated(tmp_path)
 
 
+def test_a_folder_that_cannot_be_written_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the engine starts: measuring for minutes and keeping nothing helps nobody."""
+    monkeypatch.setattr("workbench.result_folder.os.access", lambda *_: False)
+    engine = MadeUpEngine(CONFIG)
+    monkeypatch.setattr(engine, "launch", None)
+    build: Any = lambda *_: engine  # noqa: E731
+    with pytest.raises(RunRecordError, match=r"cannot write to .*: permission denied; choose a"):
+        calibrate(CONFIG, tmp_path, 5.0, build=build)
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunRecordError, match=r"cannot create .*file: file exists"):
+        calibrate(CONFIG, tmp_path / "file", 5.0, build=build)
+
+
+def test_an_interruption_says_that_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a profile as of what fidelity measures; both go on."""
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    profile = calibrated(tmp_path)[0].path
+    monkeypatch.setattr(calibration, "calibrate", interrupted)
+    monkeypatch.setattr("workbench.fidelity.suite.open_suite", interrupted)
+    for command in (("calibrate", "--cpu"), ("fidelity", str(profile), "--load-format", "dummy")):
+        result = invoke(*command, "--output-dir", str(tmp_path / "out"))
+        assert result.exit_code == 130
+        assert "what was measured is kept, and the same command goes on" in result.stderr
+
+
+def test_a_profile_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
+    """The name is told, and which argument it was."""
+    file = str(tmp_path / "none.json")
+    result = invoke("fidelity", file, "--cpu")
+    assert result.exit_code == 2
+    assert f"'PROFILE': file '{file}' does not exist" in result.stderr.replace("\n", "")
+
+
 def test_too_little_time_is_said(tmp_path: Path) -> None:
     """With nothing measured there is no profile, and what to do about it."""
     with pytest.raises(ProfileError, match="the same command goes on"):
@@ -319,6 +362,45 @@ def test_a_scenarios_graphs_are_nothing_to_a_cpu(
         assert columns.extrapolated.tolist() == [graphed[2]]
         found[device] = graphed[2]
     assert found == {"cpu": False, "NVIDIA H200": True}
+
+
+def test_a_demo_model_is_calibrated_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the limits of the scenarios for CPUs, so that minutes are minutes; under its name."""
+    configs = []
+
+    def made_up(config: RunnerConfig, *rest: Any, **more: Any) -> Calibration:
+        configs.append(config)
+        done, _ = calibrated(tmp_path)
+        return done
+
+    monkeypatch.setattr(calibration, "calibrate", made_up)
+    arguments = ("--device", "cpu", "--output-dir", str(tmp_path), "-q")
+    assert invoke("calibrate", "--model", "demo-dense", *arguments).exit_code == 0
+    assert invoke("calibrate", "--cpu", "--output-dir", str(tmp_path), "-q").exit_code == 0
+    demo, tiny = configs
+    pool = load_scenario("demo_model").scenario.deployment.pools[0]
+    for config in (demo, tiny):
+        assert config.device == "cpu"
+        assert config.cuda_graph_batch_sizes == ()
+        assert config.max_num_batched_tokens == pool.max_num_batched_tokens
+        assert config.max_running_requests == pool.max_running_requests
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("Llama-3.1-8B", "Llama-3.1-8B"),
+        ("/models/tiny_model.json", "tiny_model"),
+        ("/models/Qwen3-0.6B/config.json", "Qwen3-0.6B"),
+        ("/hub/models--Qwen--Qwen3-0.6B/snapshots/c1899de/config.json", "Qwen3-0.6B"),
+    ],
+)
+def test_a_profile_has_its_models_name(model: str, name: str) -> None:
+    """Also where the model goes by the path of a config.json, as all checkpoints do."""
+    engine = MadeUpEngine(CONFIG)
+    assert identity_of(engine.facts(), replace(engine.spec, name=model)).model == name
 
 
 @pytest.mark.parametrize(

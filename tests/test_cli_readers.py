@@ -20,6 +20,15 @@ def own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_pictures_go_to_a_directory() -> None:
+    """The name of a picture is not taken for one; what was meant is said."""
+    invoke(*SMALL)
+    result = invoke("report", "quickstart-1", "--out", "here.png")
+    assert result.exit_code == 2
+    assert "--out here.png is to be a directory; --format png draws no other" in result.stderr
+    assert not Path("here.png").exists()
+
+
 def test_explain_reads_the_run_by_path_and_by_name() -> None:
     """`explain` finds a run by its path and by its name under runs/."""
     invoke(*SMALL)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
 import os
+import pty
 import re
 import signal
+import struct
 import subprocess
+import termios
 import time
 from pathlib import Path
 
@@ -318,6 +322,18 @@ def test_progress_is_one_line_that_vanishes() -> None:
     assert "\n" not in terminal.getvalue()
     assert terminal.getvalue().endswith("\r\x1b[K")
     assert pipe.getvalue() == ""
+
+
+def test_progress_fits_a_narrow_terminal() -> None:
+    """Of a line that wraps only the last row could be cleared, so it never wraps."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 20, 0, 0))
+    with os.fdopen(theirs, "w") as stream, ProgressLine(stream) as line:
+        line.say("a line that is far too long for this terminal")
+        line.say("a line that is fine")
+    shown = os.read(ours, 1000).decode().replace("\x1b[K", "").split("\r")
+    os.close(ours)
+    assert shown == ["", "a line that is far…", "a line that is fine", ""]
 
 
 def test_fork_says_of_which_run_and_step() -> None:

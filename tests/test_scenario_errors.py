@@ -224,6 +224,7 @@ def test_a_folder_or_an_impossible_name_is_no_scenario(tmp_path: Path) -> None:
     """What cannot be opened is a scenario error, not a traceback."""
     assert "Is a directory" in error_of(tmp_path).message
     assert error_of("a\0b.yaml").code == "S100"
+    assert "`workbench scenarios` lists" in error_of(tmp_path).help
     assert error_of(tmp_path / ("x" * 5000 + ".yaml")).code == "S100"
 
 

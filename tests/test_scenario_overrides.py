@@ -72,7 +72,7 @@ MISTAKES = [
     ("load.kind=gama", "S104", "gama", "unknown kind `gama`", "did you mean `gamma`?"),
     ("load={kind: poison}", "S104", "poison", "unknown kind `poison`", "`poisson`?"),
     ("workload.prompt_len.value=5", "S112", "value", "is a single value", "replace it whole"),
-    ("deployment.pools.1.replicas=2", "S112", "1", "a list of 0 entries", "allowed: 0 to 0"),
+    ("deployment.pools.1.replicas=2", "S112", "1", "a list of 0 entries", "0 writes the first one"),
     ("deployment.pools.x.replicas=2", "S103", "pools", "`pools` must be a list", ""),
     ("load.request_rate", "S112", "load.request_rate", "needs `=`", "--set load.request_rate=20"),
     ("=5", "S112", "=", "needs a path of keys", "--set load.request_rate=20"),
@@ -142,6 +142,19 @@ def test_paths_in_overrides_start_at_the_current_folder(tmp_path: Path, monkeypa
     assert Path(in_file.scenario.workload.path) == Path("there/t.csv")
     assert Path(overridden.scenario.workload.path) == Path("t.csv")
     assert in_file.sha256 == overridden.sha256  # what is written counts, not where one stands
+
+
+@pytest.mark.parametrize(
+    ("pools", "allowed"),
+    [
+        ("[{}]", "0 changes, 1 appends the next one"),
+        ("[{}, {}, {}]", "0 to 2 change, 3 appends the next one"),
+    ],
+)
+def test_an_entry_too_far_says_which_there_are(base: Path, pools: str, allowed: str) -> None:
+    """Those that are there, and the one that would be the next."""
+    wrong = (f"deployment.pools={pools}", "deployment.pools.7.replicas=2")
+    assert error_of(base, *wrong).help == allowed
 
 
 @pytest.mark.parametrize(

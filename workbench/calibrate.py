@@ -45,6 +45,7 @@ from workbench.atomic_file import read_whole_lines, write_atomic
 from workbench.engine_driver import HostClock
 from workbench.engine_run import Build, Runner, Say, build_runner
 from workbench.profile_match import identity_of
+from workbench.result_folder import make_folder
 from workbench.served_times import Service
 
 
@@ -123,7 +124,7 @@ class Partial:
         self._write(conditions)
 
     def _write(self, entry: list[Any] | dict[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         new = not self.path.exists()
         with self.path.open("a", encoding="utf-8") as file:
             if new:
@@ -153,9 +154,11 @@ def calibrate(
     Raises:
         ProfileError: there was no time to measure enough, or what is in the folder is of another
             engine.
+        RunRecordError: nothing can be written to the folder.
 
     More as `build`.
     """
+    make_folder(folder)  # before anything takes time
     clock = HostClock()
     runner = build(config, clock, lambda text: say(f"{config.model}: {text}"))
     begin = now()

@@ -22,6 +22,7 @@ from simulator.kernel_exchange import (
 from workbench.atomic_file import write_atomic
 from workbench.gpu_file_name import gpu_file_name
 from workbench.provenance import source_commit, workbench_version
+from workbench.result_folder import make_folder
 
 if TYPE_CHECKING:
     from engine.profiling.exchange import ExchangeCase
@@ -49,12 +50,14 @@ def calibrate_exchange(
 
     Raises:
         EngineError: there is one GPU or none, or measuring failed.
+        RunRecordError: nothing can be written to the folder.
     """
     torch, exchange = _modules()
     on_cpu = device_name == "cpu"
     gpus = _CPU_PROCESSES if on_cpu else torch.cuda.device_count()
     if gpus < 2:
         raise EngineError(f"exchange needs two GPUs at least; torch sees {gpus} here")
+    make_folder(folder)
     name = "cpu" if on_cpu else torch.cuda.get_device_name(0)
     sizes = _CPU_SIZES if on_cpu else exchange.SIZES
     cases = exchange.design_exchange(gpus, sizes)
@@ -74,7 +77,6 @@ def calibrate_exchange(
         versions=versions, series=series_of(times), conditions=conditions,
     )  # fmt: skip
     path = folder / f"{gpu_file_name(PREFIX, name)}.json"
-    folder.mkdir(parents=True, exist_ok=True)
     write_atomic(path, encode_exchange(tables))
     return path
 

@@ -51,6 +51,7 @@ from workbench.kernel_measurements import PartialKernels, series_of
 from workbench.merged_kernels import merged, missing, refuse_other_device
 from workbench.profile_match import is_gpu, model_digest
 from workbench.provenance import source_commit, workbench_version
+from workbench.result_folder import make_folder
 
 Say = Callable[[str], object]
 _CPU_SHARDS: Final = (1,)
@@ -102,7 +103,9 @@ def calibrate_kernels(
         ModelConfigError: a model that cannot be read.
         ProfileError: there was no time to measure enough, or what is in the folder is of another
             device or version.
+        RunRecordError: nothing can be written to the folder.
     """
+    make_folder(folder)  # before anything takes time
     meter = (open_meter or _open_meter)(device_name)
     identity = KernelIdentity(
         gpu=meter.name, dtype=meter.number_format, page_size=meter.page_size,

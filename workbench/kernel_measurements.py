@@ -18,6 +18,7 @@ from engine.profiling.kernel_tables import KernelTimes
 from simulator.kernel_file import SCHEMA, KernelIdentity, Series
 from simulator.profile import ProfileError
 from workbench.atomic_file import read_whole_lines
+from workbench.result_folder import make_folder
 
 
 class PartialKernels:
@@ -63,7 +64,7 @@ class PartialKernels:
 
     def append(self, case: tuple[Any, ...], times: list[float]) -> None:
         """Keep one pass over a case."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         new = not self.path.exists()
         with self.path.open("a", encoding="utf-8") as file:
             if new:

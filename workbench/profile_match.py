@@ -155,8 +155,18 @@ def identity_of(facts: dict[str, Any], spec: ModelSpec) -> Identity:
 
 
 def _short_name(model: str) -> str:
-    """A card's name as it is; of a file or folder, its own without those above it."""
-    return Path(model).name.removesuffix(".json")
+    """A card's name as it is; of a file or folder, its own without those above it.
+
+    Of a checkpoint, which goes by the path of its config.json, that of its folder, or in the
+    Hugging Face cache, `models--<org>--<name>/snapshots/<commit>`, the model's.
+    """
+    path = Path(model)
+    if path.name == "config.json":
+        path = path.resolve().parent
+        if path.parent.name == "snapshots":
+            return path.parent.parent.name.rpartition("--")[2]
+        return path.name
+    return path.name.removesuffix(".json")
 
 
 def model_digest(spec: ModelSpec) -> str:

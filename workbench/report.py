@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from workbench.atomic_file import open_atomic
 from workbench.report_data import ReportData, report_data
 from workbench.report_panels import GREY, PANELS, RED, STYLE, Draw, Panel
-from workbench.run_errors import RunRecordError
+from workbench.result_folder import make_folder
 from workbench.run_record import RunReader
 from workbench.summary import headlines
 
@@ -48,10 +48,7 @@ def draw_report(
 
     data = report_data(run)
     title, warning = _titles(run)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunRecordError.of_os_error("create", out, error) from error
+    make_folder(out)
     with mpl.rc_context(STYLE):
         figures = {"report": _overview(data, title, warning)}
         if separate:

@@ -27,6 +27,7 @@ from engine.core.enums import ItemKind
 from engine.core.events import TABLES, Columns, Detail, Segment, empty_columns, recorded_tables
 from workbench.atomic_file import write_atomic
 from workbench.columns import narrow_segment, rows, widen
+from workbench.result_folder import make_folder
 from workbench.run_errors import RunRecordError
 from workbench.run_header import HeaderError, RunHeader, Status, decode_header, encode_header
 
@@ -60,7 +61,7 @@ class RunWriter:
         self._rows = dict.fromkeys(self._tables, 0)
         self.path = _claim_directory(Path(root), name)
         try:
-            _make_directory(self.path / EVENTS)
+            make_folder(self.path / EVENTS)
             self._write_header(msgspec.structs.replace(header, status="running"))
         except RunRecordError:
             _remove_empty_run(self.path)
@@ -293,7 +294,7 @@ def _rows_of_step(columns: Columns, step: int) -> Columns:
 def _claim_directory(root: Path, name: str) -> Path:
     """Make `root/<name>-<n>` with the smallest free n above all taken; safe against races."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
-    _make_directory(root)
+    make_folder(root)
     taken = (re.fullmatch(re.escape(stem) + r"-(\d+)", path.name) for path in root.iterdir())
     number = max((int(match[1]) for match in taken if match), default=0)
     while True:
@@ -306,13 +307,6 @@ def _claim_directory(root: Path, name: str) -> Path:
         except OSError as error:
             raise RunRecordError.of_os_error("create", path, error) from error
         return path
-
-
-def _make_directory(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunRecordError.of_os_error("create", path, error) from error
 
 
 def _remove_empty_run(path: Path) -> None:

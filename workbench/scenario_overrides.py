@@ -89,7 +89,10 @@ def _no_such_entry(target: Any, path: Path, step: str, span: Span) -> ScenarioEr
     if isinstance(target, list):
         entries = "1 entry" if len(target) == 1 else f"{len(target)} entries"
         message = f"{name} is a list of {entries}; {quoted(step)} is not one of them"
-        return ScenarioError("S112", message, f"allowed: 0 to {len(target)} (appends)", span)
+        last = len(target) - 1
+        there = f"0 to {last} change" if last > 0 else "0 changes" if last == 0 else ""
+        appends = f"{len(target)} appends the next one" if there else "0 writes the first one"
+        return ScenarioError("S112", message, ", ".join(filter(None, [there, appends])), span)
     message = f"{name} is a single value; it has no key {quoted(step)}"
     dotted = ".".join(map(str, path))
     return ScenarioError("S112", message, f"replace it whole: `--set '{dotted}={{...}}'`", span)

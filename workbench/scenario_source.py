@@ -343,7 +343,9 @@ def _read(path_or_name: str | Path) -> tuple[Path | None, Source]:
 def _unreadable(path: Path, name: str, is_name: bool, error: Exception) -> ScenarioError:
     if not isinstance(error, FileNotFoundError):
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        return ScenarioError("S100", f"`{name}` cannot be read: {reason}", label=name)
+        folder = isinstance(error, IsADirectoryError)
+        help_ = "`workbench scenarios` lists the shipped ones; yours is a file" if folder else ""
+        return ScenarioError("S100", f"`{name}` cannot be read: {reason}", help_, label=name)
     shipped = shipped_names()
     if is_name:
         message = f"no scenario {quoted(name)}: neither a shipped name nor a file"

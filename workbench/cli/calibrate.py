@@ -19,6 +19,7 @@ Examples:
   workbench calibrate --model Llama-3.1-8B --load-format dummy
   workbench calibrate --model ~/models/Qwen3-30B-A3B --minutes 8
   workbench calibrate --cpu
+  workbench calibrate --model demo-dense --device cpu
   workbench calibrate --kernels
   workbench calibrate --kernels --all-reduce
   workbench calibrate --refit profiles/nvidia-h200-llama-3.1-8b-bf16-tp1.json"""
@@ -93,7 +94,7 @@ def run(
         float | None,
         typer.Option(
             min=0.02,
-            help="For measuring; default: 5, with --kernels 4, or half a minute with --cpu.",
+            help="For measuring; default: 5, with --kernels 4, or half a minute on a CPU.",
         ),
     ] = None,
     output_dir: Annotated[
@@ -119,6 +120,7 @@ def run(
     samples that it had not seen. An interrupted calibration goes on where it stopped.
     """
     from workbench.cli.failures import UsageError
+    from workbench.cli.interrupt import kept_on_interrupt
     from workbench.cli.progress import ProgressLine
 
     if refit is not None:
@@ -162,8 +164,8 @@ def run(
     # Without a GPU a large model would be measured on the CPU for hours: that must be asked for.
     config = _cpu_config() if cpu else _config(model or "", load_format, device or "cuda", dtype)
     calibrate = _module().calibrate
-    limit = minutes or (_CPU_MINUTES if cpu else _GPU_MINUTES)
-    with ProgressLine(enabled=not quiet) as line:
+    limit = minutes or (_CPU_MINUTES if config.device == "cpu" else _GPU_MINUTES)
+    with kept_on_interrupt(), ProgressLine(enabled=not quiet) as line:
         done = calibrate(config, output_dir, limit, say=line.say)
     _tell(done)
     if done.complete:
@@ -202,13 +204,14 @@ def _calibrate_kernels(
     quiet: bool,
     options: dict[str, Any],
 ) -> None:
+    from workbench.cli.interrupt import kept_on_interrupt
     from workbench.cli.progress import ProgressLine
 
     module = _module("workbench.calibrate_kernels")
     cpu = device == "cpu"
     models = [str(_tiny_model())] if cpu else list(module.measured_cards())
     limit = minutes or (_CPU_MINUTES if cpu else _KERNEL_MINUTES)
-    with ProgressLine(enabled=not quiet) as line:
+    with kept_on_interrupt(), ProgressLine(enabled=not quiet) as line:
         done = module.calibrate_kernels(
             device, output_dir, limit, models=[*models, model] if model else models,
             say=line.say, **options,
@@ -246,16 +249,10 @@ def _tiny_model() -> Path:
 def _cpu_config() -> RunnerConfig:
     from engine.runtime.runner_config import RunnerConfig
 
-    # Small enough that every step takes milliseconds, and as large as scenario engine_on_cpu asks.
-    return RunnerConfig(
-        model=str(_tiny_model()),
-        load_format="dummy",
-        device="cpu",
-        num_pages=512,
-        max_num_batched_tokens=512,
-        max_running_requests=16,
-        max_model_len=1024,
+    config = RunnerConfig(
+        model=str(_tiny_model()), load_format="dummy", device="cpu", max_model_len=1024
     )
+    return _as_cpus_serve(config)
 
 
 def _config(
@@ -269,8 +266,18 @@ def _config(
     check_model_name(model, load_format)
     model = checkpoint_of(model, load_format)
     config = RunnerConfig(model=model, load_format=load_format, device=device, dtype=dtype)
+    if device == "cpu":
+        return _as_cpus_serve(config)
     sizes = default_graph_batch_sizes(config.max_running_requests)
     return replace(config, cuda_graph_batch_sizes=sizes)
+
+
+def _as_cpus_serve(config: RunnerConfig) -> RunnerConfig:
+    """With the limits of the scenarios engine_on_cpu and demo_model.
+
+    With those of a GPU the host's time alone would take minutes to measure.
+    """
+    return replace(config, num_pages=512, max_num_batched_tokens=512, max_running_requests=16)
 
 
 def _tell(done: Calibration) -> None:

@@ -21,7 +21,12 @@ Examples:
 
 
 def run(
-    profile: Annotated[Path, typer.Argument(help="What `workbench calibrate` wrote.")],
+    profile: Annotated[
+        Path,
+        typer.Argument(
+            exists=True, dir_okay=False, metavar="PROFILE", help="What `workbench calibrate` wrote."
+        ),
+    ],
     model: Annotated[
         str | None,
         typer.Option(
@@ -72,6 +77,7 @@ def run(
     from simulator.profile import CPU
     from simulator.profile_file import read_profile
     from workbench.cli.failures import UsageError
+    from workbench.cli.interrupt import kept_on_interrupt
     from workbench.cli.model_names import check_model_name
     from workbench.cli.progress import ProgressLine
     from workbench.fidelity.errors import FidelityError
@@ -94,7 +100,7 @@ def run(
         wanted = chosen(basis.loads, loads)
     except FidelityError as error:
         raise UsageError(str(error)) from None
-    with ProgressLine(enabled=not quiet) as line:
+    with kept_on_interrupt(), ProgressLine(enabled=not quiet) as line:
         suite = open_suite(
             output_dir, basis, known, profile,
             repeats=repeats, trace=trace, make=not judge_only,

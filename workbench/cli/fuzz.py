@@ -181,10 +181,11 @@ def _keep(failure: Failure, output_dir: Path, runs_dir: Path) -> None:
     from workbench.fuzz.failure_record import record_failure
     from workbench.fuzz.shrink import shrink
     from workbench.provenance import source_commit
+    from workbench.result_folder import make_folder
 
     started_s = time.monotonic()
     small = shrink(failure, lambda: time.monotonic() - started_s > _SHRINK_S)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(output_dir)
     path = output_dir / f"fuzz-{failure.machine.name}-{failure.seed}.ops.json"
     write_case(path, small, source_commit())
     typer.echo(

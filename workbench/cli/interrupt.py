@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
+import typer
+
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -50,3 +52,16 @@ def stop_on_interrupt() -> Iterator[StopWish]:
         raise
     finally:
         restore()
+
+
+@contextmanager
+def kept_on_interrupt() -> Iterator[None]:
+    """Say of what is kept piece by piece that an interruption has not lost it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(
+            "interrupted: what was measured is kept, and the same command goes on after it",
+            err=True,
+        )
+        raise

@@ -41,6 +41,7 @@ def arguments_of(request: StepRequest) -> list[str]:
 def run_nsys(request: StepRequest, output: Path, *, as_json: bool) -> None:
     """Record and read a step with Nsight Systems; without it, the commands to type."""
     from workbench.profile.nsight import find_tool, nsys_commands, run_tool
+    from workbench.result_folder import make_folder
 
     here = find_tool("nsys") is not None
     python = None if here else "python"
@@ -49,7 +50,7 @@ def run_nsys(request: StepRequest, output: Path, *, as_json: bool) -> None:
         _give(commands, "nsys", as_json=as_json)
         return
     _tell(commands)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     for command in commands[:2]:
         run_tool(command, _LIMIT_S)
     read_report(output / "step.sqlite", request.model, request.text, 12, as_json=as_json)
@@ -98,9 +99,10 @@ def _ncu_commands(
 def _run_ncu(commands: Sequence[Command], output: Path) -> Path:
     """Its CSV."""
     from workbench.profile.nsight import run_tool
+    from workbench.result_folder import make_folder
 
     _tell(commands)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     run_tool(commands[0], _LIMIT_S)
     return output / "ncu.csv"
 

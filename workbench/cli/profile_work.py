@@ -252,7 +252,9 @@ def show_gaps(
 
 def _in(folder: Path, name: str) -> Path:
     """A file in a folder, which is made if it is not there."""
-    folder.mkdir(parents=True, exist_ok=True)
+    from workbench.result_folder import make_folder
+
+    make_folder(folder)
     return folder / name
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
@@ -51,8 +53,15 @@ class ProgressLine:
     def say(self, text: str) -> None:
         """Show what is going on before there are any requests."""
         if self._enabled:
-            self._stream.write(_CLEAR_LINE + text)
+            self._stream.write(_CLEAR_LINE + self._fitted(text))
             self._stream.flush()
+
+    def _fitted(self, text: str) -> str:
+        """As much as fits: of a line that wraps only the last row could be cleared."""
+        columns = 0
+        with suppress(OSError, ValueError):
+            columns = os.get_terminal_size(self._stream.fileno()).columns
+        return text if len(text) < columns or columns < 1 else text[: columns - 2] + "…"
 
     def update(self, progress: Progress) -> None:
         """Show how many requests have ended, and where the run's clock is."""

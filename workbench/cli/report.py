@@ -46,10 +46,13 @@ def run(
     Pictures show batch composition, KV memory, latencies and the queue. The names of the files
     written go to stdout.
     """
-    from workbench.cli.failures import refuse_stdout
+    from workbench.cli.failures import UsageError, refuse_stdout
     from workbench.cli.runs import open_run
 
     refuse_stdout("--perfetto", perfetto)
+    if out is not None and out.suffix in (".png", ".svg") and not out.is_dir():
+        kind = out.suffix.removeprefix(".")
+        raise UsageError(f"--out {out} is to be a directory; --format {kind} draws no other format")
     recorded = open_run(run_directory)
     if perfetto is None:
         from workbench.report import ImageFormat, draw_report

@@ -19,6 +19,7 @@ from workbench.fidelity.errors import FidelityError
 from workbench.fidelity.loads import AT_ONCE, TRACE, Load
 from workbench.fidelity.trace_window import TraceWindow, find_window
 from workbench.provenance import input_file
+from workbench.result_folder import make_folder
 from workbench.scenario_source import LoadedScenario, load_scenario
 from workbench.simulate import prepare
 
@@ -117,7 +118,7 @@ def open_suite(
         _refuse_other(path, kept, about)
     elif not make:
         raise FidelityError(f"{path} is not there: nothing has been measured in {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     window = find_window(folder, trace)
     capacities = dict(kept.get("requests_per_s", {}))
     wanted = repeats or kept.get("repeats", DEFAULT_REPEATS)
