@@ -16,7 +16,8 @@ from engine.core.token_ids import TokenBuffer, TokenSource
 from engine.core.workload import Workload
 from engine.profiling.measuring import FEATURES
 from engine.runtime.executor import Executor
-from simulator.cost_model import UNKNOWN
+from simulator.cost_model import UNKNOWN, Int64
+from simulator.fit_base import Float64
 from simulator.samples import HostSamples, WakeSamples
 from workbench.engine_driver import Driver, WallClock
 
@@ -62,13 +63,9 @@ class Service:
 
     def wake_samples(self) -> WakeSamples:
         """One short prompt after each idle time, several times."""
-        lengths = [n for n in _IDLE_PROMPTS if n < self._config.max_model_len]
-        rehearsal = self._steps(self._spaced(lengths * _REPEATS, 0.0), None)
-        taken_ns = int(np.median(rehearsal["end_ns"] - rehearsal["plan_ns"]))
-        parts = [
-            self._steps(self._spaced(lengths * _REPEATS, ms * 1e6 + taken_ns), None)
-            for ms in _IDLE_MS
-        ]
+        lengths = [n for n in _IDLE_PROMPTS if n < self._config.max_model_len] * _REPEATS
+        taken_ns = self._taken_ns(lengths)
+        parts = [self._steps(self._spaced(lengths, taken_ns + ms * 1e6), None) for ms in _IDLE_MS]
         idle = np.concatenate([_idle_ns(part) for part in parts])
         steps = {name: np.concatenate([part[name][1:] for part in parts]) for name in parts[0]}
         woke = np.flatnonzero(idle > 0)
@@ -80,6 +77,13 @@ class Service:
             lead_ns=_whole(leads[woke]),
             gpu_ns=_whole(np.maximum(steps["gpu_ns"][woke], 1)),
         )
+
+    def _taken_ns(self, lengths: list[int]) -> Float64:
+        """What each of some prompts takes from its plan until its token is known, about."""
+        steps = self._steps(self._spaced(lengths, np.zeros(len(lengths))), 1)  # one by one
+        taken = steps["end_ns"] - steps["plan_ns"]
+        of = {n: float(np.median(taken[steps["prefill_tokens"] == n])) for n in set(lengths)}
+        return np.array([of[n] for n in lengths])
 
     def _closed(self, batch: int) -> Workload:
         """So many requests at once, and after each that ends another one."""
@@ -94,9 +98,9 @@ class Service:
             np.zeros(count, np.int64), prompts.astype(np.int32), outputs.astype(np.int32)
         )
 
-    def _spaced(self, lengths: list[int], apart_ns: float) -> Workload:
-        """Prompts that arrive so far apart, each to be answered with one token."""
-        arrivals = (np.arange(len(lengths)) * apart_ns).astype(np.int64)
+    def _spaced(self, lengths: list[int], apart_ns: Float64) -> Workload:
+        """Prompts, each to be answered with one token, and how long after each the next arrives."""
+        arrivals = np.concatenate([[0.0], np.cumsum(apart_ns)[:-1]]).astype(np.int64)
         return Workload.from_lengths(
             arrivals, np.array(lengths, np.int32), np.ones(len(lengths), np.int32)
         )
@@ -119,12 +123,12 @@ class Service:
         return TokenBuffer(ids, prompt + int(workload.max_tokens[request_id]))
 
 
-def _idle_ns(steps: Columns) -> np.ndarray:
+def _idle_ns(steps: Columns) -> Int64:
     """How long the device had nothing to do when each step but the first was planned."""
     ends = steps["start_ns"] + steps["gpu_ns"]
-    idle: np.ndarray = (steps["plan_ns"][1:] - ends[:-1]).astype(np.int64)
+    idle: Int64 = (steps["plan_ns"][1:] - ends[:-1]).astype(np.int64)
     return idle
 
 
-def _whole(column: np.ndarray) -> tuple[int, ...]:
+def _whole(column: Int64) -> tuple[int, ...]:
     return tuple(column.astype(np.int64).tolist())
