@@ -38,7 +38,7 @@ def run(
     ] = "auto",
     gpu: Annotated[str, typer.Option(help="The GPU's name in scenarios.")] = "h200",
     cpu: Annotated[
-        bool, typer.Option("--cpu", help="The tiny model on this machine's CPU, three short loads.")
+        bool, typer.Option("--cpu", help="The tiny model on this machine's CPU, four short loads.")
     ] = False,
     loads: Annotated[
         str | None, typer.Option(metavar="NAME,NAME", help="Only these loads; default: all.")

@@ -62,6 +62,7 @@ _LONG_ANSWERS: Final = """workload={kind: synthetic, num_requests: 200,
     output_len: {kind: uniform, min: 300, max: 900}}"""
 _POISSON: Final = "load={kind: poisson, request_rate: {rate}}"
 _BURSTS: Final = "load={kind: gamma, request_rate: {rate}, burstiness: 0.25}"
+_IMPATIENT: Final = "aborts={fraction: 0.2, after_s: {kind: uniform, min: 0.05, max: 1}}"
 _FEW_PAGES: Final = (
     "deployment.pools.0.num_pages=2500",
     "scheduler.schedule_conservativeness=0.3",
@@ -77,6 +78,7 @@ GPU_LOADS: Final = (
     Load("long prompts", _LONG_PROMPTS, "load={kind: closed_loop, max_concurrency: 4}"),
     Load("few pages", _LONG_ANSWERS, "load={kind: closed_loop, max_concurrency: 100}",
          more=_FEW_PAGES),
+    Load("impatient clients", _CHAT, _POISSON, 0.6, more=(_IMPATIENT,)),
     Load("azure code window", f"workload={{kind: trace, path: {TRACE}}}",
          "load={kind: trace, time_scale: {scale}}", 0.6),
 )  # fmt: skip
@@ -84,10 +86,12 @@ GPU_LOADS: Final = (
 _SHORT: Final = """workload={kind: shared_prefix, num_requests: 24, num_groups: 4,
     system_prompt_len: 64, question_len: {kind: lognormal, mean: 32, std_dev: 16, max: 128},
     output_len: {kind: lognormal, mean: 24, std_dev: 12, max: 64}}"""
+_HASTY: Final = "aborts={fraction: 0.4, after_s: {kind: uniform, min: 0.01, max: 0.1}}"
 CPU_LOADS: Final = (
     Load("offline", _SHORT),
     Load("poisson 50 %", _SHORT, _POISSON, 0.5),
     Load("two at a time", _SHORT, "load={kind: closed_loop, max_concurrency: 2}"),
+    Load("impatient clients", _SHORT, _POISSON, 0.5, more=(_HASTY,)),
 )
 
 
