@@ -247,6 +247,15 @@ def test_unknown_command_suggests_the_one_that_was_meant() -> None:
 # Flags that stand for keys
 
 
+@pytest.mark.parametrize("command", ["chat", "calibrate"])
+def test_a_model_in_the_wrong_place_is_told_the_right_one(command: str) -> None:
+    """Where a command takes no such argument, but --model."""
+    result = invoke(command, "demo-moe")
+    assert result.exit_code == 2
+    assert "(demo-moe): a model goes to --model" in result.stderr
+    assert "--model" not in invoke("simulate", "quickstart", "demo-moe").stderr
+
+
 @pytest.mark.parametrize(
     ("kind", "override"),
     [

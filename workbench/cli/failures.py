@@ -50,13 +50,25 @@ class FailureReportingGroup(TyperGroup):
         try:
             result = super().invoke(ctx)
             flush_stdout()
-        except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
+        except typer.TyperException as error:
+            _say_where_models_go(error)
+            raise
+        except (typer.Exit, typer.Abort, BrokenPipeError):
             raise  # typer ends a closed pipe quietly, with exit code 1
         except Exception as error:
             if ctx.params["_debug"]:
                 raise
             raise typer.Exit(report_failure(error)) from None
         return result
+
+
+def _say_where_models_go(error: Exception) -> None:
+    """What stands where a command takes nothing, but has --model, was meant as one."""
+    message, context = getattr(error, "message", ""), getattr(error, "ctx", None)
+    if context is None or not message.startswith("Got unexpected extra argument"):
+        return
+    if any("--model" in parameter.opts for parameter in context.command.params):
+        error.message = f"{message}: a model goes to --model"  # type: ignore[attr-defined]
 
 
 def report_failure(error: Exception) -> int:
