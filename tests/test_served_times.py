@@ -11,6 +11,7 @@ from fake_executor import MS, FakeClock
 from engine.core.config import SchedulerConfig
 from engine.core.plan import StepPlan
 from engine.runtime.executor import StepOutput
+from simulator.fit_host import FEWEST_HOST
 from workbench.served_times import BATCHES, Service
 
 LAUNCH_NS, RESULT_NS, STEP_NS, TOKEN_NS = 300_000, 120_000, 5 * MS, 20_000
@@ -58,8 +59,8 @@ class Step:
         )
 
 
-def service(config: SchedulerConfig = CONFIG) -> Service:
-    clock = FakeClock(tick_ns=1000)
+def service(config: SchedulerConfig = CONFIG, tick_ns: int = 1000) -> Service:
+    clock = FakeClock(tick_ns)
     return Service(Device(clock), config, clock, vocab_size=1000)
 
 
@@ -93,3 +94,34 @@ def test_each_idle_time_has_first_steps() -> None:
     assert {shape[:2] for shape in wake.shapes} == {(24, 1), (60, 1), (180, 1)}
     assert set(wake.lead_ns) == {LAUNCH_NS}
     assert set(wake.gpu_ns) == {STEP_NS + TOKEN_NS * n for n in (24, 60, 180)}
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"max_num_batched_tokens": 16, "max_running_requests": 16},
+        {"max_num_batched_tokens": 100, "max_running_requests": 16},
+        {"max_model_len": 16},
+        {"max_model_len": 64},
+        {"num_pages": 1},
+        {"num_pages": 3},
+        {"num_pages": 9},
+        {"max_running_requests": 1},
+    ],
+    ids=str,
+)
+def test_small_engines_are_measured_too(limits: dict[str, int]) -> None:
+    """What they could never serve, or not in one step, is not asked of them; all idle times are."""
+    made = service(replace(CONFIG, **limits), tick_ns=20_000)
+    host, wake = made.host_samples(), made.wake_samples()
+    assert len(host) >= FEWEST_HOST
+    idle = np.array(wake.idle_ns) / MS
+    assert all(((idle > 0.7 * ms) & (idle < 1.3 * ms + 0.2)).sum() >= 3 for ms in (0.5, 2, 10, 250))
+    assert all(shape[1] == 1 for shape in wake.shapes)
+
+
+def test_an_engine_of_few_pages_is_not_asked_for_many_requests() -> None:
+    """Hundreds that wait for each other's pages take minutes, and steps have no more of them."""
+    host = service(replace(CONFIG, num_pages=60), tick_ns=20_000).host_samples()
+    assert len(host) < 1000
+    assert max(host.requests) >= 4

@@ -45,11 +45,13 @@ class Service:
     ) -> None:
         self._executor, self._config, self._clock = executor, config, clock
         self._vocab_size = vocab_size
+        # A request of more tokens, its answer's among them, would be rejected.
+        self._longest = min(config.max_model_len, config.num_pages * config.page_size)
         self._draw = np.random.default_rng(1)
 
     def host_samples(self) -> HostSamples:
         """Steps of few and of many requests, some of which end while others begin."""
-        batches = [batch for batch in BATCHES if batch <= self._config.max_running_requests]
+        batches = [batch for batch in BATCHES if self._have_room(batch)]
         parts = [self._steps(self._closed(batch), batch) for batch in batches]
         steps = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         results = steps["end_ns"] - steps["start_ns"] - steps["gpu_ns"]
@@ -63,7 +65,8 @@ class Service:
 
     def wake_samples(self) -> WakeSamples:
         """One short prompt after each idle time, several times."""
-        lengths = [n for n in _IDLE_PROMPTS if n < self._config.max_model_len] * _REPEATS
+        whole = max(1, min(self._longest - 1, self._config.prefill_budget))  # in one step
+        lengths = sorted({min(n, whole) for n in _IDLE_PROMPTS}) * _REPEATS
         taken_ns = self._taken_ns(lengths)
         parts = [self._steps(self._spaced(lengths, taken_ns + ms * 1e6), None) for ms in _IDLE_MS]
         idle = np.concatenate([_idle_ns(part) for part in parts])
@@ -85,15 +88,22 @@ class Service:
         of = {n: float(np.median(taken[steps["prefill_tokens"] == n])) for n in set(lengths)}
         return np.array([of[n] for n in lengths])
 
+    def _have_room(self, batch: int) -> bool:
+        """Whether so many requests can be there at once, short ones at least."""
+        config = self._config
+        slots = config.num_pages * config.page_size
+        room = min(config.max_running_requests, slots // (_PROMPTS[0] + _OUTPUTS[0]))
+        return batch <= max(1, room)
+
     def _closed(self, batch: int) -> Workload:
         """So many requests at once, and after each that ends another one."""
         count = batch + max(_FEWEST_MORE, batch // 2)
         most = _OUTPUTS[1] + batch // 4  # it takes many steps to begin many requests
-        room = self._config.max_model_len - most
-        longest = max(1, min(_PROMPTS[1], room))
+        most = min(most, max(1, self._longest // 2))
+        longest = max(1, min(_PROMPTS[1], self._longest - most))
         shortest = min(_PROMPTS[0], longest)
         prompts = np.exp(self._draw.uniform(np.log(shortest), np.log(longest), count))
-        outputs = self._draw.integers(_OUTPUTS[0], most + 1, count)
+        outputs = self._draw.integers(min(_OUTPUTS[0], most), most + 1, count)
         return Workload.from_lengths(
             np.zeros(count, np.int64), prompts.astype(np.int32), outputs.astype(np.int32)
         )
