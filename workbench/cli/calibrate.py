@@ -40,8 +40,8 @@ def run(
     load_format: Annotated[
         Literal["auto", "dummy"],
         typer.Option(
-            help="dummy makes random weights, which do for dense models; of a mixture's experts "
-            "they choose evenly when it decodes, and few in a prompt, real ones neither."
+            help="dummy makes random weights, which do for dense models; a mixture's tokens go to "
+            "its experts nearly evenly then, real ones less so."
         ),
     ] = "auto",
     dtype: Annotated[
