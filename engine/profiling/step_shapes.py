@@ -65,7 +65,7 @@ class EngineLimits:
         return (
             0 < tokens <= self.max_num_batched_tokens
             and len(lengths) <= self.max_running_requests
-            and max(lengths) <= self.max_model_len
+            and 0 < min(lengths) <= max(lengths) <= self.max_model_len
             and pages <= self.num_pages
             and (not design.shared or design.shared < min(design.decodes))
             and design.shared % self.page_size == 0
