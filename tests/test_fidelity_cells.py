@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_executor import FakeClock, FakeRunner, FakeStep, Faults
+from matplotlib.image import imread
 from msgspec.structs import replace
 from test_calibrate import GRAPHS, calibrated, true_ns
 
@@ -443,3 +444,7 @@ def test_a_judgement_is_drawn(place: Place, tmp_path: Path) -> None:
         load["metrics"]["calibrated"]["mean_ttft_ms"].update(error=None, reached=False)
     draw(worst, tmp_path / "worst.png")
     assert "inf*" in "\n".join(table_lines(worst))
+    lacking = judgement | {"missing": {f"load number {at}": "not measured" for at in range(16)}}
+    draw(lacking, tmp_path / "lacking.png")
+    pixels = imread(tmp_path / "lacking.png")
+    assert (pixels[:, -3:] == pixels[0, 0]).all(), "nothing leaves the picture"

@@ -79,7 +79,7 @@ def _title(figure: Figure, judgement: Judgement) -> None:
     if told := sources_told(judgement):
         text = f"{told}; {text}"
     top = 0.975 - 0.26 / float(figure.get_size_inches()[1])
-    figure.text(0.008, top, text, fontsize=9, color=GREY, va="top")
+    figure.text(0.008, top, text, fontsize=9, color=GREY, va="top", wrap=True)
 
 
 def _errors(figure: Figure, places: _Places, loads: Sequence[dict[str, Any]]) -> None:
