@@ -23,6 +23,7 @@ from simulator.power_state import PowerFit, PowerState, lengthened
 from simulator.profile import ProfileError
 from simulator.profile_file import encode_profile, read_profile
 from workbench import calibrate as calibration
+from workbench import served_times
 from workbench.analysis.rebuilt_models import rebuild_cost_models
 from workbench.calibrate import Calibration, calibrate
 from workbench.profile_match import identity_of
@@ -105,7 +106,9 @@ def calibrated(
     for name, value in changes.items():
         setattr(engine, name, value)
     build: Any = lambda *_: engine  # noqa: E731
-    return calibrate(config, folder, minutes, build=build), engine
+    with pytest.MonkeyPatch.context() as patch:  # a made-up engine needs no long rest
+        patch.setattr(served_times, "_IDLE_MS", (0.5, 2.0, 10.0))
+        return calibrate(config, folder, minutes, build=build), engine
 
 
 @pytest.fixture(scope="module")
