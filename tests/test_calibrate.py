@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,104 +10,21 @@ import msgspec
 import numpy as np
 import pytest
 from command_line import invoke
+from made_up_engine import CONFIG, GRAPHS, MadeUpEngine, MadeUpStep, calibrated, true_ns
 
-from engine.core.model_spec import load_model_spec
 from engine.core.plan import StepPlan
-from engine.profiling.measuring import features_of
-from engine.runtime.executor import StepOutput
 from engine.runtime.runner_config import RunnerConfig
 from simulator.calibrated import CalibratedCostModel
-from simulator.cost_model import UNKNOWN, StepFeatures, StepShape
+from simulator.cost_model import StepFeatures, StepShape
 from simulator.power_state import PowerFit, PowerState, lengthened
 from simulator.profile import ProfileError
 from simulator.profile_file import encode_profile, read_profile
 from workbench import calibrate as calibration
-from workbench import served_times
 from workbench.analysis.rebuilt_models import rebuild_cost_models
 from workbench.calibrate import Calibration, calibrate
 from workbench.profile_match import identity_of
 from workbench.run_errors import RunRecordError
 from workbench.run_record import RunReader
-from workbench.scenario_source import load_scenario
-
-GRAPHS = (1, 2, 4, 8, 16)
-CONFIG = RunnerConfig(
-    model="Llama-3.1-8B", load_format="dummy", max_num_batched_tokens=512,
-    max_running_requests=16, cuda_graph_batch_sizes=GRAPHS,
-)  # fmt: skip
-
-
-def true_ns(shape: StepShape) -> int:
-    """What a step of the made-up engine takes."""
-    s = shape
-    if s.graph_batch:
-        return 4_000_000 + 20_000 * s.graph_batch + 40 * s.decode_context
-    tokens = s.prefill_tokens + s.decode_tokens
-    work = 5_000_000 + 23_000 * tokens + 30 * s.prefill_context + 2 * s.prefill_pairs
-    return work + 45 * s.decode_context + 9_000 * s.prefill_requests + 900 * s.sampled_tokens
-
-
-class MadeUpStep:
-    """A step that is done."""
-
-    def __init__(self, plan: StepPlan, noise: float) -> None:
-        self._rows = len(plan.sampling_requests())
-        self._ns = round(true_ns(StepShape(*features_of(plan), UNKNOWN)) * noise)
-
-    def is_done(self) -> bool:
-        return True
-
-    def result(self) -> StepOutput:
-        return StepOutput(np.full(self._rows, 7, np.int32), None, None, 0, self._ns)
-
-
-class MadeUpEngine:
-    """An H200 whose steps take what `true_ns` says, give or take half a percent."""
-
-    max_model_len = 32_768
-    num_pages = 20_000
-
-    def __init__(self, config: RunnerConfig) -> None:
-        self.config, self.spec = config, load_model_spec(config.model)
-        self.noisy = self.closed = False
-        self._rng = np.random.default_rng(3)
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "device": "NVIDIA H200", "dtype": "bfloat16", "page_size": 16,
-            "cuda_graph_batch_sizes": list(GRAPHS), "cuda_graph_tokens": [],
-            "kernels": {"linear": "triton"}, "torch": "2", "triton": None,
-        }  # fmt: skip
-
-    def launch(self, plan: StepPlan) -> MadeUpStep:
-        return MadeUpStep(plan, 1 + 0.005 * self._rng.standard_normal())
-
-    def register(self, request_id: int, params: Any) -> None:
-        """Nothing to note."""
-
-    def forget(self, request_id: int) -> None:
-        """Nothing to forget."""
-
-    def ceilings(self) -> dict[str, float]:
-        return {"copy_tb_s": 4.0}
-
-    def fill_cache_with_noise(self) -> None:
-        self.noisy = True
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def calibrated(
-    folder: Path, minutes: float = 5.0, config: RunnerConfig = CONFIG, **changes: Any
-) -> tuple[Calibration, MadeUpEngine]:
-    engine = MadeUpEngine(config)
-    for name, value in changes.items():
-        setattr(engine, name, value)
-    build: Any = lambda *_: engine  # noqa: E731
-    with pytest.MonkeyPatch.context() as patch:  # a made-up engine needs no long rest
-        patch.setattr(served_times, "_IDLE_MS", (0.5, 2.0, 10.0))
-        return calibrate(config, folder, minutes, build=build), engine
 
 
 @pytest.fixture(scope="module")
@@ -314,81 +230,6 @@ def test_what_is_no_profile_is_refused_in_a_scenario(tmp_path: Path) -> None:
         assert result.exit_code == 2
         assert code in result.stderr
         assert str(name) in result.stderr
-
-
-def test_calibrate_on_a_cpu(tmp_path: Path) -> None:
-    """The real engine, a tiny model: a profile with which a simulation runs."""
-    result = invoke("calibrate", "--cpu", "--minutes", "0.1", "--output-dir", str(tmp_path))
-    assert result.exit_code == 0, result.output
-    path = tmp_path / "cpu-tiny-model-fp32-tp1.json"
-    assert str(path) in result.stdout
-    assert "error of the fit on steps that it had not seen" in result.stdout
-    profile = read_profile(path)
-    assert profile.fit.decode == ()
-    assert json.loads(path.read_bytes())["schema"] == "profile/v4"
-    result = invoke(
-        "simulate", "engine_on_cpu", "--no-record", "--set", f"hardware.profile={path}",
-        "--num-prompts", "20",
-    )  # fmt: skip
-    assert result.exit_code == 0, result.output
-    assert "Step times: cpu-tiny-model-fp32-tp1\n" in result.output  # none outside its range
-
-
-class MadeUpProcessor(MadeUpEngine):
-    """The same without graphs, which calls itself a CPU."""
-
-    device = "cpu"
-    max_model_len, num_pages = 1024, 512
-
-    def facts(self) -> dict[str, Any]:
-        return {**super().facts(), "device": self.device, "cuda_graph_batch_sizes": []}
-
-
-def test_a_scenarios_graphs_are_nothing_to_a_cpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its profile covers decode steps that a GPU would run as graphs; a GPU's without does not."""
-    decode = StepShape(decode_requests=4, decode_tokens=4, decode_context=400,
-                       decode_max_context=100, sampled_tokens=4)  # fmt: skip
-    found = {}
-    for device in ("cpu", "NVIDIA H200"):
-        monkeypatch.setattr(MadeUpProcessor, "device", device)
-        engine = MadeUpProcessor(replace(CONFIG, cuda_graph_batch_sizes=()))
-        build: Any = lambda *_, engine=engine: engine  # noqa: E731
-        done = calibrate(engine.config, tmp_path, 5.0, build=build)
-        assert done.complete
-        model = CalibratedCostModel(done.profile)
-        plain, graphed = (model.step_cost(decode._replace(graph_batch=size)) for size in (0, 4))
-        assert plain[:2] == graphed[:2]
-        assert not plain[2]
-        columns = model.step_costs(StepFeatures.from_shapes([decode._replace(graph_batch=4)]))
-        assert columns.extrapolated.tolist() == [graphed[2]]
-        found[device] = graphed[2]
-    assert found == {"cpu": False, "NVIDIA H200": True}
-
-
-def test_a_demo_model_is_calibrated_on_a_cpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Within the limits of the scenarios for CPUs, so that minutes are minutes; under its name."""
-    configs = []
-
-    def made_up(config: RunnerConfig, *rest: Any, **more: Any) -> Calibration:
-        configs.append(config)
-        done, _ = calibrated(tmp_path)
-        return done
-
-    monkeypatch.setattr(calibration, "calibrate", made_up)
-    arguments = ("--device", "cpu", "--output-dir", str(tmp_path), "-q")
-    assert invoke("calibrate", "--model", "demo-dense", *arguments).exit_code == 0
-    assert invoke("calibrate", "--cpu", "--output-dir", str(tmp_path), "-q").exit_code == 0
-    demo, tiny = configs
-    pool = load_scenario("demo_model").scenario.deployment.pools[0]
-    for config in (demo, tiny):
-        assert config.device == "cpu"
-        assert config.cuda_graph_batch_sizes == ()
-        assert config.max_num_batched_tokens == pool.max_num_batched_tokens
-        assert config.max_running_requests == pool.max_running_requests
 
 
 @pytest.mark.parametrize(

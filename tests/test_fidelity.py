@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from command_line import invoke
 from cost_model_laws import check_decode_run
-from test_calibrate import calibrated, true_ns
+from made_up_engine import calibrated, true_ns
 
 from simulator.calibrated import CalibratedCostModel
 from simulator.cost_model import StepFeatures, StepShape

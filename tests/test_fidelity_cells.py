@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_executor import FakeClock, FakeRunner, FakeStep, Faults
+from made_up_engine import GRAPHS, calibrated, true_ns
 from matplotlib.image import imread
 from msgspec.structs import replace
-from test_calibrate import GRAPHS, calibrated, true_ns
 
 from engine.core.plan import StepPlan
 from engine.profiling.measuring import features_of

@@ -19,6 +19,7 @@ from engine.runtime.executor import Executor
 from simulator.cost_model import UNKNOWN, Int64
 from simulator.fit_base import Float64
 from simulator.samples import HostSamples, WakeSamples
+from workbench.analysis.predicted_steps import idle_ns
 from workbench.engine_driver import Driver, WallClock
 
 BATCHES: Final = (1, 4, 16, 64, 128, 256)  # requests at once
@@ -69,7 +70,7 @@ class Service:
         lengths = sorted({min(n, whole) for n in _IDLE_PROMPTS}) * _REPEATS
         taken_ns = self._taken_ns(lengths)
         parts = [self._steps(self._spaced(lengths, taken_ns + ms * 1e6), None) for ms in _IDLE_MS]
-        idle = np.concatenate([_idle_ns(part) for part in parts])
+        idle = np.concatenate([idle_ns(part)[1:] for part in parts])
         steps = {name: np.concatenate([part[name][1:] for part in parts]) for name in parts[0]}
         woke = np.flatnonzero(idle > 0)
         shapes = np.column_stack([steps[name] for name in FEATURES])[woke].tolist()
@@ -131,13 +132,6 @@ class Service:
         prompt = int(workload.prompt_tokens[request_id])
         ids = self._draw.integers(0, self._vocab_size, prompt)
         return TokenBuffer(ids, prompt + int(workload.max_tokens[request_id]))
-
-
-def _idle_ns(steps: Columns) -> Int64:
-    """How long the device had nothing to do when each step but the first was planned."""
-    ends = steps["start_ns"] + steps["gpu_ns"]
-    idle: Int64 = (steps["plan_ns"][1:] - ends[:-1]).astype(np.int64)
-    return idle
 
 
 def _whole(column: Int64) -> tuple[int, ...]:

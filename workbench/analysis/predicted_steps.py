@@ -38,7 +38,7 @@ def predicted_ns(model: CostModel, steps: Columns) -> Int64:
     predicted[rows] = lengthened(
         model.power, cool_ns, tokens, features.decode_tokens, starts_ns, pairs
     )
-    predicted[rows] += longer_after_idling(model.wake, _idle_ns(steps)[rows])
+    predicted[rows] += longer_after_idling(model.wake, idle_ns(steps)[rows])
     return predicted
 
 
@@ -51,21 +51,21 @@ def predicted_leads_ns(model: CostModel, steps: Columns) -> Int64:
     leads_ns: Int64 = steps["start_ns"].astype(np.int64) - steps["plan_ns"]
     if model.wake is None:
         return leads_ns
-    idle_ns, waking = _idle_ns(steps), Waking(model.wake)
+    idle, waking = idle_ns(steps), Waking(model.wake)
     woke = (steps["prefill_tokens"] > 0) | (steps["decode_tokens"] > 0)
-    rows = np.flatnonzero(woke & (idle_ns > 0))
+    rows = np.flatnonzero(woke & (idle > 0))
     hosts_ns = model.step_costs(features_of(steps, rows)).host_ns
     for row, host_ns in zip(rows.tolist(), hosts_ns.tolist(), strict=True):
-        leads_ns[row] = waking.until_begin_ns(int(idle_ns[row]), host_ns)
+        leads_ns[row] = waking.until_begin_ns(int(idle[row]), host_ns)
     return leads_ns
 
 
-def _idle_ns(steps: Columns) -> Int64:
+def idle_ns(steps: Columns) -> Int64:
     """How long the GPU had nothing to do when each step was planned; below 0: it was busy.
 
     Before the first one it did nothing for very long.
     """
     ends_ns = steps["start_ns"].astype(np.int64) + steps["gpu_ns"]
     before_ns = np.concatenate([[_NEVER_NS], ends_ns[:-1]])[: len(ends_ns)]
-    idle_ns: Int64 = steps["plan_ns"].astype(np.int64) - before_ns
-    return idle_ns
+    idle: Int64 = steps["plan_ns"].astype(np.int64) - before_ns
+    return idle
