@@ -16,6 +16,7 @@ from simulator.power_state import Cost, PowerFit
 from simulator.samples import (
     Count,
     HostSamples,
+    HotSamples,
     Positive,
     PowerSamples,
     Samples,
@@ -23,7 +24,8 @@ from simulator.samples import (
 )
 from simulator.waking import WakeFit
 
-SCHEMA: Final = "profile/v4"
+SCHEMA: Final = "profile/v5"
+OLDER: Final = ("profile/v4",)  # of the same samples; their fits mean something else
 CPU: Final = "cpu"  # instead of a GPU's name
 
 
@@ -238,4 +240,5 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     fit: Fit
     power_samples: PowerSamples | None = None
     wake_samples: WakeSamples | None = None
+    hot_samples: HotSamples | None = None
     conditions: dict[str, Any] = {}

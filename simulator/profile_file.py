@@ -12,6 +12,7 @@ from simulator.cost_model import StepShape
 from simulator.measured_file import encode_checked, read_measured_bytes
 from simulator.power_state import PowerFit
 from simulator.profile import (
+    OLDER,
     SCHEMA,
     Profile,
     ProfileError,
@@ -28,13 +29,17 @@ class _Header(msgspec.Struct):
     schema: str
 
 
-def read_profile(path: Path) -> Profile:
+def read_profile(path: Path, *, to_refit: bool = False) -> Profile:
     """The profile in a file.
+
+    Args:
+        path: of the file.
+        to_refit: only its samples are wanted, so an older one will do.
 
     Raises:
         ProfileError: it is not there, is no profile, or one of another version.
     """
-    return _decode(read_measured_bytes(path), str(path))
+    return _decode(read_measured_bytes(path), str(path), OLDER if to_refit else ())
 
 
 def encode_profile(profile: Profile) -> bytes:
@@ -46,19 +51,26 @@ def encode_profile(profile: Profile) -> bytes:
     return encode_checked(profile, lambda data: _decode(data, profile.name))
 
 
-def _decode(data: bytes, name: str) -> Profile:
+def _decode(data: bytes, name: str, also: tuple[str, ...] = ()) -> Profile:
     """The profile in `data`, complained of by `name`."""
     try:
         schema = msgspec.json.decode(data, type=_Header).schema
-        if schema != SCHEMA:
+        if schema not in (SCHEMA, *also):
+            command = f"calibrate --refit {name}" if schema in OLDER else "calibrate"
             raise ProfileError(
-                f"{name} is {schema!r}, this version reads {SCHEMA!r}: calibrate again"
+                f"{name} is {schema!r}, this version reads {SCHEMA!r}: `workbench {command}`"
             )
         profile = msgspec.json.decode(data, type=Profile)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"{name} is not a profile: {error}") from None
-    samples = profile.samples, profile.host_samples, profile.power_samples, profile.wake_samples
-    problem = samples_problem(*samples) or _problem(profile)
+    problem = samples_problem(
+        profile.samples,
+        profile.host_samples,
+        profile.power_samples,
+        profile.wake_samples,
+        profile.hot_samples,
+    )
+    problem = problem or _problem(profile)
     if problem:
         raise ProfileError(f"{name}: {problem}")
     return profile

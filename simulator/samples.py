@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Annotated, Final
 
 import msgspec
@@ -72,6 +73,28 @@ class PowerSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return len(self.gpu_ns)
 
 
+class HotSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Steps that ran once after light ones and once right after prompts, one entry a shape.
+
+    Attributes:
+        shapes: `simulator.cost_model.StepShape` fields, in its order.
+        cool_ns, hot_ns: what the step took the one time and the other.
+        heat_ns: how long prompts ran before it, the other time.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    cool_ns: tuple[Positive, ...]
+    hot_ns: tuple[Positive, ...]
+    heat_ns: tuple[Count, ...]
+
+    def features(self) -> StepFeatures:
+        """The shapes as columns."""
+        return StepFeatures.from_shapes([StepShape(*shape) for shape in self.shapes])
+
+    def __len__(self) -> int:
+        return len(self.hot_ns)
+
+
 class WakeSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """First steps after idle times, one entry a step.
 
@@ -101,6 +124,7 @@ def samples_problem(
     host_samples: HostSamples,
     power_samples: PowerSamples | None = None,
     wake_samples: WakeSamples | None = None,
+    hot_samples: HotSamples | None = None,
 ) -> str | None:
     """What keeps samples from being read as columns, if anything does."""
     if len({len(samples), len(samples.gpu_ns), len(samples.spread_ns), len(samples.repeats)}) > 1:
@@ -111,7 +135,10 @@ def samples_problem(
         return "its samples of the host are of different lengths"
     if wake_samples is not None and _are_uneven(wake_samples):
         return "its samples of idle times are of different lengths"
-    shapes = (*samples.shapes, *(wake_samples.shapes if wake_samples is not None else ()))
+    if hot_samples is not None and _are_uneven(hot_samples):
+        return "its samples of hot steps are of different lengths"
+    others = (each.shapes for each in (wake_samples, hot_samples) if each is not None)
+    shapes = (*samples.shapes, *chain.from_iterable(others))
     if any(len(shape) != len(StepShape._fields) for shape in shapes):
         return f"a sample has not the {len(StepShape._fields)} features of a step"
     # The least of each feature is nothing of it, and of experts no knowledge.
@@ -121,6 +148,6 @@ def samples_problem(
     return None
 
 
-def _are_uneven(columns: WakeSamples | HostSamples, but_for: str = "") -> bool:
+def _are_uneven(columns: WakeSamples | HostSamples | HotSamples, but_for: str = "") -> bool:
     columns_of = msgspec.structs.asdict(columns)
     return len({len(column) for name, column in columns_of.items() if name != but_for}) > 1

@@ -388,6 +388,14 @@ def test_what_clocks_do_is_told_apart_from_what_steps_cost(tmp_path: Path) -> No
     true = lengthened(HOT, cool, tokens, decodes)
     assert np.max(true / cool) > 1.09
     assert np.max(np.abs(found / true - 1)) < 0.03
+    hot = profile.hot_samples
+    assert hot is not None
+    longer = np.array(hot.hot_ns) / np.array(hot.cool_ns) - 1
+    prompts = hot.features().prefill_tokens
+    assert len(hot) > 30
+    assert np.all(longer[prompts == 512] > 0.06)  # the other time it heats itself
+    assert np.median(longer[prompts == 0]) < 0.05
+    assert min(hot.heat_ns) > 140_000_000
 
 
 def gpu_ns(model: CalibratedCostModel, shapes: list[StepShape]) -> Any:

@@ -29,7 +29,7 @@ def test_calibrate_on_a_cpu(tmp_path: Path) -> None:
     assert "error of the fit on steps that it had not seen" in result.stdout
     profile = read_profile(path)
     assert profile.fit.decode == ()
-    assert json.loads(path.read_bytes())["schema"] == "profile/v4"
+    assert json.loads(path.read_bytes())["schema"] == "profile/v5"
     result = invoke(
         "simulate", "engine_on_cpu", "--no-record", "--set", f"hardware.profile={path}",
         "--num-prompts", "20",

@@ -193,7 +193,7 @@ def test_models_measured_whole_teach(tables: KernelFile, folder: Path):
     assert [lender.model for lender in composition.lenders] == ["Llama-3.1-8B", "Qwen3-0.6B"]
     assert {error.model for error in composition.errors} == {"Llama-3.1-8B", "Qwen3-0.6B"}
     assert read_kernel_file(done.path) == done.kernels
-    older = encode_profile(large).replace(b'"profile/v4"', b'"profile/v3"')
+    older = encode_profile(large).replace(b'"profile/v5"', b'"profile/v3"')
     (profiles / "older.json").write_bytes(older)
     with pytest.warns(UserWarning, match=r"left out: .*older.json is 'profile/v3'"):
         assert refit_kernels(done.path).kernels == done.kernels

@@ -51,7 +51,7 @@ def test_a_profile_is_read_as_it_was_written(tmp_path, profile):
 def test_a_profile_is_text_with_a_line_end(tmp_path):
     """Versions of a profile can be compared line by line."""
     text = encode_profile(PROFILE).decode()
-    assert text.startswith('{\n "schema": "profile/v4",\n "name": "h200-tiny-test",\n')
+    assert text.startswith('{\n "schema": "profile/v5",\n "name": "h200-tiny-test",\n')
     assert text.endswith("}\n")
 
 
@@ -92,8 +92,17 @@ def test_an_older_schema_asks_to_calibrate_again(tmp_path):
         profile["points"] = profile.pop("samples")
 
     assert broken(tmp_path, older) == (
-        f" is 'profile/v0', this version reads {SCHEMA!r}: calibrate again"
+        f" is 'profile/v0', this version reads {SCHEMA!r}: `workbench calibrate`"
     )
+
+
+def test_an_older_profile_can_be_fitted_anew(tmp_path):
+    """Its samples are as good as ever; its fit means something else, so it is not used."""
+    path = tmp_path / "older.json"
+    path.write_bytes(encode_profile(PROFILE).replace(SCHEMA.encode(), b"profile/v4"))
+    with pytest.raises(ProfileError, match=rf"`workbench calibrate --refit {path}`"):
+        read_profile(path)
+    assert read_profile(path, to_refit=True).samples == PROFILE.samples
 
 
 def wake(**changes) -> dict:

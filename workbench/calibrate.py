@@ -27,7 +27,13 @@ from engine.profiling.measuring import (
     measure_steps,
 )
 from engine.profiling.step_shapes import EngineLimits, design_steps
-from engine.profiling.warming import LightSteps, WarmingTimes, measure_warming
+from engine.profiling.warming import (
+    HotTimes,
+    SideSteps,
+    WarmingTimes,
+    measure_hot,
+    measure_warming,
+)
 from engine.runtime.runner_config import RunnerConfig
 from simulator.cost_model import UNKNOWN
 from simulator.fitting import fit_profile
@@ -40,7 +46,7 @@ from simulator.profile import (
     ProfileError,
 )
 from simulator.profile_file import encode_profile, read_profile
-from simulator.samples import HostSamples, PowerSamples, Samples, WakeSamples
+from simulator.samples import HostSamples, HotSamples, PowerSamples, Samples, WakeSamples
 from workbench.atomic_file import read_whole_lines, write_atomic
 from workbench.engine_driver import HostClock
 from workbench.engine_run import Build, Runner, Say, build_runner
@@ -203,7 +209,7 @@ def refit(path: Path) -> Calibration:
     Raises:
         ProfileError: it cannot be read, or its samples carry no fit.
     """
-    profile = read_profile(path)
+    profile = read_profile(path, to_refit=True)
     fit = fit_profile(
         profile.samples,
         profile.host_samples,
@@ -211,7 +217,7 @@ def refit(path: Path) -> Calibration:
         profile.power_samples,
         profile.wake_samples,
     )
-    profile = msgspec.structs.replace(profile, fit=fit)
+    profile = msgspec.structs.replace(profile, schema=SCHEMA, fit=fit)
     write_atomic(path, encode_profile(profile))
     return Calibration(profile, path, bool(profile.conditions.get("complete", True)))
 
@@ -227,6 +233,7 @@ class _Measured:
     steps: Measurements
     host: HostSamples
     warming: WarmingTimes
+    hot: HotTimes
     wake: WakeSamples
     designed: int
     complete: bool
@@ -243,8 +250,8 @@ def _measure(runner: Runner, clock: HostClock, folder: Path, seconds: float, say
     say(f"{name}: host time")
     service = Service(runner, _scheduler(limits), clock, spec.vocab_size)
     host, wake = service.host_samples(), service.wake_samples()
-    light = LightSteps(runner, limits, spec.vocab_size)
-    maker, designs = PlanMaker(light.limits, spec.vocab_size), design_steps(light.limits)
+    side = SideSteps(runner, limits, spec.vocab_size)
+    maker, designs = PlanMaker(side.limits, spec.vocab_size), design_steps(side.limits)
     on_cpu = identity.gpu == CPU  # a step takes long there, and how long no one can say before
     if on_cpu:
         designs = coarse_first(designs)
@@ -260,11 +267,12 @@ def _measure(runner: Runner, clock: HostClock, folder: Path, seconds: float, say
         steps,
         deadline_s=time.monotonic() + seconds,
         measured=measured,
-        rest=light.rest,
+        rest=side.rest,
         paced=on_cpu,
     )
     say(f"{name}: clocks")
-    warming = measure_warming(runner, light, maker)  # at last, when the GPU is as hot as in service
+    # At last, when the GPU is as hot as in service.
+    warming, hot = measure_warming(runner, side), measure_hot(runner, side, maker)
     engine = _engine_facts(limits, runner.config, facts)
     return _Measured(
         identity,
@@ -274,6 +282,7 @@ def _measure(runner: Runner, clock: HostClock, folder: Path, seconds: float, say
         steps,
         host,
         warming,
+        hot,
         wake,
         len(designs),
         complete,
@@ -285,6 +294,12 @@ def _profile(measured: _Measured) -> Profile:
     samples, host = _samples(measured.steps), measured.host
     power = PowerSamples(
         tokens=tuple(measured.warming.tokens), gpu_ns=tuple(measured.warming.gpu_ns)
+    )
+    hot = HotSamples(
+        shapes=tuple((*shape, UNKNOWN) for shape in measured.hot.shapes),
+        cool_ns=tuple(measured.hot.cool_ns),
+        hot_ns=tuple(measured.hot.hot_ns),
+        heat_ns=tuple(measured.hot.heat_ns),
     )
     try:
         fit = fit_profile(samples, host, measured.engine, power, measured.wake)
@@ -301,6 +316,7 @@ def _profile(measured: _Measured) -> Profile:
         host_samples=host,
         fit=fit,
         power_samples=power,
+        hot_samples=hot,
         wake_samples=measured.wake,
         conditions={
             "sittings": measured.partial.sittings,

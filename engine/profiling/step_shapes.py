@@ -75,6 +75,7 @@ class EngineLimits:
 CONTEXTS = (32, 128, 256, 512, 1024, 2048)  # mean KV of decoding requests; beyond, time is linear
 _SPREAD = 0.4  # of the logarithm of their KV: prompts differ more, what is generated adds to them
 PREFIXES = (256, 1024, 4096, 16384)
+_HOT_PROMPTS = (16, 64, 128, 192, 256, 320, 384, 448, 512, 576, 640, 704, 768, 1024, 2048, 8192)
 _TILE = 64  # tokens; a step of a few more than a multiple takes about as long as one of the next
 _PAST = (8, 37)  # whole multiples themselves are no typical steps: libraries treat them otherwise
 
@@ -146,13 +147,42 @@ def as_served(requests: int, mean: int, most: int) -> tuple[int, ...]:
 
 
 def _uneven(limits: EngineLimits) -> Iterator[StepDesign]:
-    """Batches that hardly need their graph, and one request much longer than the others."""
+    """Batches that hardly need their graph, few long requests, and one among many short ones."""
+    for batch in (1, 2, 4, 8):
+        for context in (4096, 8192):
+            yield StepDesign(decodes=as_served(batch, context, limits.max_model_len))
     for before, batch in pairwise(limits.graph_batch_sizes):
         if batch - before > 1:
             yield StepDesign(decodes=as_served(before + 1, 512, limits.max_model_len))
     for batch in (4, 32, 128):
         for longest in (4096, 16384):
             yield StepDesign(decodes=(longest, *(128,) * (batch - 1)))
+
+
+def hot_steps(limits: EngineLimits) -> list[StepDesign]:
+    """Steps of all kinds, few of each, of which to learn what lower clocks do to them."""
+    most = limits.max_model_len
+    designs = [
+        *(StepDesign((Chunk(tokens),)) for tokens in _HOT_PROMPTS),
+        *(
+            StepDesign((Chunk(tokens, prefix),))
+            for tokens in (256, 1024)
+            for prefix in PREFIXES[2:]
+        ),
+        *(StepDesign((Chunk(tokens // 16),) * 16) for tokens in (512, 2048)),
+        *(
+            StepDesign(decodes=as_served(batch, context, most))
+            for batch in (1, 8, 32, 64, 128, 256)
+            for context in (256, 1024, 4096)
+        ),
+        *(StepDesign(decodes=as_served(batch, 16384, most)) for batch in (1, 4)),
+        *(
+            StepDesign((Chunk(tokens),), as_served(batch, 1024, most))
+            for batch in (8, 32, 128)
+            for tokens in (120, 400, 1000)
+        ),
+    ]
+    return [design for design in designs if limits.allows(design)]
 
 
 def _prefixes(limits: EngineLimits) -> Iterator[StepDesign]:

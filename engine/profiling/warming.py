@@ -2,25 +2,29 @@
 
 A GPU that computes a lot comes to its power limit and lowers its clocks; steps take longer then.
 Calibration measures each step after light ones, as most are when serving, and the rest apart: steps
-that compute among steps that read memory, more and more of them.
+that compute among steps that read memory, more and more of them; and steps of all kinds right after
+prompts, when clocks are as low as they get.
 """
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import cycle
 
 from engine.core.plan import StepPlan
 from engine.profiling.made_plans import PlanMaker
-from engine.profiling.measuring import repeat, run_in_turn
-from engine.profiling.step_shapes import Chunk, EngineLimits, StepDesign, as_served
+from engine.profiling.measuring import Features, features_of, repeat, run_in_turn
+from engine.profiling.step_shapes import Chunk, EngineLimits, StepDesign, as_served, hot_steps
 from engine.runtime.executor import Executor
 
 # How many steps of each kind take turns: prompts, decode steps.
 PATTERNS = ((0, 1), (1, 16), (1, 8), (1, 5), (1, 3), (1, 2), (1, 1), (2, 1), (4, 1), (1, 0))
 PATTERN_NS = 700_000_000  # of device time, for each
 REST_NS = 50_000_000  # of light steps; `simulator.power_state` must know
+_HEAT_NS = 150_000_000  # of prompts, after which clocks are as low as they get
+_TURNS = 3  # of a step with cool clocks and one with low ones
 _LIGHT = StepDesign(decodes=as_served(16, 512, 4096))
 _PROMPT = StepDesign((Chunk(512),))
 _SHARE = 8  # of all pages at most, for light steps
@@ -34,8 +38,24 @@ class WarmingTimes:
     gpu_ns: list[int] = field(default_factory=list)
 
 
-class LightSteps:
-    """Decode steps with requests and pages of their own.
+@dataclass(frozen=True, slots=True)
+class HotTimes:
+    """What steps take on the device after light steps, and right after prompts for a while.
+
+    Attributes:
+        shapes: of the steps.
+        cool_ns, hot_ns: of each, medians.
+        heat_ns: how long prompts ran before each, the median.
+    """
+
+    shapes: list[Features] = field(default_factory=list)
+    cool_ns: list[int] = field(default_factory=list)
+    hot_ns: list[int] = field(default_factory=list)
+    heat_ns: list[int] = field(default_factory=list)
+
+
+class SideSteps:
+    """A light decode step and a prompt, with requests and pages of their own.
 
     Args:
         executor: of the engine.
@@ -43,46 +63,49 @@ class LightSteps:
         vocab_size: prompts are of random tokens below it.
 
     Attributes:
-        rest: the same step as often as it takes for the clocks to recover; empty on an engine that
+        rest: the light step as often as it takes for the clocks to recover; empty on an engine that
             is too small for it.
+        prompt: it heats the GPU; none on such an engine.
         limits: what is left of the engine for other steps.
     """
 
     def __init__(self, executor: Executor, limits: EngineLimits, vocab_size: int) -> None:
-        own = replace(limits, num_pages=_pages(limits), max_running_requests=len(_LIGHT.decodes))
         self.rest: list[StepPlan] = []
+        self.prompt: StepPlan | None = None
         self.limits = limits
-        if own.num_pages * _SHARE > limits.num_pages or not limits.allows(_LIGHT):
+        designs = (_LIGHT, _PROMPT)
+        pages = sum(_pages(design, limits) for design in designs)
+        if pages * _SHARE > limits.num_pages or not all(map(limits.allows, designs)):
             return
-        self.limits = replace(limits, num_pages=limits.num_pages - own.num_pages)
-        maker = PlanMaker(
-            own,
-            vocab_size,
-            first_request=limits.max_running_requests,
-            first_page=self.limits.num_pages,
-        )
-        before, plan = maker.make(_LIGHT)
-        if before is not None:
-            executor.launch(before).result()
-        count = -(-REST_NS // round(statistics.median(repeat(executor, plan))))
-        self.rest = [plan] * count
+        self.limits = replace(limits, num_pages=limits.num_pages - pages)
+        request, page, plans = limits.max_running_requests, self.limits.num_pages, []
+        for design in designs:
+            own = replace(
+                limits, num_pages=_pages(design, limits), max_running_requests=_requests(design)
+            )
+            maker = PlanMaker(own, vocab_size, first_request=request, first_page=page)
+            before, plan = maker.make(design)
+            if before is not None:
+                executor.launch(before).result()
+            executor.launch(plan).result()  # the first may compile or allocate something
+            plans.append(plan)
+            request, page = request + own.max_running_requests, page + own.num_pages
+        light, self.prompt = plans
+        self.rest = [light] * -(-REST_NS // round(statistics.median(repeat(executor, light))))
 
 
-def measure_warming(executor: Executor, light: LightSteps, maker: PlanMaker) -> WarmingTimes:
+def measure_warming(executor: Executor, side: SideSteps) -> WarmingTimes:
     """Run all patterns, one after the other.
 
     Args:
         executor: of the engine.
-        light: steps; without any there are no times.
-        maker: of plans beside them.
+        side: steps; without any there are no times.
     """
     found = WarmingTimes()
-    if not light.rest or not light.limits.allows(_PROMPT):
+    if side.prompt is None:
         return found
-    _, prompt = maker.make(_PROMPT)
-    executor.launch(prompt).result()  # the first may compile or allocate something
     for prompts, decodes in PATTERNS:
-        turn, total = [prompt] * prompts + light.rest[:1] * decodes, 0
+        turn, total = [side.prompt] * prompts + side.rest[:1] * decodes, 0
         for plan, gpu_ns in run_in_turn(executor, cycle(turn)):
             found.tokens.append(plan.prefill_tokens + plan.decode_tokens)
             found.gpu_ns.append(gpu_ns)
@@ -91,5 +114,42 @@ def measure_warming(executor: Executor, light: LightSteps, maker: PlanMaker) -> 
     return found
 
 
-def _pages(limits: EngineLimits) -> int:
-    return sum(-(-length // limits.page_size) for length in _LIGHT.decodes)
+def measure_hot(executor: Executor, side: SideSteps, maker: PlanMaker) -> HotTimes:
+    """Run steps of all kinds with cool clocks and with low ones, in turn.
+
+    Args:
+        executor: of the engine.
+        side: steps; without any there are no times.
+        maker: of plans beside them.
+    """
+    found = HotTimes()
+    if (prompt := side.prompt) is None:
+        return found
+    takes = round(statistics.median(repeat(executor, prompt)))
+    for design in hot_steps(side.limits):
+        before, plan = maker.make(design)
+        if before is not None:
+            executor.launch(before).result()
+        executor.launch(plan).result()
+        turn = [*side.rest, plan, *[prompt] * -(-_HEAT_NS // takes), plan]
+        times = [ns for _, ns in run_in_turn(executor, turn * _TURNS)]
+        turns = [times[at : at + len(turn)] for at in range(0, len(times), len(turn))]
+        heat = slice(len(side.rest) + 1, -1)
+        found.shapes.append(features_of(plan))
+        found.cool_ns.append(_median(each[len(side.rest)] for each in turns))
+        found.hot_ns.append(_median(each[-1] for each in turns))
+        found.heat_ns.append(_median(sum(each[heat]) for each in turns))
+    return found
+
+
+def _median(times: Iterable[int]) -> int:
+    return round(statistics.median(times))
+
+
+def _pages(design: StepDesign, limits: EngineLimits) -> int:
+    lengths = (*design.decodes, *(chunk.tokens for chunk in design.chunks))
+    return sum(-(-length // limits.page_size) for length in lengths)
+
+
+def _requests(design: StepDesign) -> int:
+    return len(design.chunks) + len(design.decodes)
