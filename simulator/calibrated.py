@@ -6,15 +6,17 @@ Pure decode steps that run as a CUDA Graph: the table of that graph batch, linea
 between its knots. Without a table of the batch, the tables of the next smaller and the next larger
 one are read at the same context per row of the graph, so that neither leaves the range in which it
 was measured, and mixed in proportion to the batch. Outside all tables the nearest one is read at
-the step's own context, and the step counts as extrapolated. A profile without tables (of a CPU)
-has no steps of this kind.
+the step's own context, and the step counts as extrapolated. A table is of steps that fill their
+graph; each row without a request takes something off. A profile without tables (of a CPU) has no
+steps of this kind.
 
 All other steps: the sum of what `simulator.profile.MixedFit` names. The table of tokens is read at
 the tokens of the step, which a step with prefill pads to the next of the engine's graph_tokens.
 
 The terms of gpu_ns:
 
-    tokens             the table of tokens; of a decode table what its first knot says
+    tokens             the table of tokens; of a decode table what its first knot says, without what
+                       rows without a request take off
     attention_prefill  pairs, and context before the chunks
     attention_decode   context of the decode items; of a decode table what is above its first knot
     requests           chunks and decode items, and that a step decodes without a graph
@@ -131,7 +133,7 @@ class FittedCostModel:
             return self._other_steps().terms(f)
         terms = {name: np.zeros(len(f), np.int64) for name in TERMS}
         terms["tokens"][graphed], terms["attention_decode"][graphed] = self._decode.terms(
-            f.graph_batch[graphed], f.decode_context[graphed]
+            f.graph_batch[graphed], f.decode_context[graphed], f.decode_requests[graphed]
         )
         if not graphed.all():
             others = StepFeatures(*(column[~graphed] for column in _columns(f)))
@@ -149,6 +151,7 @@ class FittedCostModel:
             context -= self._shared.saved(shared, requests)
         if graph_batch > 0 and not prefill and self._decode:
             gpu_ns = self._decode.curve(graph_batch).whole_ns(context)
+            gpu_ns -= self._decode.idle_ns(graph_batch, requests)
             extrapolated = extrapolated or self._decode.is_outside(graph_batch)
         else:
             gpu_ns = self._other_steps().gpu_ns(shape, context)
@@ -168,7 +171,8 @@ class FittedCostModel:
         )
         extrapolated = num_steps > 0 and any(map(operator.gt, last, self._limits))
         if graph_batch > 0 and self._decode:
-            gpu_ns = self._decode.curve(graph_batch).run(contexts)
+            idle_ns = self._decode.idle_ns(graph_batch, requests)
+            gpu_ns = [ns - idle_ns for ns in self._decode.curve(graph_batch).run(contexts)]
             extrapolated = extrapolated or (num_steps > 0 and self._decode.is_outside(graph_batch))
         else:
             gpu_ns = self._other_steps().run(shape, contexts)

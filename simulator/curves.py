@@ -81,6 +81,7 @@ class DecodeCurves:
     def __init__(self, tables: Sequence[DecodeTable]) -> None:
         self._measured = [table.graph_batch for table in tables]
         self._curves = {table.graph_batch: Curve(table.context, table.ns) for table in tables}
+        self._idle_row_ns = [table.idle_row_ns for table in tables]
 
     def __bool__(self) -> bool:
         return bool(self._measured)
@@ -98,6 +99,11 @@ class DecodeCurves:
         self._curves[graph_batch] = curve  # there are no more of these than rows of a graph
         return curve
 
+    def idle_ns(self, graph_batch: int, requests: int) -> int:
+        """As much less than `curve` says takes a step of so many requests, which may be fewer."""
+        ns = self._idle_row(graph_batch) * max(0, graph_batch - requests)
+        return min(int(ns + 0.5), self.curve(graph_batch).first_ns - 1)
+
     def is_outside(self, graph_batch: int) -> bool:
         """Whether a graph batch is smaller or larger than all that were measured."""
         return graph_batch < self._measured[0] or graph_batch > self._measured[-1]
@@ -106,15 +112,21 @@ class DecodeCurves:
         """`is_outside` of many graph batches."""
         return (graph_batches < self._measured[0]) | (graph_batches > self._measured[-1])
 
-    def terms(self, graph_batches: Int64, contexts: Int64) -> tuple[Int64, Int64]:
+    def terms(self, graph_batches: Int64, contexts: Int64, requests: Int64) -> tuple[Int64, Int64]:
         """(tokens, attention_decode) of many steps."""
         tokens, attention = np.zeros_like(contexts), np.zeros_like(contexts)
         for graph_batch in np.unique(graph_batches).tolist():
             rows = np.flatnonzero(graph_batches == graph_batch)
             curve = self.curve(graph_batch)
-            tokens[rows] = curve.first_ns
+            idle_rows = np.maximum(graph_batch - requests[rows], 0)
+            idle_ns = whole_ns(self._idle_row(graph_batch) * idle_rows)
+            tokens[rows] = curve.first_ns - np.minimum(idle_ns, curve.first_ns - 1)
             attention[rows] = curve.whole_column(contexts[rows]) - curve.first_ns
         return tokens, attention
+
+    def _idle_row(self, graph_batch: int) -> float:
+        """What a row without a request saves; linear between the graphs that were measured."""
+        return float(np.interp(graph_batch, self._measured, self._idle_row_ns))
 
     def _between(self, smaller: int, larger: int, graph_batch: int) -> Curve:
         """Both neighbours at the same context per row, mixed: linear between the knots of both."""

@@ -14,6 +14,8 @@ from simulator.curves import Curve
 from simulator.fit_base import LAST_INTERVAL, Float64, Steps, may_be_knots
 from simulator.profile import DecodeTable, ProfileError
 
+_FEWEST_OF_ROWS: Final = 5  # steps of a graph that tell what idle rows take off
+_MOST_OF_ROWS: Final = 0.3  # of a step's time, all that were idle in any
 _EVEN: Final = 6.0  # times the mean context: no request of a usual batch has a longer one
 
 
@@ -24,8 +26,9 @@ class GraphKnots:
     Attributes:
         graph_batch: whose.
         context: int64[n], ascending.
-        ns: float64[n], median time at each.
+        ns: float64[n], median time at each, with what idle rows take off.
         weights: float64[n], how often each was measured.
+        idle_row_ns: that each row without a request takes off.
         others: steps of the graph that are no knots.
     """
 
@@ -33,6 +36,7 @@ class GraphKnots:
     context: Int64
     ns: Float64
     weights: Float64
+    idle_row_ns: float
     others: Steps
 
     def curve(self, rows: NDArray[np.bool_] | slice = slice(None)) -> Curve:
@@ -55,6 +59,7 @@ def decode_tables(graphs: Sequence[GraphKnots]) -> Iterator[DecodeTable]:
             graph_batch=knots.graph_batch,
             context=tuple(knots.context.tolist()),
             ns=tuple(ascending(knots.ns, knots.weights).tolist()),
+            idle_row_ns=knots.idle_row_ns,
         )
 
 
@@ -66,15 +71,47 @@ def knots_by_graph(steps: Steps) -> Iterator[GraphKnots]:
         if len(np.unique(of_graph.features.decode_context[typical])) < 2:
             typical[:] = True
         chosen = of_graph.at(typical)
+        idle = idle_rows(chosen.features).astype(np.float64)
+        idle_row_ns = _idle_row_ns(chosen.features.decode_context, chosen.ns, idle)
+        full_ns = chosen.ns + idle_row_ns * idle
         contexts, knot = np.unique(chosen.features.decode_context, return_inverse=True)
         kept = np.flatnonzero(may_be_knots(contexts))
         yield GraphKnots(
             graph_batch,
             contexts[kept],
-            np.array([np.median(chosen.ns[knot == index]) for index in kept]),
+            np.array([np.median(full_ns[knot == index]) for index in kept]),
             np.array([chosen.repeats[knot == index].sum() for index in kept], np.float64),
+            idle_row_ns,
             of_graph.at(~typical),
         )
+
+
+def idle_rows(f: StepFeatures) -> Int64:
+    """Rows of each step's graph without a request: int64[n]."""
+    idle: Int64 = np.maximum(f.graph_batch - f.decode_requests, 0)
+    return idle
+
+
+def _idle_row_ns(context: Int64, ns: Float64, idle: Float64) -> float:
+    """What each idle row takes off: so much that steps lie on lines between their neighbours.
+
+    Args:
+        context: int64[n], of steps of one graph.
+        ns: float64[n], what they take.
+        idle: float64[n], rows without a request.
+    """
+    at = np.unique(context, return_index=True)[1]
+    context, ns, idle = context[at].astype(np.float64), ns[at], idle[at]
+    if len(context) < _FEWEST_OF_ROWS:
+        return 0.0
+    share = (context[1:-1] - context[:-2]) / (context[2:] - context[:-2])
+    beside = [column[:-2] + share * (column[2:] - column[:-2]) for column in (ns, idle)]
+    above_ns, more_idle = ns[1:-1] - beside[0], idle[1:-1] - beside[1]
+    if not more_idle.any():
+        return 0.0
+    found = -float(above_ns @ more_idle) / float(more_idle @ more_idle)
+    most = _MOST_OF_ROWS * float(ns.min()) / max(1.0, float(idle.max()))
+    return min(max(0.0, found), most)
 
 
 def _are_typical(f: StepFeatures) -> NDArray[np.bool_]:

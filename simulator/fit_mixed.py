@@ -21,7 +21,10 @@ from simulator.profile import LaunchFit, MixedFit, ProfileError
 FEWEST_MIXED: Final = 20  # twice as many as a fit with two knots has unknowns
 _MOST_KNOTS: Final = 150  # of the table of tokens
 _GUESSES: Final = 25  # of what bounds each step; they settle in about 10
-_LAUNCH_BOUND: Final = 1.03  # times the launches: a step that takes less tells only of them
+# Times the launches: a step that takes less, and has less work, tells only of them. What the host
+# takes to launch varies by a quarter.
+_LAUNCHES_VARY: Final = 1.25
+_NO_MORE_WORK: Final = 1.03
 _FEWEST_OF_KIND: Final = 3  # steps that tell what launches take
 # Times its work: launches that take longer are what a step tells of, with others or all alone.
 _CLEARLY: Final = 1.25
@@ -109,7 +112,7 @@ def _series(
     least = np.zeros(len(LaunchFit.__struct_fields__)) if first is None else first
     f, knots = steps.features, rises.shape[1]
     serial = (f.prefill_requests == 1) & (f.prefill_context > 0) & (f.prefill_tokens <= _FEW_TOKENS)
-    bound = steps.ns <= _LAUNCH_BOUND * least[kinds]
+    bound = steps.ns <= _LAUNCHES_VARY * least[kinds]
     trust = np.ones(len(steps))
     best: tuple[float, Float64, Float64] = np.inf, np.zeros(0), least
     for _ in range(_GUESSES):
@@ -125,7 +128,8 @@ def _series(
             best = error, costs, least
         before = serial, bound
         serial = longest_ns > all_ns
-        bound = np.maximum(steps.ns, work_ns) <= _LAUNCH_BOUND * least[kinds]
+        bound = steps.ns <= _LAUNCHES_VARY * least[kinds]
+        bound &= work_ns <= _NO_MORE_WORK * least[kinds]
         if all(map(np.array_equal, before, (serial, bound))):
             break
     return best

@@ -48,7 +48,11 @@ class _Predictions:
         graphed = (f.prefill_tokens == 0) & (f.graph_batch > 0) & bool(self.curves)
         ns = np.zeros(len(steps), np.int64)
         if graphed.any():
-            ns[graphed] = sum(self.curves.terms(f.graph_batch[graphed], context[graphed]))
+            ns[graphed] = sum(
+                self.curves.terms(
+                    f.graph_batch[graphed], context[graphed], f.decode_requests[graphed]
+                )
+            )
         if not graphed.all() and self.mixed is not None:
             others = replace(steps, features=replace(f, decode_context=context)).at(~graphed)
             ns[~graphed] = sum_of_terms(self.mixed.terms(others.features))

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from simulator.calibrated import HostCosts
 from simulator.cost_model import StepFeatures, StepShape, sum_of_terms
 from simulator.fit_base import Float64, Steps
-from simulator.fit_decode import GraphKnots, decode_tables, knots_by_graph
+from simulator.fit_decode import GraphKnots, decode_tables, idle_rows, knots_by_graph
 from simulator.fit_host import fit_host, fit_result_ns
 from simulator.fit_mixed import best_mixed_fit, fit_mixed
 from simulator.fit_power import fit_power
@@ -155,6 +155,7 @@ def _decode_errors(graphs: Sequence[GraphKnots]) -> Float64:
             errors.append(100 * (predicted / knots.ns[left_out] - 1))
         others = knots.others
         predicted = knots.curve().column(others.features.decode_context)
+        predicted = predicted - knots.idle_row_ns * idle_rows(others.features)
         errors.append(100 * (predicted / others.ns - 1))
     return np.concatenate(errors)
 

@@ -88,13 +88,16 @@ class DecodeTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     Attributes:
         graph_batch: the size.
         context: ascending totals of the KV lengths of a step.
-        ns: the step's time at each, not descending; linear in between, what the first says before
-            it, and beyond the last with its slope.
+        ns: the time at each of a step that fills the graph, not descending; linear in between, what
+            the first says before it, and beyond the last with its slope.
+        idle_row_ns: as much less for each row without a request: where tokens choose experts, fewer
+            are read; otherwise hardly anything.
     """
 
     graph_batch: Positive
     context: tuple[Count, ...]
     ns: tuple[Cost, ...]
+    idle_row_ns: Cost = 0.0
 
 
 class LaunchFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -14,6 +14,7 @@ from simulator.power_state import PowerFit
 from simulator.profile import (
     OLDER,
     SCHEMA,
+    DecodeTable,
     Profile,
     ProfileError,
 )
@@ -89,9 +90,8 @@ def _problem(profile: Profile) -> str | None:
         if np.any(np.diff(sizes) <= 0):
             return f"{name} do not ascend"
     for table in fit.decode:
-        problem = _table_problem(table.context, table.ns)
-        if problem:
-            return f"the table of graph batch {table.graph_batch} {problem}"
+        if problem := _decode_problem(table):
+            return problem
     if fit.mixed is not None:
         problem = _table_problem(fit.mixed.tokens, fit.mixed.ns)
         if problem:
@@ -113,6 +113,14 @@ def _problem(profile: Profile) -> str | None:
     unknown = sorted(set(fit.limits) - set(StepShape._fields))
     if unknown:
         return f"it limits {unknown[0]!r}, which is no feature of a step"
+    return None
+
+
+def _decode_problem(table: DecodeTable) -> str | None:
+    if problem := _table_problem(table.context, table.ns):
+        return f"the table of graph batch {table.graph_batch} {problem}"
+    if table.idle_row_ns * table.graph_batch > table.ns[0]:
+        return f"the rows of graph batch {table.graph_batch} take more than all of it"
     return None
 
 

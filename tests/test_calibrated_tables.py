@@ -56,6 +56,33 @@ def test_a_graph_that_holds_fewer_requests_costs_what_it_costs():
     assert gpu_ns(model, part) == gpu_ns(model, full)
 
 
+def test_rows_without_a_request_take_off_what_experts_they_do_not_read():
+    """Where tokens choose experts; never all of a step, and one by one as in columns and runs."""
+    tables = (
+        DecodeTable(graph_batch=4, context=(100, 400), ns=(5000.0, 5300.0), idle_row_ns=100.0),
+        DecodeTable(graph_batch=8, context=(200, 800), ns=(6000.0, 6600.0), idle_row_ns=200.4),
+        DecodeTable(graph_batch=9, context=(9, 90), ns=(900.0, 990.0), idle_row_ns=100.0),
+    )
+    model = model_of(tables)
+
+    def step(requests: int, graph_batch: int) -> StepShape:
+        return decode(graph_batch, 300 // graph_batch, graph_batch)._replace(
+            decode_requests=requests, decode_tokens=requests, decode_context=300
+        )
+
+    shapes = [step(4, 4), step(3, 4), step(5, 8), step(5, 6), step(1, 9)]
+    assert [gpu_ns(model, shape) for shape in shapes] == [
+        5200, 5100, 6100 - 601, (5100 + 6200) / 2 - 150, 1223 - 800,
+    ]  # fmt: skip
+    assert model.step_costs(columns_of(*shapes)).gpu_ns.tolist() == [
+        gpu_ns(model, shape) for shape in shapes
+    ]
+    for shape in shapes:
+        run, _, _ = model.decode_run(shape, 5)
+        contexts = range(300, 300 + 5 * shape.decode_tokens, shape.decode_tokens)
+        assert run == [gpu_ns(model, shape._replace(decode_context=at)) for at in contexts]
+
+
 def test_batches_between_tables_lie_between_them():
     """At the same context per row no batch costs less than a smaller one."""
     run = [gpu_ns(MODELS["gpu"], decode(batch, 3000, batch)) for batch in range(1, 257)]

@@ -194,6 +194,14 @@ FAULTS = {
         lambda p: p["fit"]["decode"][0]["ns"].reverse(),
         ": the table of graph batch 1 has times that descend",
     ),
+    "idle rows": (
+        lambda p: p["fit"]["decode"][3].update(idle_row_ns=1e9),
+        ": the rows of graph batch 8 take more than all of it",
+    ),
+    "hot lengths": (
+        lambda p: p.update(hot_samples={"shapes": [], "cool_ns": [5], "hot_ns": [], "heat_ns": []}),
+        ": its samples of hot steps are of different lengths",
+    ),
     "order of tables": (
         lambda p: p["fit"]["decode"].reverse(),
         ": the graph batches of its decode tables do not ascend",
