@@ -1,22 +1,24 @@
 """The fit of what a GPU's power limit does to steps.
 
 It is made of steps of two kinds that ran one after the other, more and more of those that compute
-among those that read memory. What each kind takes longer than with cool clocks, by the load during
-it, is a table that does not descend.
+among those that read memory. What those that compute take longer than with cool clocks, by the load
+during them, is a table that does not descend; those that read take a share of it, and so tell of it
+too.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 import numpy as np
 
-from simulator.cost_model import Int64, StepFeatures
+from simulator.cost_model import StepFeatures
 from simulator.fit_base import Float64, Steps
 from simulator.fit_decode import ascending
-from simulator.power_state import COLD, DECODING, PowerFit, after
-from simulator.samples import PowerSamples
+from simulator.power_state import COLD, DECODING, Load, PowerFit, after, longer
+from simulator.samples import HotSamples, PowerSamples
 
 _BINS: Final = 20  # of loads from 0 to 1
 _COOL: Final = 0.2  # loads up to here are cool, or as cool as there were any
@@ -24,6 +26,8 @@ _FASTEST: Final = 0.05  # share of steps of a kind that had cool clocks, at leas
 _ROUNDS: Final = 4
 _FEWEST: Final = 5  # steps of a kind that tell its time
 _NOTHING: Final = 0.005  # slower by less than that is as good as not at all
+_NOT_TOLD: Final = 0.002  # nor can less than that be told from nothing, by any number of steps
+_SIGMA: Final = 1.4826  # standard deviation of what typically differs so much from its median
 
 
 def fit_power(steps: Steps, samples: PowerSamples | None, pair_ns: float) -> PowerFit | None:
@@ -60,6 +64,37 @@ def fit_power(steps: Steps, samples: PowerSamples | None, pair_ns: float) -> Pow
     return None if fit is None else msgspec.structs.replace(fit, pair_ns=pair_ns)
 
 
+def hot_errors(
+    fit: PowerFit | None, samples: PowerSamples | None, hot: HotSamples | None
+) -> Float64:
+    """Percent by which a fit misses steps right after prompts: float64[n].
+
+    It knows what they take after light ones, and was made of two other kinds of steps.
+
+    Args:
+        fit: of the same GPU and model; None: no step gets longer.
+        samples: that it was made of; without any, nobody knows what the prompts were.
+        hot: the n steps.
+    """
+    if samples is None or hot is None or not len(samples) or not len(hot):
+        return np.zeros(0)
+    f = hot.features()
+    cool_ns, hot_ns = np.array(hot.cool_ns, np.float64), np.array(hot.hot_ns, np.float64)
+    if fit is None:
+        return 100 * (cool_ns / hot_ns - 1)
+    tokens, ns = np.array(samples.tokens), np.array(samples.gpu_ns, np.float64)
+    prompts = ns[tokens == tokens.max()]
+    prompt_heat = min(1.0, tokens.max() * fit.token_ns / float(np.quantile(prompts, _FASTEST)))
+    busy = fit.token_ns * (f.prefill_tokens + f.decode_tokens) + fit.pair_ns * f.prefill_pairs
+    heat = np.minimum(1.0, (busy + (DECODING - 1) * fit.token_ns * f.decode_tokens) / cool_ns)
+    predicted, light = np.empty(len(hot)), Load(fit.light_busy, fit.light_busy)
+    for at, step in enumerate(zip(cool_ns, np.minimum(1.0, busy / cool_ns), heat, strict=True)):
+        after_light = longer(fit, *step, light)
+        after_prompts = longer(fit, *step, after(light, prompt_heat, hot.heat_ns[at]))
+        predicted[at] = cool_ns[at] * after_prompts / after_light
+    return 100 * (predicted / hot_ns - 1)
+
+
 def loads_during(token_ns: float, tokens: Float64, ns: Float64, cool_ns: Float64) -> Float64:
     """The load in the middle of each step, on a GPU that was cool before the first.
 
@@ -87,18 +122,21 @@ def _cool_ns(loads: Float64, ns: Float64) -> float:
     return float(np.median(ns[loads <= max(_COOL, float(np.quantile(loads, _FASTEST)))]))
 
 
+@dataclass(frozen=True, slots=True)
 class _Kind:
-    """Steps of one kind, by the bin of loads that they met: NaN where there are too few.
+    """Steps of one kind, by the bin of loads that they met.
 
     Attributes:
         busy: their share of arithmetic.
-        loads: float64[bins], their median.
-        longer: float64[bins], what they take longer than with cool clocks, as a share.
-        counts: float64[bins], how many there are.
+        loads: float64[bins], their median; 0 where there are too few.
+        longer: float64[bins], what they take longer than with cool clocks, as a share; likewise.
+        weights: float64[bins], of that: one over the variance.
     """
 
-    def __init__(self, busy: float, loads: Float64, longer: Float64, counts: Float64) -> None:
-        self.busy, self.loads, self.longer, self.counts = busy, loads, longer, counts
+    busy: float
+    loads: Float64
+    longer: Float64
+    weights: Float64
 
     @classmethod
     def of(
@@ -107,40 +145,66 @@ class _Kind:
         base = float(cool_ns[0])
         bins = np.minimum((loads * _BINS).astype(np.int64), _BINS - 1)
         counts = np.bincount(bins, minlength=_BINS)
-        medians = np.full((2, _BINS), np.nan)
+        found = np.zeros((3, _BINS))
         for at in np.flatnonzero(counts >= _FEWEST).tolist():
-            medians[:, at] = np.median(loads[bins == at]), np.median(ns[bins == at]) / base - 1
+            longer = ns[bins == at] / base - 1
+            median = np.median(longer)
+            noise = _SIGMA * np.median(np.abs(longer - median))
+            weight = 1.0 / (noise**2 / counts[at] + _NOT_TOLD**2)
+            found[:, at] = np.median(loads[bins == at]), median, weight
         busy = min(1.0, float(np.median(tokens)) * token_ns / base)
-        return cls(busy, medians[0], medians[1], counts.astype(np.float64))
+        return cls(busy, *found)
 
 
 def _fit_of(token_ns: float, computing: _Kind, reading: _Kind) -> PowerFit | None:
-    seen = np.flatnonzero(~np.isnan(computing.longer))
-    if len(seen) < 2:
-        return None
-    longer = np.maximum(ascending(computing.longer[seen], computing.counts[seen]), 0.0)
-    if longer.max() < _NOTHING:  # the GPU has power to spare for such a model
-        return None
-    memory_share = _memory_share(computing, reading, longer, seen)
+    ratio = _ratio(np.where(computing.weights > 0, computing.longer, 0.0), reading)
+    for _ in range(_ROUNDS):
+        loads, longer = _curve(computing, reading, ratio)
+        if len(loads) < 2 or longer.max() < _NOTHING:  # the GPU has power to spare for such a model
+            return None
+        ratio = _ratio(np.interp(reading.loads, loads, longer), reading)
+    memory_share = _memory_share(computing, reading, ratio)
     whole = longer / (memory_share + (1.0 - memory_share) * computing.busy)
     return PowerFit(
         token_ns=token_ns,
-        load=tuple(computing.loads[seen].tolist()),
-        slowdown=tuple(whole.tolist()),
+        load=tuple(loads.tolist()),
+        slowdown=tuple(np.where(longer < _NOT_TOLD, 0.0, whole).tolist()),
         memory_share=memory_share,
         light_busy=min(1.0, DECODING * reading.busy),
     )
 
 
-def _memory_share(computing: _Kind, reading: _Kind, longer: Float64, seen: Int64) -> float:
-    """How much of the slowdown steps have that only read, from what both kinds take longer."""
-    other = reading.longer[seen]
-    both = ~np.isnan(other)
-    weight = float(np.sum(longer[both] ** 2))
+def _curve(computing: _Kind, reading: _Kind, ratio: float) -> tuple[Float64, Float64]:
+    """(loads, what steps that compute take longer at each), of what both kinds tell of it.
+
+    Args:
+        computing: steps.
+        reading: steps.
+        ratio: of what these take longer to what those do.
+    """
+    of_reading = reading.weights * ratio**2
+    weights = computing.weights + of_reading
+    seen = np.flatnonzero(weights > 0)
+    share = computing.weights[seen] / weights[seen]
+    told = reading.longer[seen] / ratio if ratio > 0.0 else computing.longer[seen]
+    longer = share * computing.longer[seen] + (1.0 - share) * told
+    loads = share * computing.loads[seen] + (1.0 - share) * reading.loads[seen]
+    return loads, np.maximum(ascending(longer, weights[seen]), 0.0)
+
+
+def _ratio(longer: Float64, reading: _Kind) -> float:
+    """What steps that read take longer, as a share of what those that compute do in each bin."""
+    weight = float(np.sum(reading.weights * longer**2))
     if weight == 0.0:
         return 0.0
-    ratio = float(np.sum(np.maximum(other[both], 0.0) * longer[both])) / weight
-    # ratio = (m + (1 - m) busy of the readers) / (m + (1 - m) busy of those that compute)
+    return max(0.0, float(np.sum(reading.weights * reading.longer * longer)) / weight)
+
+
+def _memory_share(computing: _Kind, reading: _Kind, ratio: float) -> float:
+    """How much of the slowdown steps have that only read.
+
+    It is the m of ratio = (m + (1 - m) busy of readers) / (m + (1 - m) busy of those that compute).
+    """
     rest = 1.0 - reading.busy - ratio * (1.0 - computing.busy)
     share = (ratio * computing.busy - reading.busy) / rest if rest > 0.0 else 1.0
     return min(1.0, max(0.0, share))

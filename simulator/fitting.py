@@ -8,7 +8,7 @@ context; what that saves is the last fit (`fit_shared`).
 
 Residuals say how well steps are predicted that were not fitted to: a knot of a decode table by its
 neighbours, a decode step of another batch by the table, all other steps by a fit to four fifths of
-the shapes.
+the shapes, steps right after prompts by what they take after light ones.
 """
 
 from __future__ import annotations
@@ -26,12 +26,19 @@ from simulator.fit_base import Float64, Steps
 from simulator.fit_decode import GraphKnots, decode_tables, idle_rows, knots_by_graph
 from simulator.fit_host import fit_host, fit_result_ns
 from simulator.fit_mixed import best_mixed_fit, fit_mixed
-from simulator.fit_power import fit_power
+from simulator.fit_power import fit_power, hot_errors
 from simulator.fit_shared import fit_shared
 from simulator.fit_waking import fit_waking
 from simulator.mixed_costs import MixedCosts
 from simulator.profile import EngineFacts, Fit, ProfileError, Residual
-from simulator.samples import HostSamples, PowerSamples, Samples, WakeSamples, samples_problem
+from simulator.samples import (
+    HostSamples,
+    HotSamples,
+    PowerSamples,
+    Samples,
+    WakeSamples,
+    samples_problem,
+)
 from simulator.waking import WakeFit
 
 DECODE: Final = "decode"
@@ -40,7 +47,8 @@ PREFIX: Final = "prefill after a prefix"
 MIXED: Final = "mixed"
 EAGER_DECODE: Final = "eager decode"
 SHARED: Final = "shared context"
-REGIONS: Final = (DECODE, PREFILL, PREFIX, MIXED, EAGER_DECODE, SHARED)
+LOW_CLOCKS: Final = "lower clocks"
+REGIONS: Final = (DECODE, PREFILL, PREFIX, MIXED, EAGER_DECODE, SHARED, LOW_CLOCKS)
 _FOLDS: Final = 5
 
 
@@ -50,6 +58,7 @@ def fit_profile(
     engine: EngineFacts,
     power_samples: PowerSamples | None = None,
     wake_samples: WakeSamples | None = None,
+    hot_samples: HotSamples | None = None,
 ) -> Fit:
     """What predicts the samples best.
 
@@ -59,6 +68,7 @@ def fit_profile(
         engine: that ran them.
         power_samples: steps that were measured one after the other.
         wake_samples: first steps after idle times.
+        hot_samples: steps right after prompts; nothing is fitted to them.
 
     Returns:
         The fit. Its `mixed` is None if nothing was measured but decode steps of CUDA Graphs.
@@ -66,7 +76,7 @@ def fit_profile(
     Raises:
         ProfileError: the samples cannot carry a fit; says what is missing.
     """
-    problem = samples_problem(samples, host_samples, power_samples, wake_samples)
+    problem = samples_problem(samples, host_samples, power_samples, wake_samples, hot_samples)
     if problem:
         raise ProfileError(problem)
     if not len(samples):
@@ -83,14 +93,16 @@ def fit_profile(
     tables = tuple(decode_tables(graphs))
     mixed = fit_mixed(others, engine.graph_tokens) if len(others) else None
     shared, errors = fit_shared(steps.at(sharing), tables, mixed, engine.graph_tokens)
+    power = fit_power(steps, power_samples, 0.0 if mixed is None else mixed.pair_ns)
+    errors_of = {SHARED: errors, LOW_CLOCKS: hot_errors(power, power_samples, hot_samples)}
     fit = Fit(
         decode=tables,
         mixed=mixed,
         host=fit_host(host_samples, engine.graph_tokens),
         limits=_limits(steps.features),
-        residuals=tuple(_residuals(graphs, others, engine.graph_tokens, errors)),
+        residuals=tuple(_residuals(graphs, others, engine.graph_tokens, errors_of)),
         shared=shared,
-        power=fit_power(steps, power_samples, 0.0 if mixed is None else mixed.pair_ns),
+        power=power,
     )
     return msgspec.structs.replace(
         fit, wake=_wake(fit, engine, wake_samples, fit_result_ns(host_samples))
@@ -125,13 +137,13 @@ def _residuals(
     graphs: Sequence[GraphKnots],
     others: Steps,
     graph_tokens: Sequence[int],
-    of_sharing: Float64,
+    more: dict[str, Float64],
 ) -> Iterator[Residual]:
     errors = {DECODE: _decode_errors(graphs)}
     if len(others):
         of_others, regions = _mixed_errors(others, graph_tokens), _regions(others.features)
-        errors |= {region: of_others[regions == region] for region in REGIONS[1:-1]}
-    errors[SHARED] = of_sharing
+        errors |= {region: of_others[regions == region] for region in REGIONS[1:-2]}
+    errors |= more
     for region, percent in errors.items():
         if len(percent):
             median, p90, p99 = np.percentile(np.abs(percent), (50, 90, 99)).tolist()

@@ -216,6 +216,7 @@ def refit(path: Path) -> Calibration:
         profile.engine,
         profile.power_samples,
         profile.wake_samples,
+        profile.hot_samples,
     )
     profile = msgspec.structs.replace(profile, schema=SCHEMA, fit=fit)
     write_atomic(path, encode_profile(profile))
@@ -302,7 +303,7 @@ def _profile(measured: _Measured) -> Profile:
         heat_ns=tuple(measured.hot.heat_ns),
     )
     try:
-        fit = fit_profile(samples, host, measured.engine, power, measured.wake)
+        fit = fit_profile(samples, host, measured.engine, power, measured.wake, hot)
     except ProfileError as error:
         raise ProfileError(
             f"{error}; the same command goes on where this one stopped ({measured.partial.path})"

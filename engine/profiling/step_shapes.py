@@ -197,7 +197,7 @@ def _prefixes(limits: EngineLimits) -> Iterator[StepDesign]:
 
 def _several_prompts(limits: EngineLimits) -> Iterator[StepDesign]:
     """The same tokens as few long prompts and as many short ones, after a prefix and without."""
-    for total in _parts(limits.max_num_batched_tokens, 64, 16, 8, 2):
+    for total in _parts(limits.max_num_batched_tokens, 64, 16, 8, 2, 1):
         for count in (2, 4, 16, 64):
             if total >= 4 * count:
                 yield StepDesign((Chunk(total // count),) * count)

@@ -26,7 +26,8 @@ REST_NS = 50_000_000  # of light steps; `simulator.power_state` must know
 _HEAT_NS = 150_000_000  # of prompts, after which clocks are as low as they get
 _TURNS = 3  # of a step with cool clocks and one with low ones
 _LIGHT = StepDesign(decodes=as_served(16, 512, 4096))
-_PROMPT = StepDesign((Chunk(512),))
+_PROMPTS = (512, 1024, 2048, 4096)  # tokens; the first that computes about as much a token heats
+_ABOUT = 1.2
 _SHARE = 8  # of all pages at most, for light steps
 
 
@@ -73,12 +74,14 @@ class SideSteps:
         self.rest: list[StepPlan] = []
         self.prompt: StepPlan | None = None
         self.limits = limits
-        designs = (_LIGHT, _PROMPT)
+        designs = [_LIGHT, *(StepDesign((Chunk(tokens),)) for tokens in _PROMPTS)]
+        designs = [design for design in designs if limits.allows(design)]
         pages = sum(_pages(design, limits) for design in designs)
-        if pages * _SHARE > limits.num_pages or not all(map(limits.allows, designs)):
+        if pages * _SHARE > limits.num_pages or _LIGHT not in designs or len(designs) < 2:
             return
         self.limits = replace(limits, num_pages=limits.num_pages - pages)
-        request, page, plans = limits.max_running_requests, self.limits.num_pages, []
+        request, page = limits.max_running_requests, self.limits.num_pages
+        plans, times_ns = [], []
         for design in designs:
             own = replace(
                 limits, num_pages=_pages(design, limits), max_running_requests=_requests(design)
@@ -87,11 +90,15 @@ class SideSteps:
             before, plan = maker.make(design)
             if before is not None:
                 executor.launch(before).result()
-            executor.launch(plan).result()  # the first may compile or allocate something
             plans.append(plan)
+            times_ns.append(_median(repeat(executor, plan)))
             request, page = request + own.max_running_requests, page + own.num_pages
-        light, self.prompt = plans
-        self.rest = [light] * -(-REST_NS // round(statistics.median(repeat(executor, light))))
+        (light, *prompts), (light_ns, *prompts_ns) = plans, times_ns
+        self.rest = [light] * -(-REST_NS // light_ns)
+        each_ns = [ns / plan.prefill_tokens for ns, plan in zip(prompts_ns, prompts, strict=True)]
+        self.prompt = next(
+            plan for plan, ns in zip(prompts, each_ns, strict=True) if ns <= _ABOUT * each_ns[-1]
+        )
 
 
 def measure_warming(executor: Executor, side: SideSteps) -> WarmingTimes:
