@@ -396,6 +396,9 @@ def test_what_clocks_do_is_told_apart_from_what_steps_cost(tmp_path: Path) -> No
     assert np.all(longer[prompts == 512] > 0.06)  # the other time it heats itself
     assert np.median(longer[prompts == 0]) < 0.05
     assert min(hot.heat_ns) > 140_000_000
+    told = {residual.region: residual for residual in profile.fit.residuals}["lower clocks"]
+    assert told.count == len(hot)
+    assert told.p90_percent < 3
 
 
 def gpu_ns(model: CalibratedCostModel, shapes: list[StepShape]) -> Any:

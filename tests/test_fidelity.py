@@ -19,7 +19,12 @@ from workbench.fidelity.errors import FidelityError
 from workbench.fidelity.goals import Score, score
 from workbench.fidelity.loads import CPU_LOADS, GPU_LOADS, chosen
 from workbench.fidelity.predict import Longer
-from workbench.fidelity.step_errors import quantiles, spread, step_errors
+from workbench.fidelity.step_errors import (
+    errors_of_repeats,
+    quantiles,
+    spread,
+    step_errors,
+)
 from workbench.scenario_source import load_scenario
 
 TRACE = Path(__file__).parent / "fixtures" / "traces" / "azure_2023.csv"
@@ -78,6 +83,32 @@ def test_errors_of_steps_by_region(tmp_path: Path) -> None:
     assert len(curve) == 101
     assert curve == sorted(curve)
     assert spread(np.empty(0))["count"] == len(quantiles(np.empty(0))) == 0
+
+
+def test_other_runs_tell_of_the_same_steps() -> None:
+    """Each run by the mean of the others; only steps that are told from all others in each run."""
+    long = MIXED._replace(decode_context=MIXED.decode_context + 1)  # the same, in another run
+    other = MIXED._replace(decode_context=2 * MIXED.decode_context, decode_requests=2)
+
+    def run(*steps: tuple[StepShape, int]) -> dict[str, np.ndarray]:
+        names = [name for name in StepShape._fields if name != "active_experts"]
+        columns = {name: np.array([getattr(shape, name) for shape, _ in steps]) for name in names}
+        return columns | {"gpu_ns": np.array([ns for _, ns in steps])}
+
+    runs = [
+        run((DECODE, 100), (MIXED, 1000), (PREFILL, 50), (PREFILL, 50), (StepShape(), 7)),
+        run((MIXED, 1100), (DECODE, 100), (PREFILL, 50), (StepShape(), 9)),
+        run((long, 900), (other, 5), (DECODE, 160), (PREFILL, 50)),
+    ]
+    found = errors_of_repeats(runs)
+    assert found["decode"].tolist() == pytest.approx([30, 30, 100 * (100 / 160 - 1)])
+    assert found["mixed"].tolist() == pytest.approx(
+        [0, 100 * (950 / 1100 - 1), 100 * (1050 / 900 - 1)]
+    )
+    assert len(found["prefill"]) == len(found["all"]) == 0
+    assert not any(map(len, errors_of_repeats(runs[:1]).values()))
+    longer = run((MIXED._replace(decode_context=round(1.1 * MIXED.decode_context)), 900))
+    assert len(errors_of_repeats([runs[0], longer])["mixed"]) == 0
 
 
 def test_longer_steps_are_a_cost_model(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ from workbench.fidelity.predict import Predictor
 from workbench.fidelity.step_errors import (
     REGIONS,
     Errors,
+    Numbers,
+    errors_of_repeats,
     host_times,
     quantiles,
     spread,
@@ -38,7 +40,7 @@ from workbench.fidelity.suite import Suite
 from workbench.provenance import input_file, source_commit
 from workbench.scenario_serving import ANALYTIC
 
-SCHEMA: Final = "fidelity-judgement/v3"
+SCHEMA: Final = "fidelity-judgement/v4"
 CALIBRATED: Final = "calibrated"
 COMPOSED: Final = "composed"  # of kernel tables
 COUNTS: Final = ("completed", "retractions", "prefix_hit_rate_percent")
@@ -196,6 +198,7 @@ def _judge_load(
     requests = int(min(run["completed"] or 0 for run in engine))
     models = {whose: each.cost_model(load) for whose, each in predictors.items()}
     errors = {whose: step_errors(model, steps) for whose, model in models.items()}
+    own = {region: spread(values) for region, values in errors_of_repeats(steps).items()}
     result = {
         "requests": requests,
         "runs": len(engine),
@@ -214,9 +217,11 @@ def _judge_load(
             for name in COUNTS
         },
         "steps": {
-            whose: {region: _step_numbers(values) for region, values in regions.items()}
+            whose: {region: _step_numbers(values, own[region])
+                    for region, values in regions.items()}
             for whose, regions in errors.items()
         },
+        "steps_of_repeats": own,
         "host_ms": host_times(models, steps),
         "amplification": _amplification(load, predictors[CALIBRATED], summaries[CALIBRATED])
         if load.share else None,
@@ -224,15 +229,19 @@ def _judge_load(
     return result, errors
 
 
-def _step_numbers(errors: Errors) -> dict[str, Any]:
-    """The numbers of a region, and which goals they reach."""
+def _step_numbers(errors: Errors, own: Numbers) -> dict[str, Any]:
+    """The numbers of a region, and which goals they reach.
+
+    Args:
+        errors: of a model.
+        own: numbers of the engine's other runs.
+    """
     numbers = spread(errors)
-    reached = {
-        name: None
-        if (value := numbers[name]) is None or len(errors) < JUDGED_STEPS[name]
-        else value <= goal
-        for name, goal in STEP_GOALS.items()
-    }
+    reached = {}
+    for name, percent in STEP_GOALS.items():
+        value, enough = numbers[name], JUDGED_STEPS[name]
+        goal = max(percent, own[name] or 0.0) if (own["count"] or 0) >= enough else percent
+        reached[name] = None if value is None or len(errors) < enough else value <= goal
     return {**numbers, "reached": reached}
 
 

@@ -1,7 +1,12 @@
-"""What a cost model says of the very steps that the engine did: errors of each, and host times."""
+"""What a cost model says of the very steps that the engine did: errors of each, and host times.
+
+Beside them stands what the engine's other runs say of a step, where the same step occurs in all of
+them: no model of one run can be expected to be nearer to another.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -14,7 +19,12 @@ from workbench.analysis.decode_share import features_of
 from workbench.analysis.predicted_steps import predicted_ns
 
 REGIONS: Final = ("decode", "prefill", "mixed", "all")
+_PROMPTS: Final = ("prefill_tokens", "prefill_requests", "prefill_context", "prefill_pairs",
+                   "decode_requests", "graph_batch")  # fmt: skip
+_DECODES: Final = ("decode_context", "decode_max_context", "shared_context")
+_AS_LONG: Final = 1.01  # times the context of the same step in another run, at most
 Errors = NDArray[np.float64]
+Int64 = NDArray[np.int64]
 Numbers = dict[str, float | None]
 
 
@@ -27,19 +37,62 @@ def step_errors(model: CostModel, runs: Sequence[Columns]) -> dict[str, Errors]:
     """
     found: dict[str, list[Errors]] = {region: [] for region in REGIONS}
     for steps in runs:
-        decodes, prefills = steps["decode_tokens"] > 0, steps["prefill_tokens"] > 0
-        rows = np.flatnonzero(decodes | prefills)
-        decodes, prefills = decodes[rows], prefills[rows]
+        rows = np.flatnonzero((steps["decode_tokens"] > 0) | (steps["prefill_tokens"] > 0))
         predicted = predicted_ns(model, steps)[rows]
         measured = np.maximum(steps["gpu_ns"][rows].astype(np.int64), 1)
         errors = 100.0 * (predicted - measured) / measured
-        found["decode"].append(errors[~prefills])
-        found["prefill"].append(errors[~decodes])
-        found["mixed"].append(errors[decodes & prefills])
-        found["all"].append(errors)
+        for region, of_region in _by_region(steps, rows, errors).items():
+            found[region].append(of_region)
     return {
         region: np.concatenate(parts) if parts else np.empty(0) for region, parts in found.items()
     }
+
+
+def errors_of_repeats(runs: Sequence[Columns]) -> dict[str, Errors]:
+    """The same of what the other runs say in the mean: of steps that occur once in each run.
+
+    A step with prompts is the same if its decoding requests have about as much context.
+
+    Args:
+        runs: columns of the steps of some runs of one load, each of one replica; of fewer than two
+            nothing is said.
+    """
+    nothing = {region: np.empty(0) for region in REGIONS}
+    if len(runs) < 2:
+        return nothing
+    rows_of = [_rows_of_steps(run) for run in runs]
+    same = sorted(set(rows_of[0]).intersection(*rows_of[1:]))
+    rows = np.array([[found[key] for key in same] for found in rows_of]).reshape(len(runs), -1)
+    contexts = [run["decode_context"][at] for run, at in zip(runs, rows, strict=True)]
+    rows = rows[:, np.max(contexts, axis=0) <= _AS_LONG * np.min(contexts, axis=0)]
+    times = np.array([run["gpu_ns"][at] for run, at in zip(runs, rows, strict=True)], np.float64)
+    others = (times.sum(axis=0) - times) / (len(runs) - 1)
+    errors = 100.0 * (others / np.maximum(times, 1.0) - 1.0)
+    by_run = [_by_region(run, at, off) for run, at, off in zip(runs, rows, errors, strict=True)]
+    found = {region: np.concatenate([each[region] for each in by_run]) for region in REGIONS}
+    # Those that occur again are of other regions than all are: of both together they say nothing.
+    return found | {"all": np.empty(0)}
+
+
+def _rows_of_steps(steps: Columns) -> dict[tuple[int, ...], int]:
+    """What tells a step from all others of its run -> its row, if there is no other like it."""
+    prompts = steps["prefill_tokens"] > 0
+    decodes = [np.where(prompts, 0, steps[name]) for name in _DECODES]
+    rows = np.flatnonzero(prompts | (steps["decode_tokens"] > 0))
+    columns = [steps[name][rows].tolist() for name in _PROMPTS]
+    columns += [column[rows].tolist() for column in decodes]
+    keys = list(zip(*columns, strict=True))
+    counts = Counter(keys)
+    return {key: row for key, row in zip(keys, rows.tolist(), strict=True) if counts[key] == 1}
+
+
+def _by_region(steps: Columns, rows: Int64, errors: Errors) -> dict[str, Errors]:
+    """Errors of some rows by the regions of these."""
+    decodes, prefills = steps["decode_tokens"][rows] > 0, steps["prefill_tokens"][rows] > 0
+    return {
+        "decode": errors[~prefills], "prefill": errors[~decodes],
+        "mixed": errors[decodes & prefills], "all": errors,
+    }  # fmt: skip
 
 
 def host_times(models: Mapping[str, CostModel], runs: Sequence[Columns]) -> dict[str, Numbers]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from workbench.fidelity.cells import OTHER_SOURCES
-from workbench.fidelity.goals import GOALS, P99_REQUESTS, STEP_GOALS
+from workbench.fidelity.goals import GOALS, JUDGED_STEPS, P99_REQUESTS, STEP_GOALS
 from workbench.fidelity.judge import AMPLIFIED, CALIBRATED, COMPOSED, Judgement
 from workbench.scenario_serving import ANALYTIC
 
@@ -82,7 +82,7 @@ def _score(score: dict[str, Any], marked: bool) -> str:
 
 def _steps(loads: Sequence[dict[str, Any]]) -> list[str]:
     others = [whose for whose in loads[0]["steps"] if whose != CALIBRATED]
-    titles = ["region", "steps", *_STEP_NUMBERS, *others]
+    titles = ["region", "steps", *_STEP_NUMBERS, *others, "again", "median", "p99"]
     lines = [_row("steps, %", titles, _NUMBER) + "  same decisions"]
     for load in loads:
         label, parity = load["load"], load["parity"]
@@ -92,9 +92,17 @@ def _steps(loads: Sequence[dict[str, Any]]) -> list[str]:
             cells = [region, f"{numbers['count']:,}"]
             cells += [_step_number(numbers, name) for name in _STEP_NUMBERS]
             cells += [f"{load['steps'][whose][region]['median']:.1f}" for whose in others]
+            cells += _again(load["steps_of_repeats"][region])
             lines.append(f"{_row(label, cells, _NUMBER)}  {parity}".rstrip())
             label = parity = ""
     return lines
+
+
+def _again(numbers: dict[str, Any]) -> list[str]:
+    """How many steps there are of which the engine's other runs speak, and what they miss."""
+    count = numbers["count"]
+    known = [f"{numbers[name]:.2f}" if count >= JUDGED_STEPS[name] else "-" for name in STEP_GOALS]
+    return [f"{count:,}", *known] if count else ["", "", ""]
 
 
 def _step_number(numbers: dict[str, Any], name: str) -> str:
@@ -160,7 +168,8 @@ def _explanation(judgement: Judgement) -> list[str]:
         f"{judgement['reached']} of {judgement['goals']} goals reached; * is one that is missed.",
         f"Goals: mean TPOT, ITL and throughput within {mean:g} %, mean TTFT and E2E {other:g} %,",
         f"p99 within {p99:g} % (from {P99_REQUESTS:,} requests on),",
-        f"or within the engine's own spread (±, half the range of its runs); of steps {steps}.",
+        f"or within the engine's own spread (±, half the range of its runs); of steps {steps},",
+        "or what the engine's other runs miss the same steps by: again, if they occur in all.",
     ]
 
 
