@@ -7,8 +7,8 @@ between its knots. Without a table of the batch, the tables of the next smaller 
 one are read at the same context per row of the graph, so that neither leaves the range in which it
 was measured, and mixed in proportion to the batch. Outside all tables the nearest one is read at
 the step's own context, and the step counts as extrapolated. A table is of steps that fill their
-graph; each row without a request takes something off. A profile without tables (of a CPU) has no
-steps of this kind.
+graph; each row without a request but the first takes something off. A profile without tables (of
+a CPU) has no steps of this kind.
 
 All other steps: the sum of what `simulator.profile.MixedFit` names. The table of tokens is read at
 the tokens of the step, which a step with prefill pads to the next of the engine's graph_tokens.

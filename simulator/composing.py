@@ -165,20 +165,36 @@ def _usual_requests(parts: KernelParts, context: float) -> int:
 def _decode_tables(parts: KernelParts, correction: Correction) -> tuple[DecodeTable, ...]:
     batches = default_graph_batch_sizes(parts.most_requests)
     bases = decode_base(parts, correction, np.array(batches, np.float64)).tolist()
+    idle = _idle_rows_ns(parts, correction, np.array(batches, np.float64)).tolist()
     return tuple(
-        _decode_table(parts, correction, batch, base)
-        for batch, base in zip(batches, bases, strict=True)
+        _decode_table(parts, correction, *each) for each in zip(batches, bases, idle, strict=True)
     )
 
 
+def _idle_rows_ns(parts: KernelParts, correction: Correction, batches: Float64) -> Float64:
+    """float64[n]: what a row without a request saves, from a full graph to one as empty as can be.
+
+    One of them chooses experts, the others choose the same.
+    """
+    fewest = np.minimum(batches, np.concatenate([[0.0], batches[:-1]]) + 2)
+    saved: Float64 = parts.mixtures(batches) - parts.mixtures(fewest)
+    saved *= correction.decode_products / np.maximum(1.0, batches - fewest)
+    return saved
+
+
 def _decode_table(
-    parts: KernelParts, correction: Correction, batch: int, base_ns: float
+    parts: KernelParts, correction: Correction, batch: int, base_ns: float, idle_row_ns: float
 ) -> DecodeTable:
     contexts = [batch * each for each in _ROW_CONTEXTS if batch * each <= parts.most_context]
     contexts = contexts if len(contexts) > 1 else [batch, 2 * batch]
     attention = parts.decode_attention(batch, np.array(contexts, np.float64))
     ns = monotone(base_ns + correction.decode_attention * attention)
-    return DecodeTable(graph_batch=batch, context=tuple(contexts), ns=tuple(ns.tolist()))
+    return DecodeTable(
+        graph_batch=batch,
+        context=tuple(contexts),
+        ns=tuple(ns.tolist()),
+        idle_row_ns=idle_row_ns,
+    )
 
 
 def _mixed(

@@ -101,7 +101,7 @@ class DecodeCurves:
 
     def idle_ns(self, graph_batch: int, requests: int) -> int:
         """As much less than `curve` says takes a step of so many requests, which may be fewer."""
-        ns = self._idle_row(graph_batch) * max(0, graph_batch - requests)
+        ns = self._idle_row(graph_batch) * max(0, graph_batch - requests - 1)
         return min(int(ns + 0.5), self.curve(graph_batch).first_ns - 1)
 
     def is_outside(self, graph_batch: int) -> bool:
@@ -118,14 +118,14 @@ class DecodeCurves:
         for graph_batch in np.unique(graph_batches).tolist():
             rows = np.flatnonzero(graph_batches == graph_batch)
             curve = self.curve(graph_batch)
-            idle_rows = np.maximum(graph_batch - requests[rows], 0)
-            idle_ns = whole_ns(self._idle_row(graph_batch) * idle_rows)
+            alike = np.maximum(graph_batch - requests[rows] - 1, 0)
+            idle_ns = whole_ns(self._idle_row(graph_batch) * alike)
             tokens[rows] = curve.first_ns - np.minimum(idle_ns, curve.first_ns - 1)
             attention[rows] = curve.whole_column(contexts[rows]) - curve.first_ns
         return tokens, attention
 
     def _idle_row(self, graph_batch: int) -> float:
-        """What a row without a request saves; linear between the graphs that were measured."""
+        """What a row saves that is like another; linear between the graphs that were measured."""
         return float(np.interp(graph_batch, self._measured, self._idle_row_ns))
 
     def _between(self, smaller: int, larger: int, graph_batch: int) -> Curve:

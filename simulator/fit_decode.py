@@ -28,7 +28,7 @@ class GraphKnots:
         context: int64[n], ascending.
         ns: float64[n], median time at each, with what idle rows take off.
         weights: float64[n], how often each was measured.
-        idle_row_ns: that each row without a request takes off.
+        idle_row_ns: that each of `idle_rows` takes off.
         others: steps of the graph that are no knots.
     """
 
@@ -87,9 +87,9 @@ def knots_by_graph(steps: Steps) -> Iterator[GraphKnots]:
 
 
 def idle_rows(f: StepFeatures) -> Int64:
-    """Rows of each step's graph without a request: int64[n]."""
-    idle: Int64 = np.maximum(f.graph_batch - f.decode_requests, 0)
-    return idle
+    """Rows of each step's graph without a request that are like another such row: int64[n]."""
+    alike: Int64 = np.maximum(f.graph_batch - f.decode_requests - 1, 0)
+    return alike
 
 
 def _idle_row_ns(context: Int64, ns: Float64, idle: Float64) -> float:
@@ -98,7 +98,7 @@ def _idle_row_ns(context: Int64, ns: Float64, idle: Float64) -> float:
     Args:
         context: int64[n], of steps of one graph.
         ns: float64[n], what they take.
-        idle: float64[n], rows without a request.
+        idle: float64[n], `idle_rows` of each.
     """
     at = np.unique(context, return_index=True)[1]
     context, ns, idle = context[at].astype(np.float64), ns[at], idle[at]

@@ -125,6 +125,11 @@ class KernelParts:
         layers = layers + self._mlps(rows, self._model.num_dense_layers, mixtures)
         return layers + self._ns("lm_head", self._sizes.lm_head, rows)
 
+    def mixtures(self, rows: Float64) -> Float64:
+        """Of `decode_products`, what chooses experts and these take; only for rows with a token."""
+        layers = self.layers - self._model.num_dense_layers
+        return layers * self._mixture(rows) if layers else np.zeros(len(rows))
+
     def decode_small(self, rows: Float64) -> Float64:
         """Embedding, exchange and sampling of decode graphs."""
         return self.small(rows) + self._sampling(rows)

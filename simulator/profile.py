@@ -90,8 +90,9 @@ class DecodeTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         context: ascending totals of the KV lengths of a step.
         ns: the time at each of a step that fills the graph, not descending; linear in between, what
             the first says before it, and beyond the last with its slope.
-        idle_row_ns: as much less for each row without a request: where tokens choose experts, fewer
-            are read; otherwise hardly anything.
+        idle_row_ns: as much less for each row without a request but the first. They are alike:
+            where tokens choose experts, all of them choose the same, and fewer are read; otherwise
+            they save hardly anything.
     """
 
     graph_batch: Positive

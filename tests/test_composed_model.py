@@ -167,6 +167,19 @@ def test_a_mixture_lends_no_savings_of_shared_context(card: str, lends: bool):
     assert lender.shared == (saved if lends else None)
 
 
+def test_rows_without_a_request_read_no_experts():
+    """But one of them does: they are alike. A dense model computes all rows, whatever is in them."""
+    for name, saves in (("mixture", True), ("measured sizes", False)):
+        full = decode(16, 500, 16)
+        times = [
+            MODELS[name].step_cost(full._replace(decode_requests=count, decode_tokens=count))[0]
+            for count in (9, 12, 15, 16)
+        ]
+        assert times == sorted(times)
+        assert times[2] == times[3]
+        assert (times[0] < times[1] < times[2]) == saves, name
+
+
 def test_graphs_launch_attention_of_items_that_are_not_there():
     """A step with prompts that runs as a graph pays for idle attention of decode items, one not."""
     parts = KernelParts(KernelTables(BARE), load_model_spec("Llama-3.1-8B"), H200, 1)

@@ -135,7 +135,7 @@ def test_what_idle_rows_take_off_is_found(each_ns):
     ]  # fmt: skip
     noise = np.random.default_rng(5).normal(1, 0.003, len(shapes))
     ns = [
-        round((9e6 + 24 * context - each_ns * (16 - count)) * off)
+        round((9e6 + 24 * context - each_ns * max(0, 15 - count)) * off)
         for count, context, off in zip(requests, contexts, noise, strict=True)
     ]
     samples = msgspec.structs.replace(samples_of(shapes), gpu_ns=tuple(ns))
