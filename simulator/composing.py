@@ -36,6 +36,7 @@ _LAST: Final = 1.5  # of these: the end is at least this multiple of the knot be
 _USUAL_CONTEXT: Final = 1024  # of a decode item beside prompts
 _FEW_REQUESTS, _SAME_CONTEXT = 32, 32_768  # to tell what requests add, and not their context
 _LOGIT_ROWS: Final = (1.0, 64.0)  # where the line of logits meets their times
+_REACHED: Final = 0.8  # of the highest load of any lender's table
 _LEAST_SHARE: Final = 0.3  # of the sum of kernels, that corrections leave
 
 
@@ -257,7 +258,8 @@ def heat(power: PowerFit | None, ns: Float64, tokens: Float64) -> Float64:
     factors = []
     for taken, count in zip(ns.tolist(), tokens.tolist(), strict=True):
         busy = min(1.0, count * power.token_ns / taken)
-        factors.append(calibrated_longer(power, taken, busy, busy))
+        follows = power.memory_share + (1.0 - power.memory_share) * busy
+        factors.append(calibrated_longer(power, taken, follows, busy))
     return np.array(factors)
 
 
@@ -298,13 +300,24 @@ def _nearest(lenders: Sequence[Lender], flops_per_token: int) -> Lender | None:
 
 
 def _power(parts: KernelParts, lenders: Sequence[Lender], flops_per_token: int) -> PowerFit | None:
-    """That of the most similar model: arithmetic is what heats a GPU."""
-    nearest = _nearest(lenders, flops_per_token)
+    """That of the most similar model: arithmetic is what heats a GPU.
+
+    A table that ends at low loads, as its model computed little, says nothing of higher ones.
+    """
+    reached = [each.power.load[-1] for each in lenders if each.power is not None]
+    telling = [
+        each
+        for each in lenders
+        if each.power is None or each.power.load[-1] >= _REACHED * max(reached)
+    ]
+    nearest = _nearest(telling, flops_per_token)
     if nearest is None or nearest.power is None:
         return None
     token_ns = nearest.power.token_ns * (flops_per_token / nearest.flops_per_token)
     pair_ns = parts.layers * parts.prefill.pair_ns
-    return msgspec.structs.replace(nearest.power, token_ns=token_ns, pair_ns=pair_ns)
+    return msgspec.structs.replace(
+        nearest.power, token_ns=token_ns, pair_ns=pair_ns, prompt_tokens=(), prompt_times=()
+    )
 
 
 def flops_per_token(model: ModelSpec, tensor_parallel_size: int) -> int:

@@ -8,6 +8,7 @@ too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +18,8 @@ import numpy as np
 from simulator.cost_model import StepFeatures
 from simulator.fit_base import Float64, Steps
 from simulator.fit_decode import ascending
-from simulator.power_state import COLD, DECODING, Load, PowerFit, after, longer
+from simulator.fit_hot import with_prompt_times
+from simulator.power_state import COLD, DECODING, PowerFit, after
 from simulator.samples import HotSamples, PowerSamples
 
 _BINS: Final = 20  # of loads from 0 to 1
@@ -30,17 +32,32 @@ _NOT_TOLD: Final = 0.002  # nor can less than that be told from nothing, by any 
 _SIGMA: Final = 1.4826  # standard deviation of what typically differs so much from its median
 
 
-def fit_power(steps: Steps, samples: PowerSamples | None, pair_ns: float) -> PowerFit | None:
+def fit_power(
+    steps: Steps,
+    samples: PowerSamples | None,
+    pair_ns: float,
+    hot: HotSamples | None = None,
+    graph_tokens: Sequence[int] = (),
+) -> PowerFit | None:
     """The fit; None: there is nothing to fit it to.
 
     Args:
         steps: measured with cool clocks, of all kinds.
         pair_ns: what a (query, key) pair of their prompts takes.
         samples: measured one after the other; steps of the most tokens compute, all others read.
+        hot: steps right after prompts; single ones tell which kernels follow the clocks more than
+            others.
+        graph_tokens: ascending, to which steps with prompts are padded.
     """
     token_ns = least_token_ns(steps.features, steps.ns)
     if samples is None or not len(samples) or token_ns == 0.0:
         return None
+    fit = _fit_of(token_ns, pair_ns, samples)
+    return fit if fit is None or hot is None else with_prompt_times(fit, samples, hot, graph_tokens)
+
+
+def _fit_of(token_ns: float, pair_ns: float, samples: PowerSamples) -> PowerFit | None:
+    """The fit without anything that steps right after prompts tell."""
     tokens = np.array(samples.tokens, np.float64)
     ns = np.array(samples.gpu_ns, np.float64)
     computes = tokens == tokens.max()
@@ -60,39 +77,8 @@ def fit_power(steps: Steps, samples: PowerSamples | None, pair_ns: float) -> Pow
     computing, reading = (
         _Kind.of(loads[rows], ns[rows], base[rows], tokens[rows], token_ns) for rows in kinds
     )
-    fit = _fit_of(token_ns, computing, reading)
+    fit = _fit_of_kinds(token_ns, computing, reading)
     return None if fit is None else msgspec.structs.replace(fit, pair_ns=pair_ns)
-
-
-def hot_errors(
-    fit: PowerFit | None, samples: PowerSamples | None, hot: HotSamples | None
-) -> Float64:
-    """Percent by which a fit misses steps right after prompts: float64[n].
-
-    It knows what they take after light ones, and was made of two other kinds of steps.
-
-    Args:
-        fit: of the same GPU and model; None: no step gets longer.
-        samples: that it was made of; without any, nobody knows what the prompts were.
-        hot: the n steps.
-    """
-    if samples is None or hot is None or not len(samples) or not len(hot):
-        return np.zeros(0)
-    f = hot.features()
-    cool_ns, hot_ns = np.array(hot.cool_ns, np.float64), np.array(hot.hot_ns, np.float64)
-    if fit is None:
-        return 100 * (cool_ns / hot_ns - 1)
-    tokens, ns = np.array(samples.tokens), np.array(samples.gpu_ns, np.float64)
-    prompts = ns[tokens == tokens.max()]
-    prompt_heat = min(1.0, tokens.max() * fit.token_ns / float(np.quantile(prompts, _FASTEST)))
-    busy = fit.token_ns * (f.prefill_tokens + f.decode_tokens) + fit.pair_ns * f.prefill_pairs
-    heat = np.minimum(1.0, (busy + (DECODING - 1) * fit.token_ns * f.decode_tokens) / cool_ns)
-    predicted, light = np.empty(len(hot)), Load(fit.light_busy, fit.light_busy)
-    for at, step in enumerate(zip(cool_ns, np.minimum(1.0, busy / cool_ns), heat, strict=True)):
-        after_light = longer(fit, *step, light)
-        after_prompts = longer(fit, *step, after(light, prompt_heat, hot.heat_ns[at]))
-        predicted[at] = cool_ns[at] * after_prompts / after_light
-    return 100 * (predicted / hot_ns - 1)
 
 
 def loads_during(token_ns: float, tokens: Float64, ns: Float64, cool_ns: Float64) -> Float64:
@@ -156,7 +142,7 @@ class _Kind:
         return cls(busy, *found)
 
 
-def _fit_of(token_ns: float, computing: _Kind, reading: _Kind) -> PowerFit | None:
+def _fit_of_kinds(token_ns: float, computing: _Kind, reading: _Kind) -> PowerFit | None:
     ratio = _ratio(np.where(computing.weights > 0, computing.longer, 0.0), reading)
     for _ in range(_ROUNDS):
         loads, longer = _curve(computing, reading, ratio)

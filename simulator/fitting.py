@@ -25,8 +25,9 @@ from simulator.cost_model import StepFeatures, StepShape, sum_of_terms
 from simulator.fit_base import Float64, Steps
 from simulator.fit_decode import GraphKnots, decode_tables, idle_rows, knots_by_graph
 from simulator.fit_host import fit_host, fit_result_ns
+from simulator.fit_hot import unseen_hot_errors
 from simulator.fit_mixed import best_mixed_fit, fit_mixed
-from simulator.fit_power import fit_power, hot_errors
+from simulator.fit_power import fit_power
 from simulator.fit_shared import fit_shared
 from simulator.fit_waking import fit_waking
 from simulator.mixed_costs import MixedCosts
@@ -68,7 +69,7 @@ def fit_profile(
         engine: that ran them.
         power_samples: steps that were measured one after the other.
         wake_samples: first steps after idle times.
-        hot_samples: steps right after prompts; nothing is fitted to them.
+        hot_samples: steps right after prompts.
 
     Returns:
         The fit. Its `mixed` is None if nothing was measured but decode steps of CUDA Graphs.
@@ -93,8 +94,9 @@ def fit_profile(
     tables = tuple(decode_tables(graphs))
     mixed = fit_mixed(others, engine.graph_tokens) if len(others) else None
     shared, errors = fit_shared(steps.at(sharing), tables, mixed, engine.graph_tokens)
-    power = fit_power(steps, power_samples, 0.0 if mixed is None else mixed.pair_ns)
-    errors_of = {SHARED: errors, LOW_CLOCKS: hot_errors(power, power_samples, hot_samples)}
+    pair_ns = 0.0 if mixed is None else mixed.pair_ns
+    power = fit_power(steps, power_samples, pair_ns, hot_samples, engine.graph_tokens)
+    errors_of = {SHARED: errors, LOW_CLOCKS: unseen_hot_errors(power, power_samples, hot_samples)}
     fit = Fit(
         decode=tables,
         mixed=mixed,

@@ -12,7 +12,9 @@ The law is simple on purpose. Let a step take `gpu_ns` where it was calibrated, 
     mean     of recent heat, with a time constant of TAU_NS
     load     of recent means, with the same time constant: what clocks follow
     slow     the mean of slowdown(load) over three places that stand for all of the step
-    longer   1 + slow * (memory_share + (1 - memory_share) * busy)
+    follows  memory_share + (1 - memory_share) * busy; of a step with prompts that times
+             times(tokens), as kernels differ
+    longer   1 + slow * follows
 
 Then with what it meets, the step takes gpu_ns * longer / (longer where it was calibrated). While
 the GPU idles, there is no heat. A token that is decoded heats more than one of a prompt, as few of
@@ -27,14 +29,15 @@ results are the same integers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Final, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-TAU_NS: Final = 25_000_000.0  # what explains most of nine loads on an H200, and on another
+# Nine loads on an H200 are explained best by 24 ms, steps right after prompts on another by 15.
+TAU_NS: Final = 20_000_000.0
 REST_NS: Final = 50_000_000  # of light steps before each that is calibrated
 DECODING: Final = 2.5  # of 1 to 4, what explains most of nine loads on another H200
 # Places of a step and their weights, for a mean (Gauss).
@@ -67,6 +70,9 @@ class PowerFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             descending; linear in between, constant outside.
         memory_share: as much of it concerns a step without arithmetic.
         light_busy: heat of the light steps before each calibrated one.
+        prompt_tokens: ascending tokens of steps with prompts, those that are decoded included.
+        prompt_times: how many times as much as the law says a step of so many follows the clocks;
+            linear in between, constant outside. Without any: once.
     """
 
     token_ns: Cost
@@ -75,6 +81,8 @@ class PowerFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     slowdown: tuple[Cost, ...]
     memory_share: Share
     light_busy: Share
+    prompt_tokens: tuple[Annotated[int, msgspec.Meta(ge=0, le=1 << 53)], ...] = ()
+    prompt_times: tuple[Cost, ...] = ()
 
 
 class PowerState:
@@ -117,8 +125,11 @@ class PowerState:
         if heat > 1.0:
             heat = 1.0
         if max(load.mean, load.load, heat) > self._cool:
-            now = longer(fit, gpu_ns, busy, heat, load)
-            gpu_ns = int(gpu_ns * now / calibrated_longer(fit, gpu_ns, busy, heat) + 0.5)
+            follows = fit.memory_share + (1.0 - fit.memory_share) * busy
+            if tokens > decodes and fit.prompt_tokens:
+                follows *= interpolated(tokens, fit.prompt_tokens, fit.prompt_times)
+            now = longer(fit, gpu_ns, follows, heat, load)
+            gpu_ns = int(gpu_ns * now / calibrated_longer(fit, gpu_ns, follows, heat) + 0.5)
         self.passed(gpu_ns, heat, load, start_ns)
         return gpu_ns
 
@@ -158,17 +169,26 @@ def _left(x: float) -> float:
     return 1.0 / (y * y)
 
 
-def longer(fit: PowerFit, gpu_ns: float, busy: float, heat: float, load: Load) -> float:
-    """How many times as long a step takes as it would with clocks that are never lowered."""
-    mean, follows = load[0] - heat, load[1] - heat
+def longer(fit: PowerFit, gpu_ns: float, follows: float, heat: float, load: Load) -> float:
+    """How many times as long a step takes as it would with clocks that are never lowered.
+
+    Args:
+        fit: of the GPU.
+        gpu_ns: of the step, about.
+        follows: share of its time that follows the clocks.
+        heat: of the step.
+        load: at its begin.
+    """
+    mean, late = load[0] - heat, load[1] - heat
     slow, step = 0.0, gpu_ns / TAU_NS
     for place, weight in _PLACES:
         x = place * step
-        slow += weight * slowdown(fit, heat + (follows + mean * x) * _left(x))
-    return 1.0 + slow * (fit.memory_share + (1.0 - fit.memory_share) * busy)
+        at = heat + (late + mean * x) * _left(x)
+        slow += weight * interpolated(at, fit.load, fit.slowdown)
+    return 1.0 + slow * follows
 
 
-def calibrated_longer(fit: PowerFit, gpu_ns: float, busy: float, heat: float) -> float:
+def calibrated_longer(fit: PowerFit, gpu_ns: float, follows: float, heat: float) -> float:
     """The same of a step where it was calibrated."""
     light, times = fit.light_busy, 0.0
     load = Load(light, light)
@@ -179,18 +199,17 @@ def calibrated_longer(fit: PowerFit, gpu_ns: float, busy: float, heat: float) ->
         if load[1] <= cool and after(load, heat, gpu_ns)[1] <= cool:
             times += 1.0
         else:
-            times += longer(fit, gpu_ns, busy, heat, load)
+            times += longer(fit, gpu_ns, follows, heat, load)
     return times * 0.5
 
 
-def slowdown(fit: PowerFit, load: float) -> float:
-    """What a step of nothing but arithmetic takes longer at a load, as a share of its time."""
-    at, values = fit.load, fit.slowdown
-    if load <= at[0]:
+def interpolated(place: float, at: Sequence[float], values: Sequence[float]) -> float:
+    """A table's value, linear between ascending places and constant outside."""
+    if place <= at[0]:
         return values[0]
     for index in range(1, len(at)):
-        if load < at[index]:
-            share = (load - at[index - 1]) / (at[index] - at[index - 1])
+        if place < at[index]:
+            share = (place - at[index - 1]) / (at[index] - at[index - 1])
             return values[index - 1] + (values[index] - values[index - 1]) * share
     return values[-1]
 

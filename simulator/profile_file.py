@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -15,12 +15,21 @@ from simulator.profile import (
     OLDER,
     SCHEMA,
     DecodeTable,
+    Fit,
+    HostFit,
     Profile,
     ProfileError,
 )
 from simulator.samples import samples_problem
 from simulator.waking import WakeFit
 
+_NO_FIT: Final = Fit(
+    decode=(),
+    mixed=None,
+    host=HostFit(step_ns=0.0, request_ns=0.0, prefill_request_ns=0.0, prefill_token_ns=0.0),
+    limits={},
+    residuals=(),
+)
 _SLOWEST: Final = 9.0  # no GPU lowers its clocks to less than a tenth
 
 
@@ -35,12 +44,12 @@ def read_profile(path: Path, *, to_refit: bool = False) -> Profile:
 
     Args:
         path: of the file.
-        to_refit: only its samples are wanted, so an older one will do.
+        to_refit: only its samples are wanted, so an older one will do, and its fit is left out.
 
     Raises:
         ProfileError: it is not there, is no profile, or one of another version.
     """
-    return _decode(read_measured_bytes(path), str(path), OLDER if to_refit else ())
+    return _decode(read_measured_bytes(path), str(path), to_refit=to_refit)
 
 
 def encode_profile(profile: Profile) -> bytes:
@@ -52,16 +61,20 @@ def encode_profile(profile: Profile) -> bytes:
     return encode_checked(profile, lambda data: _decode(data, profile.name))
 
 
-def _decode(data: bytes, name: str, also: tuple[str, ...] = ()) -> Profile:
+def _decode(data: bytes, name: str, *, to_refit: bool = False) -> Profile:
     """The profile in `data`, complained of by `name`."""
     try:
         schema = msgspec.json.decode(data, type=_Header).schema
-        if schema not in (SCHEMA, *also):
+        if schema != SCHEMA and not (to_refit and schema in OLDER):
             command = f"calibrate --refit {name}" if schema in OLDER else "calibrate"
             raise ProfileError(
                 f"{name} is {schema!r}, this version reads {SCHEMA!r}: `workbench {command}`"
             )
-        profile = msgspec.json.decode(data, type=Profile)
+        if to_refit:
+            content = msgspec.json.decode(data, type=dict[str, Any])
+            profile = msgspec.convert({**content, "fit": msgspec.to_builtins(_NO_FIT)}, Profile)
+        else:
+            profile = msgspec.json.decode(data, type=Profile)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"{name} is not a profile: {error}") from None
     problem = samples_problem(
@@ -71,7 +84,7 @@ def _decode(data: bytes, name: str, also: tuple[str, ...] = ()) -> Profile:
         profile.wake_samples,
         profile.hot_samples,
     )
-    problem = problem or _problem(profile)
+    problem = problem or (None if to_refit else _problem(profile))
     if problem:
         raise ProfileError(f"{name}: {problem}")
     return profile
@@ -133,6 +146,12 @@ def _power_problem(fit: PowerFit) -> str | None:
         return "has values that descend"
     if fit.slowdown[-1] > _SLOWEST:
         return f"says that steps take {1 + fit.slowdown[-1]:.0f} times as long"
+    if len(fit.prompt_tokens) != len(fit.prompt_times):
+        return f"has {len(fit.prompt_tokens)} numbers of tokens and {len(fit.prompt_times)} values"
+    if np.any(np.diff(fit.prompt_tokens) <= 0):
+        return "has numbers of tokens that do not ascend"
+    if max(fit.prompt_times, default=0.0) > _SLOWEST:
+        return f"says that steps follow the clocks {max(fit.prompt_times):.0f} times as much"
     return None
 
 

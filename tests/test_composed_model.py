@@ -168,7 +168,7 @@ def test_a_mixture_lends_no_savings_of_shared_context(card: str, lends: bool):
 
 
 def test_rows_without_a_request_read_no_experts():
-    """But one of them does: they are alike. A dense model computes all rows, whatever is in them."""
+    """But one of them does: they are alike. A dense model computes all rows in any case."""
     for name, saves in (("mixture", True), ("measured sizes", False)):
         full = decode(16, 500, 16)
         times = [

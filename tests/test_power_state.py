@@ -20,8 +20,8 @@ from simulator.power_state import (
     PowerFit,
     PowerState,
     after,
+    interpolated,
     lengthened,
-    slowdown,
 )
 from simulator.profile_file import read_profile
 
@@ -108,9 +108,27 @@ def test_tokens_that_are_decoded_heat_more() -> None:
     ]
     assert states[0].load == pytest.approx(states[1].load, rel=0.05)
     busy = 130 * 20_000 / 9_000_000
-    slow = slowdown(FIT, states[0].load.load)
+    slow = interpolated(states[0].load.load, FIT.load, FIT.slowdown)
     assert slow > 0.02
     assert longest[0][-1] / 9_000_000 == pytest.approx(1 + slow * (0.25 + 0.75 * busy), rel=0.003)
+
+
+def test_kernels_differ_in_how_they_follow_the_clocks() -> None:
+    """By the tokens of steps with prompts, as the table says; steps that decode are as ever."""
+    fit = msgspec.structs.replace(FIT, prompt_tokens=(500, 600), prompt_times=(1.0, 2.0))
+    for tokens, decodes, times in ((400, 0, 1.0), (550, 40, 1.5), (900, 0, 2.0), (550, 550, 1.0)):
+        longest = [run_hot(PowerState(each), tokens, decodes) for each in (FIT, fit)]
+        plain, other = (ns / 12_000_000 - 1 for ns in longest)
+        assert plain > 0.1
+        assert other == pytest.approx(times * plain, rel=0.02)
+
+
+def run_hot(state: PowerState, tokens: int, decodes: int) -> int:
+    """What a step of 12 ms takes at last when it runs again and again."""
+    now = 0
+    for _ in range(40):
+        now += (taken := state.lengthen(12_000_000, tokens, now, decodes))
+    return taken
 
 
 def test_clocks_follow_late() -> None:
@@ -191,13 +209,13 @@ def test_without_a_fit_nothing_changes() -> None:
 
 def test_the_table_is_read_in_between_and_constant_outside() -> None:
     """Loads before the first knot and beyond the last have its value."""
-    assert [slowdown(FIT, load) for load in (0.0, 0.2, 0.3, 0.4, 0.6, 1.0)] == pytest.approx(
-        [0, 0, 0.035, 0.07, 0.14, 0.14]
-    )
+    assert [
+        interpolated(load, FIT.load, FIT.slowdown) for load in (0.0, 0.2, 0.3, 0.4, 0.6, 1.0)
+    ] == pytest.approx([0, 0, 0.035, 0.07, 0.14, 0.14])
 
 
 def test_the_shipped_fit_tells_again_what_it_was_fitted_to() -> None:
-    """Steps of a GPU that gets hotter and hotter, in each tenth of the time, within 1 %."""
+    """Steps of a GPU that gets hotter, in each tenth of the time, though its clocks swing."""
     shipped = read_profile(SHIPPED)
     samples = shipped.power_samples
     assert samples is not None
@@ -207,13 +225,15 @@ def test_the_shipped_fit_tells_again_what_it_was_fitted_to() -> None:
     cool = np.where(tokens == prompt, _first(ns[tokens == prompt]), _first(ns[tokens != prompt]))
     told = lengthened(shipped.fit.power, cool, tokens, np.where(tokens == prompt, 0, tokens))
     tenth = np.minimum(10 * np.cumsum(ns) // ns.sum(), 9)
-    hottest = 0.0
+    hottest, off = 0.0, []
     for at in range(10):
         for kind in (tokens == prompt, tokens != prompt):
             rows = kind & (tenth == at)
             if rows.sum() > 3:
-                assert np.median(told[rows]) == pytest.approx(np.median(ns[rows]), rel=0.01)
+                off.append(abs(np.median(told[rows]) / np.median(ns[rows]) - 1))
                 hottest = max(hottest, float(np.median(told[rows] / cool[rows])))
+    assert max(off) < 0.015
+    assert np.mean(off) < 0.005
     assert hottest > 1.1, "and it was no test of cool steps alone"
 
 

@@ -99,10 +99,16 @@ def test_an_older_schema_asks_to_calibrate_again(tmp_path):
 def test_an_older_profile_can_be_fitted_anew(tmp_path):
     """Its samples are as good as ever; its fit means something else, so it is not used."""
     path = tmp_path / "older.json"
-    path.write_bytes(encode_profile(PROFILE).replace(SCHEMA.encode(), b"profile/v4"))
+    older = json.loads(encode_profile(PROFILE))
+    older["schema"], older["fit"] = "profile/v4", {"clocks": "in another form"}
+    path.write_text(json.dumps(older))
     with pytest.raises(ProfileError, match=rf"`workbench calibrate --refit {path}`"):
         read_profile(path)
     assert read_profile(path, to_refit=True).samples == PROFILE.samples
+    older["samples"]["gpu_ns"].pop()
+    path.write_text(json.dumps(older))
+    with pytest.raises(ProfileError, match="its samples are of different lengths"):
+        read_profile(path, to_refit=True)
 
 
 def wake(**changes) -> dict:

@@ -1,0 +1,132 @@
+"""What steps right after prompts tell of lower clocks: whom they slow, and how much.
+
+Each step ran after light ones, too, when clocks were high. What single prompts tell is fitted to;
+all other steps say how well the fit does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.cost_model import Int64
+from simulator.fit_base import Float64
+from simulator.power_state import DECODING, Load, PowerFit, after, longer
+from simulator.samples import HotSamples, PowerSamples
+
+_FASTEST: Final = 0.05  # share of prompts that had cool clocks, at least
+_TELLING: Final = 0.05  # slower by that much: then a step tells how much it follows the clocks
+_LEAST_SLOWER: Final = 0.01  # by so much more after prompts
+_TIMES: Final = (0.25, 2.0)  # as many times as much as the law says, at least and at most
+
+
+def hot_errors(
+    fit: PowerFit | None, samples: PowerSamples | None, hot: HotSamples | None
+) -> Float64:
+    """Percent by which a fit misses steps right after prompts: float64[n].
+
+    It knows what they take after light ones.
+
+    Args:
+        fit: of the same GPU and model; None: no step gets longer.
+        samples: that it was made of; without any, nobody knows what the prompts were.
+        hot: the n steps.
+    """
+    if samples is None or hot is None or not len(samples) or not len(hot):
+        return np.zeros(0)
+    cool_ns, hot_ns = np.array(hot.cool_ns, np.float64), np.array(hot.hot_ns, np.float64)
+    if fit is None:
+        return 100 * (cool_ns / hot_ns - 1)
+    follows, slow_cool, slow_hot = _clocks(fit, samples, hot)
+    f = hot.features()
+    if fit.prompt_tokens:
+        tokens = f.prefill_tokens + f.decode_tokens
+        times = np.interp(tokens, fit.prompt_tokens, fit.prompt_times)
+        follows = np.where(f.prefill_tokens > 0, follows * times, follows)
+    predicted = cool_ns * (1.0 + follows * slow_hot) / (1.0 + follows * slow_cool)
+    return 100 * (predicted / hot_ns - 1)
+
+
+def unseen_hot_errors(
+    fit: PowerFit | None, samples: PowerSamples | None, hot: HotSamples | None
+) -> Float64:
+    """`hot_errors` of those steps to which nothing is fitted."""
+    errors = hot_errors(fit, samples, hot)
+    return errors[~single_prompts(hot)] if hot is not None and len(errors) else errors
+
+
+def single_prompts(hot: HotSamples) -> NDArray[np.bool_]:
+    """Steps of one whole prompt and nothing else: bool[n]."""
+    f = hot.features()
+    single: NDArray[np.bool_] = f.prefill_requests == 1
+    single &= (f.prefill_context == 0) & (f.decode_tokens == 0)
+    return single
+
+
+def with_prompt_times(
+    fit: PowerFit, samples: PowerSamples, hot: HotSamples, graph_tokens: Sequence[int]
+) -> PowerFit:
+    """A fit with what single prompts tell of kernels: by tokens, the same for all of a graph.
+
+    Args:
+        fit: without.
+        samples: that it was made of.
+        hot: the steps.
+        graph_tokens: ascending, to which steps with prompts are padded.
+    """
+    follows, slow_cool, slow_hot = _clocks(fit, samples, hot)
+    rows = np.flatnonzero(single_prompts(hot) & (slow_hot >= _TELLING))
+    if not len(rows):
+        return fit
+    ratio = (np.array(hot.hot_ns, np.float64) / np.array(hot.cool_ns, np.float64))[rows]
+    # Which share gives that ratio, of what is slow after prompts to what is after light steps?
+    share = (ratio - 1.0) / np.maximum(slow_hot[rows] - ratio * slow_cool[rows], _LEAST_SLOWER)
+    times = share / follows[rows]
+    ran = _padded(hot.features().prefill_tokens[rows], graph_tokens)
+    # The fit is right for the prompts that heated: others follow the clocks more or less than they.
+    own = ran == _padded(np.array([max(samples.tokens)]), graph_tokens)
+    times = np.clip(times / float(np.mean(times[own])) if own.any() else times, *_TIMES)
+    sizes = np.unique(ran)
+    means = np.array([float(np.mean(times[ran == size])) for size in sizes])
+    table = {
+        int(size): float(mean)
+        for size, mean in zip(sizes, means, strict=True)
+        if not graph_tokens or size > graph_tokens[-1]
+    }
+    for before, size in pairwise((0, *graph_tokens)):
+        table[before + 1] = table[size] = float(np.interp(size, sizes, means))
+    tokens = sorted(table)
+    return msgspec.structs.replace(
+        fit, prompt_tokens=tuple(tokens), prompt_times=tuple(table[at] for at in tokens)
+    )
+
+
+def _padded(tokens: Int64, graph_tokens: Sequence[int]) -> Int64:
+    """Tokens that steps of prompts compute: those of the next graph, if there is one."""
+    sizes = np.array([*graph_tokens, 0], np.int64)
+    graph = sizes[np.searchsorted(sizes[:-1], tokens)]
+    return np.where(graph > 0, graph, tokens)
+
+
+def _clocks(
+    fit: PowerFit, samples: PowerSamples, hot: HotSamples
+) -> tuple[Float64, Float64, Float64]:
+    """(share that follows the clocks, slowdowns after light steps and after prompts) of each."""
+    f, cool_ns = hot.features(), np.array(hot.cool_ns, np.float64)
+    tokens, ns = np.array(samples.tokens), np.array(samples.gpu_ns, np.float64)
+    prompts = ns[tokens == tokens.max()]
+    prompt_heat = min(1.0, tokens.max() * fit.token_ns / float(np.quantile(prompts, _FASTEST)))
+    busy = fit.token_ns * (f.prefill_tokens + f.decode_tokens) + fit.pair_ns * f.prefill_pairs
+    heat = np.minimum(1.0, (busy + (DECODING - 1) * fit.token_ns * f.decode_tokens) / cool_ns)
+    light, slow = Load(fit.light_busy, fit.light_busy), np.empty((2, len(hot)))
+    for at, (step_ns, step_heat) in enumerate(zip(cool_ns.tolist(), heat.tolist(), strict=True)):
+        heated = after(light, prompt_heat, hot.heat_ns[at])
+        for row, load in zip(slow, (light, heated), strict=True):
+            row[at] = longer(fit, step_ns, 1.0, step_heat, load) - 1.0
+    share = fit.memory_share + (1.0 - fit.memory_share) * np.minimum(1.0, busy / cool_ns)
+    return share, slow[0], slow[1]
