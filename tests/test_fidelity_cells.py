@@ -444,6 +444,9 @@ def test_a_judgement_is_drawn(place: Place, tmp_path: Path) -> None:
         load["metrics"]["calibrated"]["mean_ttft_ms"].update(error=None, reached=False)
     draw(worst, tmp_path / "worst.png")
     assert "inf*" in "\n".join(table_lines(worst))
+    fewer = judgement | {"missing": {"offline": "2 of 3 runs measured", "bursts": "not measured"}}
+    draw(fewer, tmp_path / "fewer.svg")
+    assert "; offline: 2 of 3 runs measured; without bursts" in (tmp_path / "fewer.svg").read_text()
     lacking = judgement | {"missing": {f"load number {at}": "not measured" for at in range(16)}}
     draw(lacking, tmp_path / "lacking.png")
     pixels = imread(tmp_path / "lacking.png")

@@ -74,8 +74,12 @@ def _title(figure: Figure, judgement: Judgement) -> None:
     figure.text(0.008, 0.975, f"Simulation against engine: {judgement['profile']}",
                 fontsize=12, fontweight="bold", va="top")  # fmt: skip
     text = f"{judgement['reached']} of {judgement['goals']} goals reached"
-    if judgement["missing"]:
-        text += f"; without {', '.join(judgement['missing'])}"
+    shown = {load["load"] for load in judgement["loads"]}
+    text += "".join(
+        f"; {name}: {why}" for name, why in judgement["missing"].items() if name in shown
+    )
+    if absent := [name for name in judgement["missing"] if name not in shown]:
+        text += f"; without {', '.join(absent)}"
     if told := sources_told(judgement):
         text = f"{told}; {text}"
     top = 0.975 - 0.26 / float(figure.get_size_inches()[1])
