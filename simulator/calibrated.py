@@ -171,8 +171,9 @@ class FittedCostModel:
         )
         extrapolated = num_steps > 0 and any(map(operator.gt, last, self._limits))
         if graph_batch > 0 and self._decode:
-            idle_ns = self._decode.idle_ns(graph_batch, requests)
-            gpu_ns = [ns - idle_ns for ns in self._decode.curve(graph_batch).run(contexts)]
+            gpu_ns = self._decode.curve(graph_batch).run(contexts)
+            if idle_ns := self._decode.idle_ns(graph_batch, requests):
+                gpu_ns = [ns - idle_ns for ns in gpu_ns]
             extrapolated = extrapolated or (num_steps > 0 and self._decode.is_outside(graph_batch))
         else:
             gpu_ns = self._other_steps().run(shape, contexts)

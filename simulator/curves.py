@@ -81,7 +81,7 @@ class DecodeCurves:
     def __init__(self, tables: Sequence[DecodeTable]) -> None:
         self._measured = [table.graph_batch for table in tables]
         self._curves = {table.graph_batch: Curve(table.context, table.ns) for table in tables}
-        self._idle_row_ns = [table.idle_row_ns for table in tables]
+        self._idle_row_ns = {table.graph_batch: table.idle_row_ns for table in tables}
 
     def __bool__(self) -> bool:
         return bool(self._measured)
@@ -100,9 +100,15 @@ class DecodeCurves:
         return curve
 
     def idle_ns(self, graph_batch: int, requests: int) -> int:
-        """As much less than `curve` says takes a step of so many requests, which may be fewer."""
-        ns = self._idle_row(graph_batch) * max(0, graph_batch - requests - 1)
-        return min(int(ns + 0.5), self.curve(graph_batch).first_ns - 1)
+        """As much less than `curve` says takes a step of so many requests, which may be fewer.
+
+        The curve of a graph beyond all that were measured has no more rows than the largest.
+        """
+        alike = min(graph_batch, self._measured[-1]) - requests - 1
+        row_ns = self._idle_row(graph_batch)
+        if alike <= 0 or not row_ns:
+            return 0
+        return min(int(row_ns * alike + 0.5), self.curve(graph_batch).first_ns - 1)
 
     def is_outside(self, graph_batch: int) -> bool:
         """Whether a graph batch is smaller or larger than all that were measured."""
@@ -118,7 +124,7 @@ class DecodeCurves:
         for graph_batch in np.unique(graph_batches).tolist():
             rows = np.flatnonzero(graph_batches == graph_batch)
             curve = self.curve(graph_batch)
-            alike = np.maximum(graph_batch - requests[rows] - 1, 0)
+            alike = np.maximum(min(graph_batch, self._measured[-1]) - requests[rows] - 1, 0)
             idle_ns = whole_ns(self._idle_row(graph_batch) * alike)
             tokens[rows] = curve.first_ns - np.minimum(idle_ns, curve.first_ns - 1)
             attention[rows] = curve.whole_column(contexts[rows]) - curve.first_ns
@@ -126,7 +132,12 @@ class DecodeCurves:
 
     def _idle_row(self, graph_batch: int) -> float:
         """What a row saves that is like another; linear between the graphs that were measured."""
-        return float(np.interp(graph_batch, self._measured, self._idle_row_ns))
+        known = self._idle_row_ns.get(graph_batch)
+        if known is None:
+            measured = [self._idle_row_ns[batch] for batch in self._measured]
+            known = float(np.interp(graph_batch, self._measured, measured))
+            self._idle_row_ns[graph_batch] = known
+        return known
 
     def _between(self, smaller: int, larger: int, graph_batch: int) -> Curve:
         """Both neighbours at the same context per row, mixed: linear between the knots of both."""

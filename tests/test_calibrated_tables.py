@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 from calibrated_models import MIXED, MODELS, gpu_ns, model_of
+from cost_model_laws import check_decode_run, check_growing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from measured_steps import GRAPH_BATCHES, columns_of, decode, mixed, prefill
@@ -86,6 +87,53 @@ def test_rows_without_a_request_take_off_what_experts_they_do_not_read():
         run, _, _ = model.decode_run(shape, 5)
         contexts = range(300, 300 + 5 * shape.decode_tokens, shape.decode_tokens)
         assert run == [gpu_ns(model, shape._replace(decode_context=at)) for at in contexts]
+
+
+def test_rows_that_a_table_does_not_have_are_not_idle():
+    """A graph beyond all tables is read as the largest, of whose rows those requests take some."""
+    table = DecodeTable(graph_batch=8, context=(200, 800), ns=(6000.0, 6600.0), idle_row_ns=100.0)
+    model = model_of((msgspec.structs.replace(table, graph_batch=4), table))
+    times = [gpu_ns(model, decode(count, 1, 16)) for count in (3, 7, 8, 12, 16)]
+    assert times == [6000 - 4 * 100, *[6000] * 4]
+    columns = columns_of(*(decode(count, 1, 16) for count in (3, 7, 8, 12, 16)))
+    assert model.step_costs(columns).gpu_ns.tolist() == times
+
+
+@st.composite
+def any_tables(draw):
+    """Decode tables as a profile may have them, with rows that take off up to all of a step."""
+    tables = []
+    for graph_batch in sorted(draw(st.sets(st.integers(1, 40), min_size=1, max_size=4))):
+        steps = st.tuples(st.integers(1, 500), st.floats(0, 900))
+        knots = draw(st.lists(steps, min_size=2, max_size=5))
+        ns = np.cumsum([rise for _, rise in knots]).tolist()
+        share = draw(st.floats(0, 1))
+        tables.append(
+            DecodeTable(
+                graph_batch=graph_batch,
+                context=tuple(np.cumsum([step for step, _ in knots]).tolist()),
+                ns=tuple(ns),
+                idle_row_ns=share * ns[0] / graph_batch,
+            )
+        )
+    return tuple(tables)
+
+
+@settings(max_examples=300)
+@given(any_tables(), st.integers(1, 50), st.integers(1, 50), st.integers(1, 3), st.integers(0, 900))
+def test_any_idle_rows_leave_the_laws_of_steps(tables, graph_batch, requests, each, context):
+    """One by one, in columns and in runs alike; at least 1 ns; more never costs less."""
+    model = model_of(tables)
+    shape = decode(1, 1, graph_batch)._replace(
+        decode_requests=requests, decode_tokens=each * requests, decode_context=context
+    )
+    check_decode_run(model, shape, 30)
+    run, _, _ = model.decode_run(shape, 30)
+    contexts = range(context, context + 30 * shape.decode_tokens, shape.decode_tokens)
+    assert run == [gpu_ns(model, shape._replace(decode_context=at)) for at in contexts]
+    assert run == sorted(run)
+    assert run[0] >= 1
+    check_growing(model, shape, "decode_requests", 1)
 
 
 def test_batches_between_tables_lie_between_them():
