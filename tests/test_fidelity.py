@@ -107,6 +107,8 @@ def test_other_runs_tell_of_the_same_steps() -> None:
     )
     assert len(found["prefill"]) == len(found["all"]) == 0
     assert not any(map(len, errors_of_repeats(runs[:1]).values()))
+    for none in ([runs[0], run((PREFILL, 5))], [run(), run()], [run((DECODE, 5)), run()]):
+        assert not any(map(len, errors_of_repeats(none).values())), "no step is in both"
     longer = run((MIXED._replace(decode_context=round(1.1 * MIXED.decode_context)), 900))
     assert len(errors_of_repeats([runs[0], longer])["mixed"]) == 0
 

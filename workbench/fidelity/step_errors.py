@@ -62,7 +62,7 @@ def errors_of_repeats(runs: Sequence[Columns]) -> dict[str, Errors]:
         return nothing
     rows_of = [_rows_of_steps(run) for run in runs]
     same = sorted(set(rows_of[0]).intersection(*rows_of[1:]))
-    rows = np.array([[found[key] for key in same] for found in rows_of]).reshape(len(runs), -1)
+    rows = np.array([[found[key] for key in same] for found in rows_of], np.int64)
     contexts = [run["decode_context"][at] for run, at in zip(runs, rows, strict=True)]
     rows = rows[:, np.max(contexts, axis=0) <= _AS_LONG * np.min(contexts, axis=0)]
     times = np.array([run["gpu_ns"][at] for run, at in zip(runs, rows, strict=True)], np.float64)
