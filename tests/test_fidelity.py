@@ -101,16 +101,33 @@ def test_other_runs_tell_of_the_same_steps() -> None:
         run((long, 900), (other, 5), (DECODE, 160), (PREFILL, 50)),
     ]
     found = errors_of_repeats(runs)
-    assert found["decode"].tolist() == pytest.approx([30, 30, 100 * (100 / 160 - 1)])
-    assert found["mixed"].tolist() == pytest.approx(
-        [0, 100 * (950 / 1100 - 1), 100 * (1050 / 900 - 1)]
-    )
+    for region, others in (
+        ("decode", [130 / 100, 130 / 100, 100 / 160]),
+        ("mixed", [1000 / 1000, 950 / 1100, 1050 / 900]),
+    ):
+        errors = np.sqrt(2 / 3) * 100 * (np.array(others) - 1)
+        assert found[region].tolist() == pytest.approx(errors.tolist())
     assert len(found["prefill"]) == len(found["all"]) == 0
     assert not any(map(len, errors_of_repeats(runs[:1]).values()))
     for none in ([runs[0], run((PREFILL, 5))], [run(), run()], [run((DECODE, 5)), run()]):
         assert not any(map(len, errors_of_repeats(none).values())), "no step is in both"
     longer = run((MIXED._replace(decode_context=round(1.1 * MIXED.decode_context)), 900))
     assert len(errors_of_repeats([runs[0], longer])["mixed"]) == 0
+
+
+@pytest.mark.parametrize("runs", [2, 3, 8])
+def test_other_runs_allow_no_more_than_the_truth_would_miss(runs: int) -> None:
+    """Whatever their number: a model that knows what steps take in the mean is as far off."""
+    mean = np.arange(100_000, 104_000)
+    zeros = np.zeros(len(mean), np.int64)
+    steps = dict.fromkeys(StepShape._fields, zeros) | {"decode_tokens": zeros + 1}
+    noise = np.random.default_rng(2).normal(1, 0.02, (runs, len(mean)))
+    noisy = [steps | {"decode_context": mean, "gpu_ns": mean * each} for each in noise]
+    found = errors_of_repeats(noisy)["decode"]
+    of_truth = (100 * (1 / noise - 1)).ravel()
+    assert len(found) == len(of_truth)
+    for name in ("median", "p90", "p99"):
+        assert spread(found)[name] == pytest.approx(spread(of_truth)[name], rel=0.05)
 
 
 def test_longer_steps_are_a_cost_model(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ GOALS: Final = {
     "mean_itl_ms": 1.0, "p99_itl_ms": 5.0, "mean_e2el_ms": 3.0, "p99_e2el_ms": 5.0,
     "output_throughput": 1.0,
 }  # fmt: skip
-# Percent of absolute errors of steps, or what the engine's other runs miss them by if it is more.
+# Percent of absolute errors of steps, or what their mean over the engine's runs misses them by.
 STEP_GOALS: Final = {"median": 2.0, "p99": 5.0}
 P99_REQUESTS: Final = 1000  # below so many, a 99th percentile is not judged
 JUDGED_STEPS: Final = {"median": 20, "p99": 100}  # below so many, these are not judged

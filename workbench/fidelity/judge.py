@@ -234,7 +234,7 @@ def _step_numbers(errors: Errors, own: Numbers) -> dict[str, Any]:
 
     Args:
         errors: of a model.
-        own: numbers of the engine's other runs.
+        own: numbers of what the engine's runs say of each other.
     """
     numbers = spread(errors)
     reached = {}

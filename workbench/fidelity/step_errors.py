@@ -1,7 +1,7 @@
 """What a cost model says of the very steps that the engine did: errors of each, and host times.
 
-Beside them stands what the engine's other runs say of a step, where the same step occurs in all of
-them: no model of one run can be expected to be nearer to another.
+Beside them stands what the engine's runs say of each other's steps, where the same step occurs in
+all of them: a model that knew what a step takes in the mean would still miss each run's by so much.
 """
 
 from __future__ import annotations
@@ -49,9 +49,12 @@ def step_errors(model: CostModel, runs: Sequence[Columns]) -> dict[str, Errors]:
 
 
 def errors_of_repeats(runs: Sequence[Columns]) -> dict[str, Errors]:
-    """The same of what the other runs say in the mean: of steps that occur once in each run.
+    """The same of what steps take in the mean, as far as runs tell: of those once in each run.
 
-    A step with prompts is the same if its decoding requests have about as much context.
+    A step with prompts is the same if its decoding requests have about as much context. Each run
+    is compared with the mean of the others, which some runs tell with noise of its own: of n runs
+    the square is n / (n - 1) times as large in the mean as it would be of infinitely many. So much
+    is taken off.
 
     Args:
         runs: columns of the steps of some runs of one load, each of one replica; of fewer than two
@@ -68,6 +71,7 @@ def errors_of_repeats(runs: Sequence[Columns]) -> dict[str, Errors]:
     times = np.array([run["gpu_ns"][at] for run, at in zip(runs, rows, strict=True)], np.float64)
     others = (times.sum(axis=0) - times) / (len(runs) - 1)
     errors = 100.0 * (others / np.maximum(times, 1.0) - 1.0)
+    errors *= np.sqrt((len(runs) - 1) / len(runs))
     by_run = [_by_region(run, at, off) for run, at, off in zip(runs, rows, errors, strict=True)]
     found = {region: np.concatenate([each[region] for each in by_run]) for region in REGIONS}
     # Those that occur again are of other regions than all are: of both together they say nothing.

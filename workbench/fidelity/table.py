@@ -99,7 +99,7 @@ def _steps(loads: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _again(numbers: dict[str, Any]) -> list[str]:
-    """How many steps there are of which the engine's other runs speak, and what they miss."""
+    """Of how many steps the engine's other runs speak, and what the mean of all misses."""
     count = numbers["count"]
     known = [f"{numbers[name]:.2f}" if count >= JUDGED_STEPS[name] else "-" for name in STEP_GOALS]
     return [f"{count:,}", *known] if count else ["", "", ""]
@@ -169,7 +169,7 @@ def _explanation(judgement: Judgement) -> list[str]:
         f"Goals: mean TPOT, ITL and throughput within {mean:g} %, mean TTFT and E2E {other:g} %,",
         f"p99 within {p99:g} % (from {P99_REQUESTS:,} requests on),",
         f"or within the engine's own spread (±, half the range of its runs); of steps {steps},",
-        "or what the engine's other runs miss the same steps by: again, if they occur in all.",
+        "or what their mean over the engine's runs misses them by: again, if they occur in all.",
     ]
 
 
