@@ -146,7 +146,7 @@ def _fit_of_kinds(token_ns: float, computing: _Kind, reading: _Kind) -> PowerFit
     ratio = _ratio(np.where(computing.weights > 0, computing.longer, 0.0), reading)
     for _ in range(_ROUNDS):
         loads, longer = _curve(computing, reading, ratio)
-        if len(loads) < 2 or longer.max() < _NOTHING:  # the GPU has power to spare for such a model
+        if len(loads) < 2 or longer[-1] < _NOTHING:  # the GPU has power to spare for such a model
             return None
         ratio = _ratio(np.interp(reading.loads, loads, longer), reading)
     memory_share = _memory_share(computing, reading, ratio)
@@ -171,8 +171,12 @@ def _curve(computing: _Kind, reading: _Kind, ratio: float) -> tuple[Float64, Flo
     of_reading = reading.weights * ratio**2
     weights = computing.weights + of_reading
     seen = np.flatnonzero(weights > 0)
+    if not len(seen):
+        return np.zeros(0), np.zeros(0)
     share = computing.weights[seen] / weights[seen]
-    told = reading.longer[seen] / ratio if ratio > 0.0 else computing.longer[seen]
+    # Where none computed, what hardly shows in steps that read would be anything.
+    most = np.max(computing.longer[seen], initial=0.0)
+    told = np.minimum(reading.longer[seen], ratio * most) / ratio if ratio > 0.0 else 0.0
     longer = share * computing.longer[seen] + (1.0 - share) * told
     loads = share * computing.loads[seen] + (1.0 - share) * reading.loads[seen]
     return loads, np.maximum(ascending(longer, weights[seen]), 0.0)

@@ -119,7 +119,7 @@ def _problem(profile: Profile) -> str | None:
         saved > shared for shared, saved in zip(fit.shared.shared, fit.shared.saved, strict=True)
     ):
         return "the table of shared context saves more than there is"
-    if fit.power is not None and (problem := _power_problem(fit.power)):
+    if fit.power is not None and (problem := power_problem(fit.power)):
         return f"the table of slowdowns {problem}"
     if fit.wake is not None and (problem := _wake_problem(fit.wake)):
         return f"the table of idle times {problem}"
@@ -137,7 +137,8 @@ def _decode_problem(table: DecodeTable) -> str | None:
     return None
 
 
-def _power_problem(fit: PowerFit) -> str | None:
+def power_problem(fit: PowerFit) -> str | None:
+    """What makes a table of slowdowns meaningless, if anything does."""
     if len(fit.load) != len(fit.slowdown) or not fit.load:
         return f"has {len(fit.load)} loads and {len(fit.slowdown)} values"
     if np.any(np.diff(fit.load) <= 0):

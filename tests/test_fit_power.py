@@ -1,0 +1,69 @@
+"""The fit of what a power limit does, to samples that tell little, nothing, or noise."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from measured_steps import columns_of, prefill
+
+from simulator.fit_base import Steps
+from simulator.fit_power import fit_power
+from simulator.power_state import PowerFit
+from simulator.profile_file import power_problem
+from simulator.samples import PowerSamples
+
+COOL = Steps(columns_of(prefill(512), prefill(2048)), np.array([12e6, 42e6]), np.array([5, 5]))
+PROMPT_NS, DECODE_NS = 12e6, 4.5e6
+
+
+def samples_of(computes: np.ndarray, longer: np.ndarray) -> PowerSamples:
+    """Prompts of 512 tokens and decode steps of 16, and how many times as long each took."""
+    ns = np.where(computes, PROMPT_NS, DECODE_NS) * longer
+    return PowerSamples(
+        tokens=tuple(np.where(computes, 512, 16).tolist()),
+        gpu_ns=tuple(np.maximum(ns, 1).astype(int).tolist()),
+    )
+
+
+def check(fit: PowerFit | None, samples: PowerSamples) -> None:
+    """It can be kept, and no load makes a step that computes slower than any of them was."""
+    if fit is None:
+        return
+    assert power_problem(fit) is None
+    assert np.isfinite([*fit.load, *fit.slowdown]).all()
+    ns = np.array(samples.gpu_ns)[np.array(samples.tokens) == 512]
+    busy = min(1.0, 512 * fit.token_ns / ns.max())
+    longest = fit.slowdown[-1] * (fit.memory_share + (1 - fit.memory_share) * busy)
+    assert longest <= ns.max() / ns.min() - 1 + 1e-9
+
+
+@settings(max_examples=200)
+@given(
+    st.integers(0, 10_000), st.integers(0, 400), st.floats(0, 1), st.floats(0, 0.5),
+    st.floats(0, 0.5),
+)  # fmt: skip
+@example(0, 0, 0.5, 0.0, 0.0)
+@example(0, 12, 0.5, 0.1, 0.1)
+def test_noise_is_no_nonsense(seed, count, share, of_prompts, of_decodes):
+    """However few the steps are, whatever their order, and whichever kind is noisy."""
+    random = np.random.default_rng(seed)
+    computes = random.random(count) < share
+    noise = random.standard_normal(count) * np.where(computes, of_prompts, of_decodes)
+    samples = samples_of(computes, np.exp(noise))
+    check(fit_power(COOL, samples, 0.9), samples)
+
+
+def test_steps_that_are_hardly_slower_tell_of_no_load_alone():
+    """Of loads at which nothing computed, a noise that is divided by next to nothing."""
+    told = 0
+    for seed in range(150):
+        random = np.random.default_rng(seed)
+        count = int(random.integers(60, 400))
+        computes = random.random(count) < random.random()
+        slow = 0.1 * computes * (np.arange(count) > count / 2)
+        samples = samples_of(computes, 1 + slow + 1e-3 * ~computes * random.random(count))
+        fit = fit_power(COOL, samples, 0.9)
+        told += fit is not None
+        check(fit, samples)
+    assert told > 10, "or else this tests nothing"
