@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from simulator.cost_model import Int64
 from simulator.fit_base import Float64
-from simulator.power_state import DECODING, Load, PowerFit, after, longer
+from simulator.power_state import DECODING, REST_NS, Load, PowerFit, after, longer
 from simulator.samples import HotSamples, PowerSamples
 
+_TURNS: Final = 3  # of cool and hot steps; the second is as good as the hundredth
+_SHORT_STEPS: Final = 12  # of one kind, one after the other
 _FASTEST: Final = 0.05  # share of prompts that had cool clocks, at least
 _TELLING: Final = 0.05  # slower by that much: then a step tells how much it follows the clocks
 _LEAST_SLOWER: Final = 0.01  # by so much more after prompts
@@ -123,10 +125,38 @@ def _clocks(
     prompt_heat = min(1.0, tokens.max() * fit.token_ns / float(np.quantile(prompts, _FASTEST)))
     busy = fit.token_ns * (f.prefill_tokens + f.decode_tokens) + fit.pair_ns * f.prefill_pairs
     heat = np.minimum(1.0, (busy + (DECODING - 1) * fit.token_ns * f.decode_tokens) / cool_ns)
-    light, slow = Load(fit.light_busy, fit.light_busy), np.empty((2, len(hot)))
+    slow = np.empty((2, len(hot)))
     for at, (step_ns, step_heat) in enumerate(zip(cool_ns.tolist(), heat.tolist(), strict=True)):
-        heated = after(light, prompt_heat, hot.heat_ns[at])
-        for row, load in zip(slow, (light, heated), strict=True):
+        heats = (step_heat, hot.hot_ns[at]), (prompt_heat, hot.heat_ns[at])
+        for row, load in zip(slow, _loads(fit, step_ns, *heats), strict=True):
             row[at] = longer(fit, step_ns, 1.0, step_heat, load) - 1.0
     share = fit.memory_share + (1.0 - fit.memory_share) * np.minimum(1.0, busy / cool_ns)
     return share, slow[0], slow[1]
+
+
+def _loads(
+    fit: PowerFit, cool_ns: float, step: tuple[float, float], prompts: tuple[float, float]
+) -> tuple[Load, Load]:
+    """Loads at the begin of a step after light ones and after prompts, which take turns.
+
+    Light steps leave some of the prompts' load: the step after them is not as cool as they are.
+
+    Args:
+        fit: of the GPU.
+        cool_ns: of the step after light ones.
+        step: its heat, and ns that it takes after prompts.
+        prompts: theirs, and ns that they run.
+    """
+    cool = hot = load = Load(fit.light_busy, fit.light_busy)
+    for _ in range(_TURNS):
+        cool = _after_many(load, fit.light_busy, REST_NS)
+        hot = _after_many(after(cool, step[0], cool_ns), *prompts)
+        load = after(hot, *step)
+    return cool, hot
+
+
+def _after_many(load: Load, heat: float, ns: float) -> Load:
+    """The load after short steps: `after` is the less an exponential, the longer the step."""
+    for _ in range(_SHORT_STEPS):
+        load = after(load, heat, ns / _SHORT_STEPS)
+    return load

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from measured_steps import columns_of, prefill
+from measured_steps import columns_of, decode, mixed, prefill
 
 from simulator.fit_base import Steps
+from simulator.fit_hot import hot_errors
 from simulator.fit_power import fit_power
-from simulator.power_state import PowerFit
+from simulator.power_state import PowerFit, PowerState
 from simulator.profile_file import power_problem
-from simulator.samples import PowerSamples
+from simulator.samples import HotSamples, PowerSamples
 
 COOL = Steps(columns_of(prefill(512), prefill(2048)), np.array([12e6, 42e6]), np.array([5, 5]))
 PROMPT_NS, DECODE_NS = 12e6, 4.5e6
@@ -67,3 +68,32 @@ def test_steps_that_are_hardly_slower_tell_of_no_load_alone():
         told += fit is not None
         check(fit, samples)
     assert told > 10, "or else this tests nothing"
+
+
+def test_the_true_law_misses_no_step_after_prompts():
+    """Measured in turns on a GPU that obeys it: light steps, the step, prompts, the step."""
+    law = PowerFit(
+        token_ns=20_000.0, load=(0.25, 0.65), slowdown=(0.0, 0.15), memory_share=0.3,
+        light_busy=0.18,
+    )  # fmt: skip
+    prompt, light = (int(PROMPT_NS), 512), (int(DECODE_NS), 16)
+    shapes = [prefill(700), prefill(64), prefill(8000), decode(16, 500, 16), decode(128, 500, 128)]
+    shapes.append(mixed(prefill(400), decode(128, 900)))
+    cool_ns, hot_ns, heat_ns = [], [], []
+    for shape in shapes:
+        state, now, tokens = PowerState(law), 0, shape.prefill_tokens + shape.decode_tokens
+        step = (max(4_000_000, 24_000 * tokens), tokens, shape.decode_tokens)
+        ran: list[int] = []
+        for each in ([(*light, 16)] * 12 + [step] + [(*prompt, 0)] * 13 + [step]) * 3:
+            ran.append(state.lengthen(each[0], each[1], now, each[2]))
+            now += ran[-1]
+        cool_ns.append(ran[-15])
+        hot_ns.append(ran[-1])
+        heat_ns.append(sum(ran[-14:-1]))
+    hot = HotSamples(
+        shapes=tuple(map(tuple, shapes)), cool_ns=tuple(cool_ns), hot_ns=tuple(hot_ns),
+        heat_ns=tuple(heat_ns),
+    )  # fmt: skip
+    assert max(one / other for one, other in zip(hot_ns, cool_ns, strict=True)) > 1.06
+    errors = hot_errors(law, samples_of(np.array([True] * 9 + [False]), np.ones(10)), hot)
+    assert np.max(np.abs(errors)) < 1.6  # light steps are whole ones, and rest a bit longer
