@@ -16,6 +16,8 @@ from simulator.profile import DecodeTable, ProfileError
 
 _FEWEST_OF_ROWS: Final = 5  # steps of a graph that tell what idle rows take off
 _MOST_OF_ROWS: Final = 0.3  # of a step's time, all that were idle in any
+_MOST_OF_GRAPH: Final = 0.9  # of it, all rows of the graph
+_TOLD: Final = 2.0  # times its standard error: what is less is noise
 _EVEN: Final = 6.0  # times the mean context: no request of a usual batch has a longer one
 
 
@@ -29,6 +31,7 @@ class GraphKnots:
         ns: float64[n], median time at each, with what idle rows take off.
         weights: float64[n], how often each was measured.
         idle_row_ns: that each of `idle_rows` takes off.
+        steps: that these were made of.
         others: steps of the graph that are no knots.
     """
 
@@ -37,13 +40,41 @@ class GraphKnots:
     ns: Float64
     weights: Float64
     idle_row_ns: float
+    steps: Steps
     others: Steps
 
-    def curve(self, rows: NDArray[np.bool_] | slice = slice(None)) -> Curve:
-        """The table of some of them."""
-        return Curve(
-            self.context[rows].tolist(), ascending(self.ns[rows], self.weights[rows]).tolist()
+    @classmethod
+    def of(cls, graph_batch: int, steps: Steps, others: Steps) -> GraphKnots:
+        """The knots that steps of a graph make."""
+        idle = idle_rows(steps.features).astype(np.float64)
+        idle_row_ns = _idle_row_ns(graph_batch, steps.features.decode_context, steps.ns, idle)
+        full_ns = steps.ns + idle_row_ns * idle
+        contexts, knot = np.unique(steps.features.decode_context, return_inverse=True)
+        kept = np.flatnonzero(may_be_knots(contexts))
+        return cls(
+            graph_batch,
+            contexts[kept],
+            np.array([np.median(full_ns[knot == index]) for index in kept]),
+            np.array([steps.repeats[knot == index].sum() for index in kept], np.float64),
+            idle_row_ns,
+            steps,
+            others,
         )
+
+    def curve(self) -> Curve:
+        """The table of them."""
+        return Curve(self.context.tolist(), ascending(self.ns, self.weights).tolist())
+
+    def ns_of(self, steps: Steps) -> Float64:
+        """What they say of steps of the graph: float64[n]."""
+        full_ns = self.curve().column(steps.features.decode_context)
+        return full_ns - self.idle_row_ns * idle_rows(steps.features)
+
+    def without(self, context: int) -> tuple[GraphKnots, Steps]:
+        """(what they would be without the steps of a context, these steps)."""
+        left_out = self.steps.features.decode_context == context
+        others = GraphKnots.of(self.graph_batch, self.steps.at(~left_out), self.others)
+        return others, self.steps.at(left_out)
 
 
 def decode_tables(graphs: Sequence[GraphKnots]) -> Iterator[DecodeTable]:
@@ -70,20 +101,7 @@ def knots_by_graph(steps: Steps) -> Iterator[GraphKnots]:
         typical = _are_typical(of_graph.features)
         if len(np.unique(of_graph.features.decode_context[typical])) < 2:
             typical[:] = True
-        chosen = of_graph.at(typical)
-        idle = idle_rows(chosen.features).astype(np.float64)
-        idle_row_ns = _idle_row_ns(chosen.features.decode_context, chosen.ns, idle)
-        full_ns = chosen.ns + idle_row_ns * idle
-        contexts, knot = np.unique(chosen.features.decode_context, return_inverse=True)
-        kept = np.flatnonzero(may_be_knots(contexts))
-        yield GraphKnots(
-            graph_batch,
-            contexts[kept],
-            np.array([np.median(full_ns[knot == index]) for index in kept]),
-            np.array([chosen.repeats[knot == index].sum() for index in kept], np.float64),
-            idle_row_ns,
-            of_graph.at(~typical),
-        )
+        yield GraphKnots.of(graph_batch, of_graph.at(typical), of_graph.at(~typical))
 
 
 def idle_rows(f: StepFeatures) -> Int64:
@@ -92,10 +110,11 @@ def idle_rows(f: StepFeatures) -> Int64:
     return alike
 
 
-def _idle_row_ns(context: Int64, ns: Float64, idle: Float64) -> float:
+def _idle_row_ns(graph_batch: int, context: Int64, ns: Float64, idle: Float64) -> float:
     """What each idle row takes off: so much that steps lie on lines between their neighbours.
 
     Args:
+        graph_batch: rows of the graph.
         context: int64[n], of steps of one graph.
         ns: float64[n], what they take.
         idle: float64[n], `idle_rows` of each.
@@ -109,9 +128,13 @@ def _idle_row_ns(context: Int64, ns: Float64, idle: Float64) -> float:
     above_ns, more_idle = ns[1:-1] - beside[0], idle[1:-1] - beside[1]
     if not more_idle.any():
         return 0.0
-    found = -float(above_ns @ more_idle) / float(more_idle @ more_idle)
-    most = _MOST_OF_ROWS * float(ns.min()) / max(1.0, float(idle.max()))
-    return min(max(0.0, found), most)
+    told = float(more_idle @ more_idle)
+    found = -float(above_ns @ more_idle) / told
+    off_ns = above_ns + found * more_idle
+    if found < _TOLD * np.sqrt(float(off_ns @ off_ns) / (len(off_ns) - 1) / told):
+        return 0.0
+    most = min(_MOST_OF_ROWS / max(1.0, float(idle.max())), _MOST_OF_GRAPH / graph_batch)
+    return min(max(0.0, found), most * float(ns.min()))
 
 
 def _are_typical(f: StepFeatures) -> NDArray[np.bool_]:

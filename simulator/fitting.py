@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from simulator.calibrated import HostCosts
 from simulator.cost_model import StepFeatures, StepShape, sum_of_terms
 from simulator.fit_base import Float64, Steps
-from simulator.fit_decode import GraphKnots, decode_tables, idle_rows, knots_by_graph
+from simulator.fit_decode import GraphKnots, decode_tables, knots_by_graph
 from simulator.fit_host import fit_host, fit_result_ns
 from simulator.fit_hot import unseen_hot_errors
 from simulator.fit_mixed import best_mixed_fit, fit_mixed
@@ -163,14 +163,10 @@ def _decode_errors(graphs: Sequence[GraphKnots]) -> Float64:
     """Percent by which tables miss steps that are no knots, and knots that were left out."""
     errors = [np.zeros(0)]
     for knots in graphs:
-        places = np.arange(len(knots.context))
-        for left_out in places[1:-1]:
-            predicted = knots.curve(places != left_out).column(knots.context[left_out, None])
-            errors.append(100 * (predicted / knots.ns[left_out] - 1))
-        others = knots.others
-        predicted = knots.curve().column(others.features.decode_context)
-        predicted = predicted - knots.idle_row_ns * idle_rows(others.features)
-        errors.append(100 * (predicted / others.ns - 1))
+        for context in knots.context[1:-1].tolist():
+            others, steps = knots.without(context)
+            errors.append(100 * np.median(others.ns_of(steps) / steps.ns - 1, keepdims=True))
+        errors.append(100 * (knots.ns_of(knots.others) / knots.others.ns - 1))
     return np.concatenate(errors)
 
 

@@ -121,30 +121,6 @@ def test_decode_tables_hold_the_medians_at_the_measured_contexts():
     )
 
 
-@pytest.mark.parametrize("each_ns", [0, 40_000])
-def test_what_idle_rows_take_off_is_found(each_ns):
-    """Graphs that are full and that are not, in turn, as a calibration measures them."""
-    requests = (16, 12, 16, 9, 12, 16, 12, 16)
-    contexts = (500, 1500, 4000, 4500, 6000, 16_000, 24_000, 600_000)
-    shapes = [
-        decode(16, 1, 16)._replace(
-            decode_requests=count, decode_tokens=count, decode_context=context,
-            decode_max_context=context // count,
-        )
-        for count, context in zip(requests, contexts, strict=True)
-    ]  # fmt: skip
-    noise = np.random.default_rng(5).normal(1, 0.003, len(shapes))
-    ns = [
-        round((9e6 + 24 * context - each_ns * max(0, 15 - count)) * off)
-        for count, context, off in zip(requests, contexts, noise, strict=True)
-    ]
-    samples = msgspec.structs.replace(samples_of(shapes), gpu_ns=tuple(ns))
-    (table,) = fit_profile(samples, HOST, GPU_ENGINE).decode
-    assert abs(table.idle_row_ns - each_ns) < 6000
-    assert table.idle_row_ns >= 0
-    assert np.allclose(table.ns, 9e6 + 24 * np.array(table.context), rtol=0.01)
-
-
 def test_the_last_slope_of_a_decode_table_is_not_noise():
     """Contexts that are all but the last one are no knots; elsewhere neighbours are."""
     shapes = [decode(1, context, 1) for context in (1000, 1004, 8999, 9000)]
