@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from made_up_engine import MadeUpStep
 
 from engine.core.config import MAX_PLANS_IN_FLIGHT
+from engine.core.enums import RequestStatus
 from engine.core.plan import StepPlan
+from engine.core.request import Request
 from engine.profiling import warming
 from engine.profiling.made_plans import PlanMaker
 from engine.profiling.step_shapes import EngineLimits, design_steps
@@ -31,6 +33,10 @@ class Rows:
     def __init__(self, limits: EngineLimits) -> None:
         count = MAX_PLANS_IN_FLIGHT * limits.max_running_requests
         self.rows = RequestRows(count, lambda _row, _request: None)
+        for number in range(count - 5):  # what serving left, all but a few
+            served = Request(10_000 + number, 1, 1)
+            served.move_to(RequestStatus.FINISHED)
+            self.rows.of(served)
         pages = -(-limits.max_model_len // limits.page_size)
         self.builder = StepBuilder(self.rows, pages, limits.page_size)
         self.requests: dict[int, int] = {}

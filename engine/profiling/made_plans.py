@@ -11,6 +11,7 @@ from itertools import count, cycle
 import numpy as np
 
 from engine.core.decode_batch import DecodeBatch
+from engine.core.enums import RequestStatus
 from engine.core.plan import PrefillItem, StepPlan
 from engine.core.request import Request
 from engine.core.token_ids import Int32
@@ -66,6 +67,8 @@ class PlanMaker:
             Request(number, limits.max_model_len - 1, 1, tokens=_Passage(text, start))
             for number, start in zip(numbers, starts, strict=True)
         ]
+        for request in self._requests:  # of those that wait, an executor takes back what they hold
+            request.move_to(RequestStatus.PREFILLING)
         self._epochs, self._plan_ids = count(1), count()
 
     def make(self, design: StepDesign) -> tuple[StepPlan | None, StepPlan]:
