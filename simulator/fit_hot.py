@@ -92,7 +92,9 @@ def with_prompt_times(
     ran = _padded(hot.features().prefill_tokens[rows], graph_tokens)
     # The fit is right for the prompts that heated: others follow the clocks more or less than they.
     own = ran == _padded(np.array([max(samples.tokens)]), graph_tokens)
-    times = np.clip(times / float(np.mean(times[own])) if own.any() else times, *_TIMES)
+    # By noise they may have been hardly slower: divided by that, others would be anything.
+    of_own = max(_TIMES[0], float(np.mean(times[own]))) if own.any() else 1.0
+    times = np.clip(times / of_own, *_TIMES)
     sizes = np.unique(ran)
     means = np.array([float(np.mean(times[ran == size])) for size in sizes])
     table = {

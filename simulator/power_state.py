@@ -36,7 +36,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-# Nine loads on an H200 are explained best by 24 ms, steps right after prompts on another by 15.
+# Nine loads on an H200 are explained best by 24 ms, steps right after prompts on another by 20.
 TAU_NS: Final = 20_000_000.0
 REST_NS: Final = 50_000_000  # of light steps before each that is calibrated
 DECODING: Final = 2.5  # of 1 to 4, what explains most of nine loads on another H200

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from measured_steps import columns_of, decode, mixed, prefill
 
 from simulator.fit_base import Steps
-from simulator.fit_hot import hot_errors
+from simulator.fit_hot import hot_errors, with_prompt_times
 from simulator.fit_power import fit_power
 from simulator.power_state import PowerFit, PowerState
 from simulator.profile_file import power_problem
@@ -70,18 +70,47 @@ def test_steps_that_are_hardly_slower_tell_of_no_load_alone():
     assert told > 10, "or else this tests nothing"
 
 
+LAW = PowerFit(
+    token_ns=20_000.0, load=(0.25, 0.65), slowdown=(0.0, 0.15), memory_share=0.3, light_busy=0.18
+)  # fmt: skip
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 2000), st.floats(0.5, 1.5), st.integers(0, 300_000_000)),
+        max_size=6,
+    ),
+    st.sampled_from([(), (16, 512), tuple(range(64, 1025, 64))]),
+)
+@example([(512, 1.0, 150_000_000), (64, 1.1, 150_000_000)], ())
+@example([(512, 0.9, 150_000_000), (64, 1.1, 150_000_000)], (64, 512))
+def test_any_steps_after_prompts_leave_a_fit_that_can_be_kept(steps, graph_tokens):
+    """Faster after prompts than after light steps, or just as fast: noise does all of that."""
+    cool = [max(4_000_000, 24_000 * tokens) for tokens, _, _ in steps]
+    hot = HotSamples(
+        shapes=tuple(tuple(prefill(tokens)) for tokens, _, _ in steps),
+        cool_ns=tuple(cool),
+        hot_ns=tuple(round(ns * times) for ns, (_, times, _) in zip(cool, steps, strict=True)),
+        heat_ns=tuple(ran for _, _, ran in steps),
+    )
+    samples = samples_of(np.array([True] * 9 + [False]), np.ones(10))
+    fit = with_prompt_times(LAW, samples, hot, graph_tokens)
+    assert power_problem(fit) is None
+    assert np.isfinite(fit.prompt_times).all()
+    assert min(fit.prompt_times, default=0.25) >= 0.25
+    assert max(fit.prompt_times, default=2.0) <= 2.0
+    assert np.isfinite(hot_errors(fit, samples, hot)).all()
+
+
 def test_the_true_law_misses_no_step_after_prompts():
     """Measured in turns on a GPU that obeys it: light steps, the step, prompts, the step."""
-    law = PowerFit(
-        token_ns=20_000.0, load=(0.25, 0.65), slowdown=(0.0, 0.15), memory_share=0.3,
-        light_busy=0.18,
-    )  # fmt: skip
     prompt, light = (int(PROMPT_NS), 512), (int(DECODE_NS), 16)
     shapes = [prefill(700), prefill(64), prefill(8000), decode(16, 500, 16), decode(128, 500, 128)]
     shapes.append(mixed(prefill(400), decode(128, 900)))
     cool_ns, hot_ns, heat_ns = [], [], []
     for shape in shapes:
-        state, now, tokens = PowerState(law), 0, shape.prefill_tokens + shape.decode_tokens
+        state, now, tokens = PowerState(LAW), 0, shape.prefill_tokens + shape.decode_tokens
         step = (max(4_000_000, 24_000 * tokens), tokens, shape.decode_tokens)
         ran: list[int] = []
         for each in ([(*light, 16)] * 12 + [step] + [(*prompt, 0)] * 13 + [step]) * 3:
@@ -95,5 +124,5 @@ def test_the_true_law_misses_no_step_after_prompts():
         heat_ns=tuple(heat_ns),
     )  # fmt: skip
     assert max(one / other for one, other in zip(hot_ns, cool_ns, strict=True)) > 1.06
-    errors = hot_errors(law, samples_of(np.array([True] * 9 + [False]), np.ones(10)), hot)
+    errors = hot_errors(LAW, samples_of(np.array([True] * 9 + [False]), np.ones(10)), hot)
     assert np.max(np.abs(errors)) < 1.6  # light steps are whole ones, and rest a bit longer

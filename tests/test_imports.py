@@ -97,8 +97,8 @@ def test_only_fitting_needs_scipy() -> None:
              if "scipy" in roots(imported_by(path))]  # fmt: skip
     assert users == ["fit_base.py"]
     parts = {
-        "fit_composition.py", "fit_decode.py", "fit_host.py", "fit_mixed.py", "fit_power.py",
-        "fit_shared.py", "fit_waking.py", "fitting.py",
+        "fit_composition.py", "fit_decode.py", "fit_host.py", "fit_hot.py", "fit_mixed.py",
+        "fit_power.py", "fit_shared.py", "fit_waking.py", "fitting.py",
     }  # fmt: skip
     for path in (ROOT / "simulator").rglob("*.py"):
         fits = {name for name in imported_by(path) if name.startswith("simulator.fit")}
