@@ -166,21 +166,24 @@ def _usual_requests(parts: KernelParts, context: float) -> int:
 def _decode_tables(parts: KernelParts, correction: Correction) -> tuple[DecodeTable, ...]:
     batches = default_graph_batch_sizes(parts.most_requests)
     bases = decode_base(parts, correction, np.array(batches, np.float64)).tolist()
-    idle = _idle_rows_ns(parts, correction, np.array(batches, np.float64)).tolist()
+    idle = correction.decode_products * idle_row_ns(parts, np.array(batches, np.float64))
     return tuple(
-        _decode_table(parts, correction, *each) for each in zip(batches, bases, idle, strict=True)
+        _decode_table(parts, correction, *each)
+        for each in zip(batches, bases, idle.tolist(), strict=True)
     )
 
 
-def _idle_rows_ns(parts: KernelParts, correction: Correction, batches: Float64) -> Float64:
-    """float64[n]: what a row without a request saves, from a full graph to one as empty as can be.
+def idle_row_ns(parts: KernelParts, batches: Float64) -> Float64:
+    """float64[n]: what a row without a request saves, uncorrected, of graphs of so many rows.
 
-    One of them chooses experts, the others choose the same.
+    One of them chooses experts, the others choose the same; from a full graph to one as empty as
+    can be, all save as much.
     """
-    fewest = np.minimum(batches, np.concatenate([[0.0], batches[:-1]]) + 2)
-    saved: Float64 = parts.mixtures(batches) - parts.mixtures(fewest)
-    saved *= correction.decode_products / np.maximum(1.0, batches - fewest)
-    return saved
+    sizes = np.array(default_graph_batch_sizes(parts.most_requests), np.float64)
+    fewest = np.minimum(sizes, np.concatenate([[0.0], sizes[:-1]]) + 2)
+    saved = parts.mixtures(sizes) - parts.mixtures(fewest)
+    row_ns: Float64 = np.interp(batches, sizes, saved / np.maximum(1.0, sizes - fewest))
+    return row_ns
 
 
 def _decode_table(

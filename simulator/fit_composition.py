@@ -25,6 +25,7 @@ from simulator.composing import (
     decode_request,
     flops_per_token,
     heat,
+    idle_row_ns,
     logit_line,
     mixed_decode_attention,
     mixed_small,
@@ -32,6 +33,7 @@ from simulator.composing import (
 )
 from simulator.cost_model import CostModel, StepFeatures
 from simulator.fit_base import Float64, nonnegative_costs
+from simulator.fit_decode import idle_rows
 from simulator.fitting import DECODE, EAGER_DECODE, MIXED, PREFILL, PREFIX, REGIONS, SHARED
 from simulator.kernel_curves import linear, of_op
 from simulator.kernel_file import (
@@ -199,6 +201,7 @@ def _decode_columns(
     """(products, attention, all else) of decode graphs."""
     batches, contexts = f.graph_batch[rows], f.decode_context[rows].astype(np.float64)
     products = parts.decode_products(batches.astype(np.float64))
+    products -= idle_row_ns(parts, batches.astype(np.float64)) * idle_rows(f)[rows]
     attention = np.zeros(len(products))
     for batch in np.unique(batches).tolist():
         own = batches == batch

@@ -11,7 +11,7 @@ from engine.core.model_spec import ModelSpec, load_model_spec
 from engine.profiling.kernel_cases import KernelCase, KernelLimits, design_kernels
 from engine.profiling.kernel_tables import KernelTimes
 from simulator.composed import ComposedCostModel
-from simulator.cost_model import StepFeatures
+from simulator.cost_model import StepFeatures, StepShape
 from simulator.fit_composition import Measured, fit_composition
 from simulator.fitting import fit_profile
 from simulator.kernel_file import SCHEMA, Composition, Correction, KernelFile, KernelIdentity
@@ -106,15 +106,28 @@ def made_kernels(cards=CARDS, gpu: str = "NVIDIA H200", noise: float = 0.0) -> K
     return fit_composition(bare, [], H200)
 
 
-def measured_whole(kernels: KernelFile, card: str, noise: float = 0.002) -> Measured:
-    """A model whose steps are the sum of its kernels, but for `TRUE`."""
+def measured_whole(
+    kernels: KernelFile, card: str, noise: float = 0.002, rows_taken: float = 1.0
+) -> Measured:
+    """A model whose steps are the sum of its kernels, but for `TRUE`.
+
+    Args:
+        kernels: of the GPU.
+        card: of the model.
+        noise: of steps, as a share.
+        rows_taken: share of decode graphs' rows that have a request, about.
+    """
     spec = load_model_spec(card)
     corrected = with_correction(kernels, TRUE, skew=0.0)  # random weights choose evenly
     engine = GPU_ENGINE.__class__(
         num_pages=20_000, max_num_batched_tokens=8192, max_running_requests=512,
         graph_batch_sizes=GPU_ENGINE.graph_batch_sizes, graph_tokens=default_graph_tokens(spec),
     )  # fmt: skip
-    shapes = [shape for shape in gpu_shapes() if shape.graph_batch or shape.prefill_tokens]
+    shapes = [
+        _fuller(shape, rows_taken)
+        for shape in gpu_shapes()
+        if shape.graph_batch or shape.prefill_tokens
+    ]
     costs = ComposedCostModel(corrected, spec, H200).step_costs(StepFeatures.from_shapes(shapes))
     ns = costs.gpu_ns * (1 + noise * np.random.default_rng(1).standard_normal(len(shapes)))
     samples = Samples(
@@ -135,6 +148,18 @@ def measured_whole(kernels: KernelFile, card: str, noise: float = 0.002) -> Meas
             fit=fit_profile(samples, host, engine),
         ),
         spec,
+    )
+
+
+def _fuller(shape: StepShape, rows_taken: float) -> StepShape:
+    """A step whose decode graph has a request in so many of its rows."""
+    requests = max(1, round(rows_taken * shape.graph_batch))
+    if not shape.graph_batch or requests == shape.decode_requests:
+        return shape
+    return shape._replace(
+        decode_requests=requests,
+        decode_tokens=requests,
+        decode_max_context=-(-shape.decode_context // requests),
     )
 
 

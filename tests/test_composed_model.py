@@ -151,6 +151,17 @@ def test_prompts_of_a_mixture_teach_nothing():
     assert alone.decode_layer_ns > 0.3 * TRUE.decode_layer_ns
 
 
+def test_graphs_with_idle_rows_teach_what_full_ones_teach():
+    """A mixture's steps are shorter by what experts nobody reads; its kernels are no faster."""
+    full, idle = (
+        fit_composition(BARE, [measured_whole(BARE, "Qwen3-30B-A3B", rows_taken=share)], H200)
+        for share in (1.0, 0.6)
+    )
+    for name in ("decode_products", "decode_attention"):
+        found, true = (getattr(each.composition.correction, name) for each in (idle, full))
+        assert found == pytest.approx(true, abs=0.002)
+
+
 @pytest.mark.parametrize(("card", "lends"), [("Llama-3.1-8B", True), ("Qwen3-30B-A3B", False)])
 def test_a_mixture_lends_no_savings_of_shared_context(card: str, lends: bool):
     """Its requests that share a text share experts as well, which others do not have."""
