@@ -319,7 +319,12 @@ def _power(parts: KernelParts, lenders: Sequence[Lender], flops_per_token: int) 
     token_ns = nearest.power.token_ns * (flops_per_token / nearest.flops_per_token)
     pair_ns = parts.layers * parts.prefill.pair_ns
     return msgspec.structs.replace(
-        nearest.power, token_ns=token_ns, pair_ns=pair_ns, prompt_tokens=(), prompt_times=()
+        nearest.power,
+        token_ns=token_ns,
+        pair_ns=pair_ns,
+        light_ns=0.0,
+        prompt_tokens=(),
+        prompt_times=(),
     )
 
 

@@ -1,7 +1,7 @@
 """What steps right after prompts tell of lower clocks: whom they slow, and how much.
 
-Each step ran after light ones, too, when clocks were high. What single prompts tell is fitted to;
-all other steps say how well the fit does.
+Each step ran after light ones, too, when clocks were high. What whole prompts tell is fitted
+to; all other steps say how well the fit does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from simulator.cost_model import Int64
 from simulator.fit_base import Float64
-from simulator.power_state import DECODING, REST_NS, Load, PowerFit, after, longer
+from simulator.power_state import DECODING, REST_NS, Load, PowerFit, after, follows, longer
 from simulator.samples import HotSamples, PowerSamples
 
 _TURNS: Final = 3  # of cool and hot steps; the second is as good as the hundredth
@@ -44,13 +44,8 @@ def hot_errors(
     cool_ns, hot_ns = np.array(hot.cool_ns, np.float64), np.array(hot.hot_ns, np.float64)
     if fit is None:
         return 100 * (cool_ns / hot_ns - 1)
-    follows, slow_cool, slow_hot = _clocks(fit, samples, hot)
-    f = hot.features()
-    if fit.prompt_tokens:
-        tokens = f.prefill_tokens + f.decode_tokens
-        times = np.interp(tokens, fit.prompt_tokens, fit.prompt_times)
-        follows = np.where(f.prefill_tokens > 0, follows * times, follows)
-    predicted = cool_ns * (1.0 + follows * slow_hot) / (1.0 + follows * slow_cool)
+    share, slow_cool, slow_hot = _clocks(fit, samples, hot)
+    predicted = cool_ns * (1.0 + share * slow_hot) / (1.0 + share * slow_cool)
     return 100 * (predicted / hot_ns - 1)
 
 
@@ -59,21 +54,21 @@ def unseen_hot_errors(
 ) -> Float64:
     """`hot_errors` of those steps to which nothing is fitted."""
     errors = hot_errors(fit, samples, hot)
-    return errors[~single_prompts(hot)] if hot is not None and len(errors) else errors
+    return errors[~whole_prompts(hot)] if hot is not None and len(errors) else errors
 
 
-def single_prompts(hot: HotSamples) -> NDArray[np.bool_]:
-    """Steps of one whole prompt and nothing else: bool[n]."""
+def whole_prompts(hot: HotSamples) -> NDArray[np.bool_]:
+    """Steps of one whole prompt, alone or beside decoding requests: bool[n]."""
     f = hot.features()
-    single: NDArray[np.bool_] = f.prefill_requests == 1
-    single &= (f.prefill_context == 0) & (f.decode_tokens == 0)
-    return single
+    whole: NDArray[np.bool_] = f.prefill_requests == 1
+    whole &= f.prefill_context == 0
+    return whole
 
 
 def with_prompt_times(
     fit: PowerFit, samples: PowerSamples, hot: HotSamples, graph_tokens: Sequence[int]
 ) -> PowerFit:
-    """A fit with what single prompts tell of kernels: by tokens, the same for all of a graph.
+    """A fit with what whole prompts tell of kernels: by tokens, the same for all of a graph.
 
     Args:
         fit: without.
@@ -81,15 +76,16 @@ def with_prompt_times(
         hot: the steps.
         graph_tokens: ascending, to which steps with prompts are padded.
     """
-    follows, slow_cool, slow_hot = _clocks(fit, samples, hot)
-    rows = np.flatnonzero(single_prompts(hot) & (slow_hot >= _TELLING))
+    of_law, slow_cool, slow_hot = _clocks(fit, samples, hot)
+    rows = np.flatnonzero(whole_prompts(hot) & (slow_hot >= _TELLING))
     if not len(rows):
         return fit
     ratio = (np.array(hot.hot_ns, np.float64) / np.array(hot.cool_ns, np.float64))[rows]
     # Which share gives that ratio, of what is slow after prompts to what is after light steps?
     share = (ratio - 1.0) / np.maximum(slow_hot[rows] - ratio * slow_cool[rows], _LEAST_SLOWER)
-    times = share / follows[rows]
-    ran = _padded(hot.features().prefill_tokens[rows], graph_tokens)
+    times = share / of_law[rows]
+    f = hot.features()
+    ran = _padded((f.prefill_tokens + f.decode_tokens)[rows], graph_tokens)
     # The fit is right for the prompts that heated: others follow the clocks more or less than they.
     own = ran == _padded(np.array([max(samples.tokens)]), graph_tokens)
     # By noise they may have been hardly slower: divided by that, others would be anything.
@@ -127,12 +123,15 @@ def _clocks(
     prompt_heat = min(1.0, tokens.max() * fit.token_ns / float(np.quantile(prompts, _FASTEST)))
     busy = fit.token_ns * (f.prefill_tokens + f.decode_tokens) + fit.pair_ns * f.prefill_pairs
     heat = np.minimum(1.0, (busy + (DECODING - 1) * fit.token_ns * f.decode_tokens) / cool_ns)
-    slow = np.empty((2, len(hot)))
+    busy_share = np.minimum(1.0, busy / cool_ns)
+    share, slow = np.empty(len(hot)), np.empty((2, len(hot)))
     for at, (step_ns, step_heat) in enumerate(zip(cool_ns.tolist(), heat.tolist(), strict=True)):
+        decodes = int(f.decode_tokens[at])
+        computed = int(f.prefill_tokens[at]) + decodes
+        share[at] = follows(fit, step_ns, float(busy_share[at]), computed, decodes)
         heats = (step_heat, hot.hot_ns[at]), (prompt_heat, hot.heat_ns[at])
         for row, load in zip(slow, _loads(fit, step_ns, *heats), strict=True):
             row[at] = longer(fit, step_ns, 1.0, step_heat, load) - 1.0
-    share = fit.memory_share + (1.0 - fit.memory_share) * np.minimum(1.0, busy / cool_ns)
     return share, slow[0], slow[1]
 
 

@@ -27,6 +27,7 @@ _COOL: Final = 0.2  # loads up to here are cool, or as cool as there were any
 _FASTEST: Final = 0.05  # share of steps of a kind that had cool clocks, at least
 _ROUNDS: Final = 4
 _FEWEST: Final = 5  # steps of a kind that tell its time
+_OF_A_LOAD: Final = 10  # that tell what a load does: fewer were met in passing, when clocks lagged
 _NOTHING: Final = 0.005  # slower by less than that is as good as not at all
 _NOT_TOLD: Final = 0.002  # nor can less than that be told from nothing, by any number of steps
 _SIGMA: Final = 1.4826  # standard deviation of what typically differs so much from its median
@@ -45,8 +46,8 @@ def fit_power(
         steps: measured with cool clocks, of all kinds.
         pair_ns: what a (query, key) pair of their prompts takes.
         samples: measured one after the other; steps of the most tokens compute, all others read.
-        hot: steps right after prompts; single ones tell which kernels follow the clocks more than
-            others.
+        hot: steps right after prompts; those with whole prompts tell which kernels follow the
+            clocks more than others.
         graph_tokens: ascending, to which steps with prompts are padded.
     """
     token_ns = least_token_ns(steps.features, steps.ns)
@@ -78,7 +79,10 @@ def _fit_of(token_ns: float, pair_ns: float, samples: PowerSamples) -> PowerFit 
         _Kind.of(loads[rows], ns[rows], base[rows], tokens[rows], token_ns) for rows in kinds
     )
     fit = _fit_of_kinds(token_ns, computing, reading)
-    return None if fit is None else msgspec.structs.replace(fit, pair_ns=pair_ns)
+    if fit is None:
+        return None
+    light_ns = float(base[~computes][0])
+    return msgspec.structs.replace(fit, pair_ns=pair_ns, light_ns=light_ns)
 
 
 def loads_during(token_ns: float, tokens: Float64, ns: Float64, cool_ns: Float64) -> Float64:
@@ -132,7 +136,7 @@ class _Kind:
         bins = np.minimum((loads * _BINS).astype(np.int64), _BINS - 1)
         counts = np.bincount(bins, minlength=_BINS)
         found = np.zeros((3, _BINS))
-        for at in np.flatnonzero(counts >= _FEWEST).tolist():
+        for at in np.flatnonzero(counts >= _OF_A_LOAD).tolist():
             longer = ns[bins == at] / base - 1
             median = np.median(longer)
             noise = _SIGMA * np.median(np.abs(longer - median))

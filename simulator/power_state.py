@@ -13,7 +13,8 @@ The law is simple on purpose. Let a step take `gpu_ns` where it was calibrated, 
     load     of recent means, with the same time constant: what clocks follow
     slow     the mean of slowdown(load) over three places that stand for all of the step
     follows  memory_share + (1 - memory_share) * busy; of a step with prompts that times
-             times(tokens), as kernels differ
+             times(tokens), as kernels differ; FEW requests that decode cannot keep the memory busy,
+             so what they take longer than a light step counts as arithmetic there
     longer   1 + slow * follows
 
 Then with what it meets, the step takes gpu_ns * longer / (longer where it was calibrated). While
@@ -36,10 +37,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-# Nine loads on an H200 are explained best by 24 ms, steps right after prompts on another by 20.
-TAU_NS: Final = 20_000_000.0
+# Steps right after prompts are missed least with 18 ms on an H200; what an older engine served on
+# another is explained best by 24, by little.
+TAU_NS: Final = 18_000_000.0
 REST_NS: Final = 50_000_000  # of light steps before each that is calibrated
 DECODING: Final = 2.5  # of 1 to 4, what explains most of nine loads on another H200
+FEW: Final = 4  # with more, attention to much context was seen to follow the clocks hardly at all
 # Places of a step and their weights, for a mean (Gauss).
 _PLACES: Final = ((0.1127016653792583, 5 / 18), (0.5, 8 / 18), (0.8872983346207417, 5 / 18))
 
@@ -70,6 +73,7 @@ class PowerFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             descending; linear in between, constant outside.
         memory_share: as much of it concerns a step without arithmetic.
         light_busy: heat of the light steps before each calibrated one.
+        light_ns: time of such a step; 0: it is not known.
         prompt_tokens: ascending tokens of steps with prompts, those that are decoded included.
         prompt_times: how many times as much as the law says a step of so many follows the clocks;
             linear in between, constant outside. Without any: once.
@@ -81,6 +85,7 @@ class PowerFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     slowdown: tuple[Cost, ...]
     memory_share: Share
     light_busy: Share
+    light_ns: Cost = 0.0
     prompt_tokens: tuple[Annotated[int, msgspec.Meta(ge=0, le=1 << 53)], ...] = ()
     prompt_times: tuple[Cost, ...] = ()
 
@@ -125,11 +130,9 @@ class PowerState:
         if heat > 1.0:
             heat = 1.0
         if max(load.mean, load.load, heat) > self._cool:
-            follows = fit.memory_share + (1.0 - fit.memory_share) * busy
-            if tokens > decodes and fit.prompt_tokens:
-                follows *= interpolated(tokens, fit.prompt_tokens, fit.prompt_times)
-            now = longer(fit, gpu_ns, follows, heat, load)
-            gpu_ns = int(gpu_ns * now / calibrated_longer(fit, gpu_ns, follows, heat) + 0.5)
+            share = follows(fit, gpu_ns, busy, tokens, decodes)
+            now = longer(fit, gpu_ns, share, heat, load)
+            gpu_ns = int(gpu_ns * now / calibrated_longer(fit, gpu_ns, share, heat) + 0.5)
         self.passed(gpu_ns, heat, load, start_ns)
         return gpu_ns
 
@@ -169,13 +172,31 @@ def _left(x: float) -> float:
     return 1.0 / (y * y)
 
 
-def longer(fit: PowerFit, gpu_ns: float, follows: float, heat: float, load: Load) -> float:
+def follows(fit: PowerFit, gpu_ns: float, busy: float, tokens: int, decodes: int) -> float:
+    """The share of a step's time that follows the clocks.
+
+    Args:
+        fit: of the GPU.
+        gpu_ns: of the step, about.
+        busy: its share of arithmetic.
+        tokens: that it computes.
+        decodes: of these, those that are decoded.
+    """
+    if tokens == decodes <= FEW and gpu_ns > fit.light_ns > 0.0:
+        busy = max(busy, 1.0 - fit.light_ns / gpu_ns)
+    share = fit.memory_share + (1.0 - fit.memory_share) * busy
+    if tokens > decodes and fit.prompt_tokens:
+        share *= interpolated(tokens, fit.prompt_tokens, fit.prompt_times)
+    return share
+
+
+def longer(fit: PowerFit, gpu_ns: float, share: float, heat: float, load: Load) -> float:
     """How many times as long a step takes as it would with clocks that are never lowered.
 
     Args:
         fit: of the GPU.
         gpu_ns: of the step, about.
-        follows: share of its time that follows the clocks.
+        share: of its time, that follows the clocks.
         heat: of the step.
         load: at its begin.
     """
@@ -185,10 +206,10 @@ def longer(fit: PowerFit, gpu_ns: float, follows: float, heat: float, load: Load
         x = place * step
         at = heat + (late + mean * x) * _left(x)
         slow += weight * interpolated(at, fit.load, fit.slowdown)
-    return 1.0 + slow * follows
+    return 1.0 + slow * share
 
 
-def calibrated_longer(fit: PowerFit, gpu_ns: float, follows: float, heat: float) -> float:
+def calibrated_longer(fit: PowerFit, gpu_ns: float, share: float, heat: float) -> float:
     """The same of a step where it was calibrated."""
     light, times = fit.light_busy, 0.0
     load = Load(light, light)
@@ -199,7 +220,7 @@ def calibrated_longer(fit: PowerFit, gpu_ns: float, follows: float, heat: float)
         if load[1] <= cool and after(load, heat, gpu_ns)[1] <= cool:
             times += 1.0
         else:
-            times += longer(fit, gpu_ns, follows, heat, load)
+            times += longer(fit, gpu_ns, share, heat, load)
     return times * 0.5
 
 
