@@ -57,9 +57,8 @@ def _decode(data: bytes, name: str, also: tuple[str, ...] = ()) -> Profile:
     try:
         schema = msgspec.json.decode(data, type=_Header).schema
         if schema not in (SCHEMA, *also):
-            command = f"calibrate --refit {name}" if schema in OLDER else "calibrate"
             raise ProfileError(
-                f"{name} is {schema!r}, this version reads {SCHEMA!r}: `workbench {command}`"
+                f"{name} is {schema!r}, this version reads {SCHEMA!r}: {_way_out(schema, name)}"
             )
         profile = msgspec.json.decode(data, type=Profile)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -75,6 +74,17 @@ def _decode(data: bytes, name: str, also: tuple[str, ...] = ()) -> Profile:
     if problem:
         raise ProfileError(f"{name}: {problem}")
     return profile
+
+
+def _way_out(schema: str, name: str) -> str:
+    """What to do with a profile of another schema."""
+    if schema in OLDER:
+        return f"`workbench calibrate --refit {name}` fits it anew"
+    kind, _, number = schema.rpartition("/v")
+    own_kind, _, own_number = SCHEMA.rpartition("/v")
+    if kind == own_kind and number.isdecimal() and int(number) > int(own_number):
+        return "a newer version wrote it; use that one, or `workbench calibrate` again"
+    return "`workbench calibrate` measures anew"
 
 
 def _problem(profile: Profile) -> str | None:

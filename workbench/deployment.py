@@ -29,6 +29,7 @@ from workbench.profile_match import (
 from workbench.run_header import ReplicaFacts
 from workbench.scenario import Pool, Scenario
 from workbench.scenario_errors import ScenarioError, ScenarioErrors
+from workbench.scenario_serving import WHO_WRITES_PROFILES
 from workbench.scenario_source import LoadedScenario
 from workbench.step_times import Measured, find_kernels, measured_cost_model, read_measured
 
@@ -141,11 +142,12 @@ def _profile(
             help_ = "`hardware.profile: analytic` does without"
             path = _shipped(loaded.scenario, model, gpu)
         else:
-            help_ = "`workbench calibrate` writes one"
+            help_ = WHO_WRITES_PROFILES
             path = hardware.profile_path
         return (path, read_measured(path)) if path else (None, None)
     except ProfileError as error:
-        wrong = loaded.error(("hardware", "profile"), "S211", str(error), help_)
+        known = "`workbench calibrate" in str(error)  # of another version; it says what to do
+        wrong = loaded.error(("hardware", "profile"), "S211", str(error), "" if known else help_)
         raise ScenarioErrors([wrong]) from None
 
 
