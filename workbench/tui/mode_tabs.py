@@ -10,6 +10,8 @@ from textual import events
 from textual.strip import Strip
 from textual.widget import Widget
 
+from workbench.tui.plots.short_text import shortened
+
 if TYPE_CHECKING:
     from textual.app import RenderResult
 
@@ -52,7 +54,10 @@ class ModeTabs(Widget):
         self._places: list[tuple[int, int, str]] = []
 
     def note(self, text: str) -> None:
-        """Say something at the right end of the line."""
+        """Say something at the right end of the line.
+
+        Of parts with two blanks in between the last go first where there is no room for all.
+        """
         if text != self._note:
             self._note = text
             self.refresh()
@@ -79,7 +84,7 @@ class ModeTabs(Widget):
             self._places.append((x, x + length, mode))
             segments += parts
             x += length
-        note = self._note[: max(0, width - x - 2)]
+        note = _fitting(self._note, max(0, width - x - 2))
         segments.append(Segment(" " * max(0, width - x - len(note) - 1), base))
         segments.append(Segment(f"{note} ", styles["dim"]))
         return Strip(segments).crop(0, width)
@@ -95,3 +100,10 @@ class ModeTabs(Widget):
         for start, end, mode in self._places:
             if start <= event.x < end:
                 await self.app.run_action(f"mode('{mode}')")
+
+
+def _fitting(note: str, room: int) -> str:
+    """As many of its parts as fit, or the beginning of the first."""
+    while len(note) > room and "  " in note:
+        note = note.rpartition("  ")[0]
+    return shortened(note, room)
