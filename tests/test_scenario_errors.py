@@ -346,8 +346,16 @@ def test_every_code_is_in_the_list() -> None:
         ("request_rat", "request_rate"),
         ("zzzz", None),
         ("", None),
+        ("llama", "Llama-3.1-8B"),
     ],
 )
 def test_closest(word: str, expected: str | None) -> None:
     """Case, separators and small slips are forgiven; anything else gives no suggestion."""
     assert closest(word, ["max_concurrency", "Llama-3.1-8B", "request_rate"]) == expected
+
+
+def test_the_beginning_of_one_name_is_nearer_than_another_name() -> None:
+    """Whoever leaves out the end means that one."""
+    models = ["Qwen3-0.6B", "Qwen3-30B-A3B", "Qwen3-8B"]
+    assert closest("Qwen3-30B", models) == "Qwen3-30B-A3B"
+    assert closest("Qwen3", models) == "Qwen3-8B"  # the most like it

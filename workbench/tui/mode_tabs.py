@@ -10,7 +10,7 @@ from textual import events
 from textual.strip import Strip
 from textual.widget import Widget
 
-from workbench.tui.plots.short_text import shortened
+from workbench.tui.plots.short_text import whole_parts
 
 if TYPE_CHECKING:
     from textual.app import RenderResult
@@ -84,7 +84,7 @@ class ModeTabs(Widget):
             self._places.append((x, x + length, mode))
             segments += parts
             x += length
-        note = _fitting(self._note, max(0, width - x - 2))
+        note = whole_parts(self._note, max(0, width - x - 2))
         segments.append(Segment(" " * max(0, width - x - len(note) - 1), base))
         segments.append(Segment(f"{note} ", styles["dim"]))
         return Strip(segments).crop(0, width)
@@ -100,10 +100,3 @@ class ModeTabs(Widget):
         for start, end, mode in self._places:
             if start <= event.x < end:
                 await self.app.run_action(f"mode('{mode}')")
-
-
-def _fitting(note: str, room: int) -> str:
-    """As many of its parts as fit, or the beginning of the first."""
-    while len(note) > room and "  " in note:
-        note = note.rpartition("  ")[0]
-    return shortened(note, room)
