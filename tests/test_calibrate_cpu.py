@@ -24,6 +24,7 @@ from simulator.profile_file import read_profile
 from workbench import calibrate as calibration
 from workbench import served_times
 from workbench.calibrate import Calibration, calibrate
+from workbench.run_record import RunReader
 from workbench.scenario_source import load_scenario
 
 
@@ -77,6 +78,24 @@ def test_a_scenarios_graphs_are_nothing_to_a_cpu(
         assert columns.extrapolated.tolist() == [graphed[2]]
         found[device] = graphed[2]
     assert found == {"cpu": False, "NVIDIA H200": True}
+
+
+def test_a_cpu_plans_after_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It computes while it launches: no plan is in flight when the next is made, nor in a fork."""
+    result = invoke("calibrate", "--cpu", "--minutes", "0.05", "--output-dir", str(tmp_path), "-q")
+    assert result.exit_code == 0, result.output
+    monkeypatch.chdir(tmp_path)
+    profile = f"hardware.profile={tmp_path}/cpu-tiny-model-fp32-tp1.json"
+    assert invoke("simulate", "engine_on_cpu", "--set", profile, "-q").exit_code == 0
+    changed = ("--set", "deployment.pools.0.max_running_requests=2")
+    result = invoke("simulate", "--fork", "runs/engine_on_cpu-1@30", *changed, "-q")
+    assert result.exit_code == 0, result.output
+    runs = list(Path("runs").iterdir())
+    assert len(runs) == 2
+    for run in runs:
+        steps = RunReader(run).table("steps")
+        assert len(steps["step"]) > 30
+        assert (steps["plan_ns"][1:] >= steps["end_ns"][:-1]).all(), run
 
 
 class SlowProcessor(MadeUpProcessor):
