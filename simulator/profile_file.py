@@ -66,9 +66,8 @@ def _decode(data: bytes, name: str, *, to_refit: bool = False) -> Profile:
     try:
         schema = msgspec.json.decode(data, type=_Header).schema
         if schema != SCHEMA and not (to_refit and schema in OLDER):
-            command = f"calibrate --refit {name}" if schema in OLDER else "calibrate"
             raise ProfileError(
-                f"{name} is {schema!r}, this version reads {SCHEMA!r}: `workbench {command}`"
+                f"{name} is {schema!r}, this version reads {SCHEMA!r}: {_way_out(schema, name)}"
             )
         if to_refit:
             content = msgspec.json.decode(data, type=dict[str, Any])
@@ -88,6 +87,17 @@ def _decode(data: bytes, name: str, *, to_refit: bool = False) -> Profile:
     if problem:
         raise ProfileError(f"{name}: {problem}")
     return profile
+
+
+def _way_out(schema: str, name: str) -> str:
+    """What to do with a profile of another schema."""
+    if schema in OLDER:
+        return f"`workbench calibrate --refit {name}` fits it anew"
+    kind, _, number = schema.rpartition("/v")
+    own_kind, _, own_number = SCHEMA.rpartition("/v")
+    if kind == own_kind and number.isdecimal() and int(number) > int(own_number):
+        return "a newer version wrote it; use that one, or `workbench calibrate` again"
+    return "`workbench calibrate` measures anew"
 
 
 def _problem(profile: Profile) -> str | None:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from command_line import invoke
-from made_up_engine import CONFIG, MadeUpEngine, calibrated
+from fake_executor import FakeClock
+from made_up_engine import CONFIG, MadeUpEngine, MadeUpStep, calibrated, true_ns
 
+from engine.core.plan import StepPlan
+from engine.profiling import measuring
+from engine.profiling.measuring import features_of
 from engine.runtime.runner_config import RunnerConfig
 from simulator.calibrated import CalibratedCostModel
-from simulator.cost_model import StepFeatures, StepShape
+from simulator.cost_model import UNKNOWN, StepFeatures, StepShape
 from simulator.profile_file import read_profile
 from workbench import calibrate as calibration
+from workbench import served_times
 from workbench.calibrate import Calibration, calibrate
+from workbench.run_record import RunReader
 from workbench.scenario_source import load_scenario
 
 
@@ -55,6 +63,7 @@ def test_a_scenarios_graphs_are_nothing_to_a_cpu(
     decode = StepShape(decode_requests=4, decode_tokens=4, decode_context=400,
                        decode_max_context=100, sampled_tokens=4)  # fmt: skip
     found = {}
+    monkeypatch.setattr(served_times, "_IDLE_MS", (0.5, 2.0, 10.0))
     for device in ("cpu", "NVIDIA H200"):
         monkeypatch.setattr(MadeUpProcessor, "device", device)
         engine = MadeUpProcessor(replace(CONFIG, cuda_graph_batch_sizes=()))
@@ -69,6 +78,78 @@ def test_a_scenarios_graphs_are_nothing_to_a_cpu(
         assert columns.extrapolated.tolist() == [graphed[2]]
         found[device] = graphed[2]
     assert found == {"cpu": False, "NVIDIA H200": True}
+
+
+def test_a_cpu_plans_after_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It computes while it launches: no plan is in flight when the next is made, nor in a fork."""
+    result = invoke("calibrate", "--cpu", "--minutes", "0.05", "--output-dir", str(tmp_path), "-q")
+    assert result.exit_code == 0, result.output
+    monkeypatch.chdir(tmp_path)
+    profile = f"hardware.profile={tmp_path}/cpu-tiny-model-fp32-tp1.json"
+    assert invoke("simulate", "engine_on_cpu", "--set", profile, "-q").exit_code == 0
+    changed = ("--set", "deployment.pools.0.max_running_requests=2")
+    result = invoke("simulate", "--fork", "runs/engine_on_cpu-1@30", *changed, "-q")
+    assert result.exit_code == 0, result.output
+    runs = list(Path("runs").iterdir())
+    assert len(runs) == 2
+    for run in runs:
+        steps = RunReader(run).table("steps")
+        assert len(steps["step"]) > 30
+        assert (steps["plan_ns"][1:] >= steps["end_ns"][:-1]).all(), run
+
+
+class SlowProcessor(MadeUpProcessor):
+    """Its steps pass time: as much as `true_ns` says, or so many times more."""
+
+    slower = 1.0
+
+    def __init__(self, config: RunnerConfig) -> None:
+        super().__init__(config)
+        self.passed = PassingTime()
+
+    def launch(self, plan: StepPlan) -> MadeUpStep:
+        step = super().launch(plan)
+        self.passed.now += round(self.slower * true_ns(StepShape(*features_of(plan), UNKNOWN)))
+        return step
+
+
+class PassingTime(FakeClock):
+    """A clock of which all others are made; that one starts anew does not move it."""
+
+    begin = 0
+
+    def __call__(self) -> int:
+        return self.now - self.begin
+
+    def restart(self) -> None:
+        self.begin = self.now
+
+    def monotonic(self) -> float:
+        """Now in s, as `time.monotonic`."""
+        return self.now / 1e9
+
+
+@pytest.mark.parametrize(
+    ("minutes", "slower"), [(0.1, 1.0), (0.5, 1.0), (3.0, 1.0), (0.5, 5.0), (3.0, 20.0)]
+)
+def test_the_minutes_of_a_cpu_are_all_that_measuring_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, slower: float
+) -> None:
+    """Serving counts as well as single steps, on a slow machine too, if there is work enough."""
+    engine = SlowProcessor(replace(CONFIG, cuda_graph_batch_sizes=()))
+    engine.slower, passed = slower, engine.passed
+    monkeypatch.setattr(calibration, "HostClock", lambda: passed)
+    clocks = SimpleNamespace(monotonic=passed.monotonic, time=time.time)
+    monkeypatch.setattr(calibration, "time", clocks)
+    monkeypatch.setattr(measuring, "time", clocks)
+    build: Any = lambda *_: engine  # noqa: E731
+    done = calibrate(engine.config, tmp_path, minutes, build=build)
+    taken = passed.monotonic() / 60 / minutes
+    assert taken <= 1.1
+    assert taken >= 0.9 or done.complete
+    assert done.profile.fit.limits["prefill_tokens"] == CONFIG.max_num_batched_tokens
+    assert done.profile.wake_samples is not None
+    assert len(done.profile.wake_samples) > 10
 
 
 def test_a_demo_model_is_calibrated_on_a_cpu(

@@ -8,13 +8,17 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 import pytest
+from constant_costs import ConstantCosts
 from hypothesis import given, settings
 from run_tables import header, random_run
 from table_builders import Ask, S, Server, asks, play, poisson, servers
 
-from engine.core.events import TABLES, empty_columns
+from engine.core.config import SchedulerConfig
+from engine.core.events import TABLES, EventLog, empty_columns
+from engine.core.workload import Workload
 from simulator.cost_model import StepCosts, StepFeatures
 from simulator.waking import WakeFit
+from simulator.world import ReplicaConfig, RouterConfig, World
 from workbench import latency
 from workbench.analysis.bootstrap import (
     Blocks,
@@ -296,6 +300,42 @@ def test_a_cost_model_of_a_says_when_an_idle_gpu_begins():
         ttft = next(split for split in durations.splits if split.name == "mean_ttft_ms")
         later.append(ttft.durations_ms)
     assert later[0] - later[1] >= 3 * 10 / len(load), "3 ms of each that came to an idle GPU"
+
+
+def test_a_cost_model_of_a_says_when_the_host_knows(wide):
+    """Where a step waits for the commit before, knowing of it 0.1 ms later is a duration."""
+    later = play(LOAD, Server(slots=6, step_ns=1_100_000))
+    steps = later.tables["steps"]
+    later.tables["steps"] = steps | {"gpu_ns": steps["gpu_ns"] - 100_000}
+    engine = TablesInMemory(later, kind="engine", cost_model="measured")
+    durations = compare_runs(wide, engine, cost_models_a={0: _TinyServerModel()}).durations
+    tpot = next(split for split in durations.splits if split.name == "mean_tpot_ms")
+    assert tpot.durations_ms == pytest.approx(0.1, rel=1e-3), "each token was known 0.1 ms later"
+
+
+@pytest.mark.parametrize("plans_in_flight", [1, 2])
+def test_results_in_flight_are_late_once(plans_in_flight):
+    """A host that knows 0.3 ms later: the first token is, others only if no step is in flight."""
+    runs, late_ns, plain = [], 300_000, ConstantCosts(gpu_ns=2_000_000, host_ns=100_000)
+    wake = WakeFit(idle_ns=(1,), gpu_ns=(0.0,), lead_ns=(0.0,))
+    arrivals = np.array([0, 0, 0, *range(1, 41)]) * S
+    size = np.full(len(arrivals), 10)
+    for most, result_ns, kind in ((2, 0, "simulation"), (3, late_ns, "engine")):
+        config = SchedulerConfig(
+            num_pages=100, max_model_len=100, max_running_requests=most,
+            max_plans_in_flight=plans_in_flight,
+        )  # fmt: skip
+        costs = replace(plain, wake=msgspec.structs.replace(wake, result_ns=result_ns))
+        log, work = EventLog(), Workload.from_lengths(arrivals, size, size)
+        World(work, [ReplicaConfig(config, costs)], RouterConfig("round_robin", 1), log=log).run()
+        run = TablesInMemory(play([Ask(0)], Server()), kind=kind, cost_model=kind)
+        run.tables = dict(log.tables())
+        runs.append(run)
+    model = replace(plain, wake=wake)
+    splits = compare_runs(*runs, cost_models_a={0: model}).durations.splits
+    part = {split.name: split.durations_ms for split in splits}
+    assert part["median_ttft_ms"] == pytest.approx(0.3)
+    assert part["median_tpot_ms"] == pytest.approx(0.3 if plans_in_flight == 1 else 0, abs=1e-9)
 
 
 def test_what_cannot_be_told_apart_is_left_out_and_said(wide):

@@ -134,7 +134,7 @@ def run_hot(state: PowerState, tokens: int, decodes: int) -> int:
 def test_clocks_follow_late() -> None:
     """After rest a GPU computes for a while before it slows down, and is slow for a while after."""
     prompts, now = run(PowerState(FIT), PROMPT, 12)
-    assert prompts[1] < 1.005 * PROMPT[0]
+    assert prompts[1] < 1.01 * PROMPT[0]
     assert prompts[-1] > 1.1 * PROMPT[0]
     assert prompts[2] - prompts[1] > prompts[1] - prompts[0]
     state = PowerState(FIT)

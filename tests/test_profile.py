@@ -92,8 +92,9 @@ def test_an_older_schema_asks_to_calibrate_again(tmp_path):
         profile["points"] = profile.pop("samples")
 
     assert broken(tmp_path, older) == (
-        f" is 'profile/v0', this version reads {SCHEMA!r}: `workbench calibrate`"
+        f" is 'profile/v0', this version reads {SCHEMA!r}: `workbench calibrate` measures anew"
     )
+    assert "newer version" in broken(tmp_path, lambda profile: profile.update(schema="profile/v99"))
 
 
 def test_an_older_profile_can_be_fitted_anew(tmp_path):

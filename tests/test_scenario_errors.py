@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from scenario_texts import BASE, changed, error_of, errors_of, underlined, write
 
+from workbench.deployment import resolve_deployment
 from workbench.scenario_errors import (
     CODES,
     MAX_SHOWN,
@@ -16,6 +17,7 @@ from workbench.scenario_errors import (
     Span,
     closest,
 )
+from workbench.scenario_source import load_scenario
 
 
 def test_an_error_looks_like_a_compiler_error(tmp_path: Path, monkeypatch) -> None:
@@ -77,7 +79,7 @@ MISTAKES = [
     ("name: base", "name: !x y", "S108", 2, 7, "!x y", "YAML tag `!x`", ""),
     ("name: base", "name: b\n? [1]\n: 2", "S108", 3, 3, "[1]", "a key must be plain text", ""),
     ("scenario/v1", "scenario/v9", "S109", 1, 9, "workbench/scenario/v9", "format", "scenario/v1"),
-    ("h200}", "h200, profile: p}", "S114", 4, 32, "p", "p` does not exist", ""),
+    ("h200}", "h200, profile: p}", "S114", 4, 32, "p", "p` does not exist", "writes one"),
     ("name: base", "name: b\nfaults: [{}]", "S110", 3, 1, "faults", "not supported yet", "out"),
     ("name: base", "name: b\nspeculative: {}", "S110", 3, 1, "speculative", "supported yet", ""),
     ("8B}", "8B, path: c.json}", "S111", 3, 35, "c.json", "both `name` and `path`", "one of"),
@@ -214,6 +216,26 @@ def test_a_folder_instead_of_a_file_points_at_the_config_in_it(tmp_path: Path) -
     assert error_of(scenario).help == f"did you mean `{config}`?"
 
 
+def test_a_missing_profile_is_never_said_to_be_half_of_one(tmp_path: Path) -> None:
+    """What a calibration has written so far is no profile; another profile may be meant."""
+    scenario = write(tmp_path, changed("gpu: h200", "gpu: h200, profile: cpu-tiny.json"))
+    (tmp_path / "cpu-tiny.partial.jsonl").touch()
+    assert error_of(scenario).help == "`workbench calibrate` writes one"
+    (tmp_path / "cpu-tiny-1.json").touch()
+    assert error_of(scenario).help == "did you mean `cpu-tiny-1.json`?"
+
+
+def test_an_older_profile_is_told_one_way_out(tmp_path: Path) -> None:
+    """To fit it anew, not to measure again."""
+    scenario = write(tmp_path, changed("gpu: h200", "gpu: h200, profile: old.json"))
+    (tmp_path / "old.json").write_text('{"schema": "profile/v4"}')
+    with pytest.raises(ScenarioErrors) as caught:
+        resolve_deployment(load_scenario(str(scenario)))
+    (error,) = caught.value.errors
+    assert "`workbench calibrate --refit" in error.message
+    assert error.help == ""
+
+
 def test_what_is_there_but_no_file_is_not_called_missing(tmp_path: Path) -> None:
     """A device is no regular file; "does not exist" would be untrue."""
     scenario = write(tmp_path, changed("name: Llama-3.1-8B", "path: /dev/null"))
@@ -324,8 +346,16 @@ def test_every_code_is_in_the_list() -> None:
         ("request_rat", "request_rate"),
         ("zzzz", None),
         ("", None),
+        ("llama", "Llama-3.1-8B"),
     ],
 )
 def test_closest(word: str, expected: str | None) -> None:
     """Case, separators and small slips are forgiven; anything else gives no suggestion."""
     assert closest(word, ["max_concurrency", "Llama-3.1-8B", "request_rate"]) == expected
+
+
+def test_the_beginning_of_one_name_is_nearer_than_another_name() -> None:
+    """Whoever leaves out the end means that one."""
+    models = ["Qwen3-0.6B", "Qwen3-30B-A3B", "Qwen3-8B"]
+    assert closest("Qwen3-30B", models) == "Qwen3-30B-A3B"
+    assert closest("Qwen3", models) == "Qwen3-8B"  # the most like it

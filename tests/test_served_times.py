@@ -96,6 +96,21 @@ def test_each_idle_time_has_first_steps() -> None:
     assert set(wake.gpu_ns) == {STEP_NS + TOKEN_NS * n for n in (24, 60, 180)}
 
 
+@pytest.mark.parametrize("within_s", [0.5, 2.0, 5.0])
+def test_serving_takes_no_longer_than_it_may(within_s: float) -> None:
+    """What is not done is given up, in equal parts; few prompts still follow each idle time."""
+    made = service(replace(CONFIG, max_running_requests=16), tick_ns=20_000)
+    host = made.host_samples(within_s)
+    assert {1, 4, 16} <= set(host.requests)
+    assert len(host) < len(made.host_samples())
+    wake = made.wake_samples(within_s)
+    idle = np.array(wake.idle_ns) / MS
+    counts = [((idle > 0.7 * ms) & (idle < 1.3 * ms + 0.2)).sum() for ms in (0.5, 2, 10, 50, 250)]
+    assert min(counts) >= 3
+    taken_ns = sum(wake.idle_ns) + sum(wake.lead_ns) + sum(wake.gpu_ns)
+    assert taken_ns <= 1e9 * max(within_s, 1.5)
+
+
 @pytest.mark.parametrize(
     "limits",
     [

@@ -5,10 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import pytest
 from recorded_runs import recorded
 
 from workbench.scenario_source import load_scenario, shipped_names, shipped_text
+from workbench.simulate import prepare
 from workbench.tui.scenarios.catalogue import (
     RunShelf,
     file_entries,
@@ -16,7 +18,7 @@ from workbench.tui.scenarios.catalogue import (
     scenario_entries,
     shipped_entries,
 )
-from workbench.tui.scenarios.draft import Draft, assess
+from workbench.tui.scenarios.draft import Draft, assess, assess_run
 from workbench.tui.scenarios.form_rows import form_rows, in_short
 from workbench.tui.scenarios.saving import save_draft, with_settings
 
@@ -80,6 +82,22 @@ def test_a_model_that_does_not_fit_is_refused_with_the_sum() -> None:
     found = assess(draft_of().with_setting("model.name", "Llama-3.1-70B"))
     assert not found.ready
     assert any("GiB" in error.help for error in found.errors)
+
+
+def test_a_recorded_run_is_previewed_wherever_its_files_are() -> None:
+    """Its scenario names files beside itself, which are not beside the record; or they are gone."""
+    header = prepare(load_scenario("engine_on_cpu"), "none").header
+    found = assess_run(header)
+    assert found.preview is not None
+    assert found.preview.requests == 40
+    assert found.estimate is not None
+    served = assess_run(msgspec.structs.replace(header, kind="engine", gpu="cpu"))
+    assert served.preview is not None
+    assert served.deployment is None  # the scenario's GPU did not serve it
+    facts = msgspec.structs.replace(header.inputs["model.path"], path="gone/model.json")
+    lost = assess_run(msgspec.structs.replace(header, inputs={"model.path": facts}))
+    assert lost.loaded is None
+    assert "gone/model.json" in str(lost.trouble)
 
 
 def test_a_trace_that_is_missing_is_no_crash(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from simulator.fit_waking import fit_waking
 from simulator.samples import WakeSamples
 from simulator.waking import SOON_NS, WakeFit, Waking, longer_after_idling
 from simulator.world import ReplicaConfig, RouterConfig, World
-from workbench.analysis.predicted_steps import predicted_ns
+from workbench.analysis.predicted_steps import predicted_ns, predicted_results_ns
 
 FIT = WakeFit(
     idle_ns=(1_000_000, 3_000_000), gpu_ns=(100_000.0, 300_000.0), lead_ns=(-50_000.0, 250_000.0)
@@ -66,13 +66,15 @@ def test_an_instant_of_idling_costs_next_to_nothing() -> None:
     assert longer_after_idling(None, idle).tolist() == [0, 0, 0, 0]
 
 
-def simulated(costs: ConstantCosts, *arrivals_ms: float) -> dict[str, np.ndarray]:
+def simulated(
+    costs: ConstantCosts, *arrivals_ms: float, config: SchedulerConfig = CONFIG
+) -> dict[str, np.ndarray]:
     """Steps of requests that arrive then, with a prompt of 10 tokens and an output of 3."""
     count, log = len(arrivals_ms), EventLog()
     workload = Workload.from_lengths(
         (np.array(arrivals_ms) * 1e6).astype(np.int64), np.full(count, 10), np.full(count, 3)
     )
-    World(workload, [ReplicaConfig(CONFIG, costs)], RouterConfig("round_robin", 1), log=log).run()
+    World(workload, [ReplicaConfig(config, costs)], RouterConfig("round_robin", 1), log=log).run()
     return dict(log.tables()["steps"])
 
 
@@ -104,6 +106,21 @@ def test_recorded_steps_are_predicted_as_they_were_simulated() -> None:
     steps = simulated(COSTS, 0, 12.5, 40, 41, 90)
     assert (steps["gpu_ns"] > COSTS.gpu_ns).any()
     assert predicted_ns(COSTS, steps).tolist() == steps["gpu_ns"].tolist()
+
+
+@pytest.mark.parametrize("plans_in_flight", [1, 2])
+@pytest.mark.parametrize("host_ns", [400_000, 3_000_000])
+@pytest.mark.parametrize("result_ns", [0, 90_000])
+def test_recorded_commits_are_predicted_as_they_were_simulated(
+    plans_in_flight: int, host_ns: int, result_ns: int
+) -> None:
+    """So is when the host knows of each step, whether it waits for that or has still to launch."""
+    wake = msgspec.structs.replace(FIT, result_ns=result_ns)
+    costs = ConstantCosts(gpu_ns=2_000_000, host_ns=host_ns, wake=wake)
+    config = replace(CONFIG, max_plans_in_flight=plans_in_flight)
+    steps = simulated(costs, 0, 12.5, 40, 41, 90, config=config)
+    results = steps["end_ns"] - steps["start_ns"] - steps["gpu_ns"]
+    assert predicted_results_ns(costs, steps).tolist() == results.tolist()
 
 
 def made_samples(noise: float, count: int = 7) -> tuple[WakeSamples, np.ndarray, np.ndarray]:

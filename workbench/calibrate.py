@@ -54,6 +54,8 @@ from workbench.profile_match import identity_of
 from workbench.result_folder import make_folder
 from workbench.served_times import Service
 
+_SERVED = 1 / 8  # of a CPU's minutes, for steps with what hosts do, and as much for idle times
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
@@ -152,7 +154,8 @@ def calibrate(
     Args:
         config: of the engine.
         folder: of the profile; made if it is not there.
-        minutes: that measuring may take, after the engine has started.
+        minutes: that measuring may take, after the engine has started; of a GPU that the passes
+            over all steps may take, beside which serving and clocks take as long as they do.
         build: makes the runner.
         say: told what is going on.
         now: s since 1970, for the record.
@@ -241,6 +244,7 @@ class _Measured:
 
 
 def _measure(runner: Runner, clock: HostClock, folder: Path, seconds: float, say: Say) -> _Measured:
+    begin_s = time.monotonic()
     facts, spec = runner.facts(), runner.spec
     identity = identity_of(facts, spec)
     name = profile_name(identity)
@@ -250,10 +254,11 @@ def _measure(runner: Runner, clock: HostClock, folder: Path, seconds: float, say
     runner.fill_cache_with_noise()
     say(f"{name}: host time")
     service = Service(runner, _scheduler(limits), clock, spec.vocab_size)
-    host, wake = service.host_samples(), service.wake_samples()
+    on_cpu = identity.gpu == CPU  # a step takes long there, and how long no one can say before
+    within_s = _SERVED * seconds if on_cpu else None
+    host, wake = service.host_samples(within_s), service.wake_samples(within_s)
     side = SideSteps(runner, limits, spec.vocab_size)
     maker, designs = PlanMaker(side.limits, spec.vocab_size), design_steps(side.limits)
-    on_cpu = identity.gpu == CPU  # a step takes long there, and how long no one can say before
     if on_cpu:
         designs = coarse_first(designs)
 
@@ -266,7 +271,7 @@ def _measure(runner: Runner, clock: HostClock, folder: Path, seconds: float, say
         maker,
         designs,
         steps,
-        deadline_s=time.monotonic() + seconds,
+        deadline_s=_deadline_s(begin_s, seconds, on_cpu),
         measured=measured,
         rest=side.rest,
         paced=on_cpu,
@@ -288,6 +293,15 @@ def _measure(runner: Runner, clock: HostClock, folder: Path, seconds: float, say
         len(designs),
         complete,
     )
+
+
+def _deadline_s(begin_s: float, seconds: float, on_cpu: bool) -> float:
+    """Until when steps are measured, on `time.monotonic`.
+
+    There is always some time for them, so that the same command again and again comes to an end.
+    """
+    now_s = time.monotonic()
+    return max(begin_s + seconds, now_s + seconds / 2) if on_cpu else now_s + seconds
 
 
 def _profile(measured: _Measured) -> Profile:

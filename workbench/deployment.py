@@ -14,7 +14,7 @@ from engine.core.hf_config import ModelConfigError
 from engine.core.memory_plan import MemoryPlan, MemoryPlanError, plan_kv_pages
 from engine.core.model_spec import ModelSpec, TensorParallelError, load_model_spec
 from simulator.cost_model import CostModel
-from simulator.profile import Profile, ProfileError
+from simulator.profile import CPU, Profile, ProfileError
 from simulator.roofline import RooflineCostModel
 from simulator.router import RouterConfig
 from simulator.world import ReplicaConfig
@@ -29,6 +29,7 @@ from workbench.profile_match import (
 from workbench.run_header import ReplicaFacts
 from workbench.scenario import Pool, Scenario
 from workbench.scenario_errors import ScenarioError, ScenarioErrors
+from workbench.scenario_serving import WHO_WRITES_PROFILES
 from workbench.scenario_source import LoadedScenario
 from workbench.step_times import Measured, find_kernels, measured_cost_model, read_measured
 
@@ -41,11 +42,14 @@ class Replica:
         config: how it schedules and what its steps cost.
         facts: the same for the header of the run.
         memory: where the memory of each of its GPUs goes.
+        host_is_device: a CPU computes while it launches, so it plans after each step, whatever the
+            scenario says.
     """
 
     config: ReplicaConfig
     facts: ReplicaFacts
     memory: MemoryPlan
+    host_is_device: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +145,12 @@ def _profile(
             help_ = "`hardware.profile: analytic` does without"
             path = _shipped(loaded.scenario, model, gpu)
         else:
-            help_ = "`workbench calibrate` writes one"
+            help_ = WHO_WRITES_PROFILES
             path = hardware.profile_path
         return (path, read_measured(path)) if path else (None, None)
     except ProfileError as error:
-        wrong = loaded.error(("hardware", "profile"), "S211", str(error), help_)
+        known = "`workbench calibrate" in str(error)  # of another version; it says what to do
+        wrong = loaded.error(("hardware", "profile"), "S211", str(error), "" if known else help_)
         raise ScenarioErrors([wrong]) from None
 
 
@@ -201,10 +206,15 @@ def _replica(
     if num_pages > most:
         raise _NoRoomError(num_pages, most, memory)
     facts = replica_facts(pool, num_pages, model.max_model_len)
+    on_cpu = profile is not None and profile.identity.gpu == CPU
     scheduler = scheduler_config(
-        scenario, pool, num_pages=num_pages, max_model_len=model.max_model_len
+        scenario,
+        pool,
+        num_pages=num_pages,
+        max_model_len=model.max_model_len,
+        host_is_device=on_cpu,
     )
-    return Replica(ReplicaConfig(scheduler, costs), facts, memory)
+    return Replica(ReplicaConfig(scheduler, costs), facts, memory, on_cpu)
 
 
 def replica_facts(pool: Pool, num_pages: int, max_model_len: int) -> ReplicaFacts:
@@ -236,9 +246,14 @@ def memory_of(scenario: Scenario, model: ModelSpec, gpu: HardwareSpec, pool: Poo
 
 
 def scheduler_config(
-    scenario: Scenario, pool: Pool, *, num_pages: int, max_model_len: int
+    scenario: Scenario,
+    pool: Pool,
+    *,
+    num_pages: int,
+    max_model_len: int,
+    host_is_device: bool = False,
 ) -> SchedulerConfig:
-    """What a scenario tells the schedulers of a pool."""
+    """What a scenario tells the schedulers of a pool; `host_is_device` as in `Replica`."""
     wish = scenario.scheduler
     return SchedulerConfig(
         num_pages=num_pages,
@@ -254,7 +269,7 @@ def scheduler_config(
         schedule_conservativeness=wish.schedule_conservativeness,
         prefix_cache=wish.prefix_cache.enabled,
         eviction=wish.prefix_cache.eviction,
-        max_plans_in_flight=pool.max_plans_in_flight,
+        max_plans_in_flight=1 if host_is_device else pool.max_plans_in_flight,
         cuda_graph_batch_sizes=pool.cuda_graph_batch_sizes,
     )
 

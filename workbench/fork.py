@@ -288,6 +288,7 @@ def _stage(time_ns: int, scenario: Scenario, deployment: Deployment) -> _Stage:
             pool,
             num_pages=replica.config.scheduler.num_pages,
             max_model_len=replica.config.scheduler.max_model_len,
+            host_is_device=replica.host_is_device,
         )
         for pool, replica in zip(pools, deployment.replicas, strict=True)
     ]

@@ -243,12 +243,18 @@ def listed(options: Iterable[object]) -> str:
     return ", ".join(f"`{option}`" for option in options)
 
 
+_TELLING: Final = 3  # letters from which on what only one option begins with is meant
+
+
 def closest(word: str, options: Sequence[str]) -> str | None:
     """The option that was probably meant, or None."""
     folded = {_fold(option): option for option in options}
     target = _fold(word[:200])
     if target in folded:
         return folded[target]
+    longer = [option for option in folded if option.startswith(target)]
+    if len(longer) == 1 and len(target) >= _TELLING:
+        return folded[longer[0]]
     matches = difflib.get_close_matches(target, folded, n=1, cutoff=0.6)
     return folded[matches[0]] if matches else None
 

@@ -54,6 +54,7 @@ Dtype = Literal["bf16", "fp16", "fp32", "fp8", "int8"]
 
 # Instead of a profile's path: the analytic cost model. `./analytic` is a file of this name.
 ANALYTIC: Final = "analytic"
+WHO_WRITES_PROFILES: Final = "`workbench calibrate` writes one"
 
 
 class Model(ScenarioModel):

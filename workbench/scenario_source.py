@@ -29,7 +29,7 @@ from workbench.scenario_errors import (
     quoted,
 )
 from workbench.scenario_overrides import apply_overrides
-from workbench.scenario_serving import ANALYTIC
+from workbench.scenario_serving import ANALYTIC, WHO_WRITES_PROFILES
 from workbench.scenario_yaml import ParsedYaml, parse_yaml
 
 MAX_BYTES: Final = 1 << 20
@@ -244,7 +244,7 @@ def _with_usable_paths(scenario: Scenario, file: Path | None, sources: SourceMap
         folder = Path() if span.source.is_override else beside
         usable = _join(folder, written)
         if not _is_file(usable):
-            errors.append(_no_such_file(usable, span, [ANALYTIC] if key == "profile" else []))
+            errors.append(_no_such_file(usable, span, key == "profile"))
         named = f"./{usable}" if str(usable) == ANALYTIC else str(usable)  # not the word
         changed = model.model_copy(update={key: named})
         scenario = scenario.model_copy(update={part: changed})
@@ -271,14 +271,17 @@ def _holds(path: Path, test: Callable[[Path], bool]) -> bool:
         return False
 
 
-def _no_such_file(path: Path, span: Span, words: Sequence[str]) -> ScenarioError:
-    """`words` are what the key takes besides a path."""
+def _no_such_file(path: Path, span: Span, is_profile: bool) -> ScenarioError:
+    """A profile may also be a word, and has a name as its likes have."""
     if _holds(path, Path.exists):
         what = "is a folder, not a file" if path.is_dir() else "is no regular file"
         config = path / "config.json"
         guess = f"did you mean `{config}`?" if _is_file(config) else ""
         return ScenarioError("S114", f"`{path}` {what}", guess, span)
-    guess = did_you_mean(path.name, [*words, *_siblings(path)])
+    others = _siblings(path)
+    if is_profile:
+        others = [ANALYTIC, *(name for name in others if name.endswith(".json"))]
+    guess = did_you_mean(path.name, others) or (WHO_WRITES_PROFILES if is_profile else "")
     return ScenarioError("S114", f"`{path}` does not exist", guess, span)
 
 

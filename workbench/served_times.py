@@ -6,6 +6,7 @@ with a prefix cache, so that the host does all that it does in service.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -29,6 +30,7 @@ _FEWEST_MORE: Final = 8  # requests that come when others end
 _IDLE_MS: Final = (0.5, 2.0, 10.0, 50.0, 250.0)
 _IDLE_PROMPTS: Final = (24, 60, 180)  # tokens; so few that clocks do not fall
 _REPEATS: Final = 5
+_FEWEST_WOKEN: Final = 1 + 3  # of each idle time; the first prompt of all comes after none
 
 
 class Service:
@@ -50,10 +52,15 @@ class Service:
         self._longest = min(config.max_model_len, config.num_pages * config.page_size)
         self._draw = np.random.default_rng(1)
 
-    def host_samples(self) -> HostSamples:
-        """Steps of few and of many requests, some of which end while others begin."""
+    def host_samples(self, within_s: float | None = None) -> HostSamples:
+        """Steps of few and of many requests, some of which end while others begin.
+
+        Args:
+            within_s: that all may take, in about equal parts: clients give up what is not done.
+        """
         batches = [batch for batch in BATCHES if self._have_room(batch)]
-        parts = [self._steps(self._closed(batch), batch) for batch in batches]
+        each_s = None if within_s is None else within_s / len(batches)
+        parts = [self._steps(self._closed(batch, each_s), batch) for batch in batches]
         steps = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         results = steps["end_ns"] - steps["start_ns"] - steps["gpu_ns"]
         return HostSamples(
@@ -64,11 +71,19 @@ class Service:
             result_ns=_whole(np.maximum(results, 0)),
         )
 
-    def wake_samples(self) -> WakeSamples:
-        """One short prompt after each idle time, several times."""
+    def wake_samples(self, within_s: float | None = None) -> WakeSamples:
+        """One short prompt after each idle time, several times.
+
+        Args:
+            within_s: that all may take, as long as it is enough for three of each.
+        """
         whole = max(1, min(self._longest - 1, self._config.prefill_budget))  # in one step
         lengths = sorted({min(n, whole) for n in _IDLE_PROMPTS}) * _REPEATS
-        taken_ns = self._taken_ns(lengths)
+        taken_ns = self._taken_ns(lengths, _REPEATS if within_s is None else 1)
+        if within_s is not None:
+            idle_s, taken_s = sum(_IDLE_MS) / 1e3, len(_IDLE_MS) * float(taken_ns.mean()) / 1e9
+            count = max(_FEWEST_WOKEN, int(within_s / (idle_s + taken_s)))
+            lengths, taken_ns = lengths[:count], taken_ns[:count]
         parts = [self._steps(self._spaced(lengths, taken_ns + ms * 1e6), None) for ms in _IDLE_MS]
         idle = np.concatenate([idle_ns(part)[1:] for part in parts])
         steps = {name: np.concatenate([part[name][1:] for part in parts]) for name in parts[0]}
@@ -82,9 +97,10 @@ class Service:
             gpu_ns=_whole(np.maximum(steps["gpu_ns"][woke], 1)),
         )
 
-    def _taken_ns(self, lengths: list[int]) -> Float64:
+    def _taken_ns(self, lengths: list[int], repeats: int) -> Float64:
         """What each of some prompts takes from its plan until its token is known, about."""
-        steps = self._steps(self._spaced(lengths, np.zeros(len(lengths))), 1)  # one by one
+        tried = sorted(set(lengths)) * repeats
+        steps = self._steps(self._spaced(tried, np.zeros(len(tried))), 1)  # one by one
         taken = steps["end_ns"] - steps["plan_ns"]
         of = {n: float(np.median(taken[steps["prefill_tokens"] == n])) for n in set(lengths)}
         return np.array([of[n] for n in lengths])
@@ -96,8 +112,11 @@ class Service:
         room = min(config.max_running_requests, slots // (_PROMPTS[0] + _OUTPUTS[0]))
         return batch <= max(1, room)
 
-    def _closed(self, batch: int) -> Workload:
-        """So many requests at once, and after each that ends another one."""
+    def _closed(self, batch: int, within_s: float | None = None) -> Workload:
+        """So many requests at once, and after each that ends another one.
+
+        In little time each has its part of it, and is given up after that.
+        """
         count = batch + max(_FEWEST_MORE, batch // 2)
         most = _OUTPUTS[1] + batch // 4  # it takes many steps to begin many requests
         most = min(most, max(1, self._longest // 2))
@@ -105,9 +124,13 @@ class Service:
         shortest = min(_PROMPTS[0], longest)
         prompts = np.exp(self._draw.uniform(np.log(shortest), np.log(longest), count))
         outputs = self._draw.integers(min(_OUTPUTS[0], most), most + 1, count)
-        return Workload.from_lengths(
+        work = Workload.from_lengths(
             np.zeros(count, np.int64), prompts.astype(np.int32), outputs.astype(np.int32)
         )
+        if within_s is None:
+            return work
+        patience_ns = round(within_s * 1e9) // -(-count // batch)
+        return replace(work, abort_after_ns=np.full(count, patience_ns, np.int64))
 
     def _spaced(self, lengths: list[int], apart_ns: Float64) -> Workload:
         """Prompts, each to be answered with one token, and how long after each the next arrives."""

@@ -11,8 +11,11 @@ Where A's duration of a step of B is known from, in this order:
 1. the same step in A, while all decisions up to it are equal;
 2. the same formula: both are simulations whose cost model, model, GPU and replica agree, so the
    duration is the one recorded in B;
-3. A's cost model, if it is given: it replaces B's GPU time, and the time until an idle GPU begins;
-   the rest of the host's part stays.
+3. A's cost model, if it is given: it replaces B's GPU time, the time until an idle GPU begins, and
+   the time from a step's end until its commit; the rest of the host's part stays.
+
+Where a step was planned before the one before it was committed, only what its own commit came later
+after its end than that one's is its own: the GPU did not wait for either.
 
 Requests that lived through a step of which none of this holds are left out, and counted.
 """
@@ -28,7 +31,11 @@ import numpy as np
 from engine.core.events import Columns
 from workbench import latency
 from workbench.analysis.divergence import Divergence
-from workbench.analysis.predicted_steps import predicted_leads_ns, predicted_ns
+from workbench.analysis.predicted_steps import (
+    predicted_leads_ns,
+    predicted_ns,
+    predicted_results_ns,
+)
 from workbench.analysis.run_facts import pool_of
 from workbench.analysis.samples import samples_of
 from workbench.analysis.source import Bool, Float64, Int64, RunTables, int64
@@ -185,12 +192,28 @@ def _step_errors(
             gpu = predicted_ns(model, b.steps)[rest]
             leads = int64(b.steps, "start_ns") - b.steps["plan_ns"]
             later = leads - predicted_leads_ns(model, b.steps)
+            later += _later_known(a, b, equal, model)
             error[rest] = b.steps["gpu_ns"][rest] - gpu + later[rest]
             known[rest] = True
             basis += f", A's cost model ({model.name}) after it"
         else:
             basis += "; after it they are unknown, as no cost model of A was given"
     return _StepErrors(start, end, error, known, basis)
+
+
+def _later_known(a: ReplicaSteps, b: ReplicaSteps, equal: int, model: CostModel) -> Int64:
+    """What each step of B lasts longer because its commit came later after its end than in A."""
+    results_a = predicted_results_ns(model, b.steps)
+    results_a[:equal] = _results_ns(a.steps)[:equal]
+    later = _results_ns(b.steps) - results_a
+    in_flight = b.steps["plan_ns"][1:] < b.steps["end_ns"][:-1]
+    later[1:] -= np.where(in_flight, later[:-1], 0)
+    return later
+
+
+def _results_ns(steps: Columns) -> Int64:
+    """From the end of each step on the GPU to its commit."""
+    return int64(steps, "end_ns") - steps["start_ns"] - steps["gpu_ns"]
 
 
 def _same_formula(a: RunTables, b: RunTables, replica: int) -> bool:

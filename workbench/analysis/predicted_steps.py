@@ -60,6 +60,25 @@ def predicted_leads_ns(model: CostModel, steps: Columns) -> Int64:
     return leads_ns
 
 
+def predicted_results_ns(model: CostModel, steps: Columns) -> Int64:
+    """From the end of each step of a replica on the GPU to its commit, in order: int64[n].
+
+    The host knows of it as late as a cost model has it, and may still be busy then with the last
+    step that it planned before. Of a step without tokens no cost model knows anything: as recorded.
+    """
+    ends_ns = steps["start_ns"].astype(np.int64) + steps["gpu_ns"]
+    has_tokens = (steps["prefill_tokens"] > 0) | (steps["decode_tokens"] > 0)
+    rows = np.flatnonzero(has_tokens)
+    hosts_ns = steps["host_ns"].astype(np.int64)
+    hosts_ns[rows] = model.step_costs(features_of(steps, rows)).host_ns
+    free_ns = steps["plan_ns"] + hosts_ns
+    last = np.searchsorted(steps["plan_ns"], steps["end_ns"], "left") - 1
+    busy_ns = free_ns[np.maximum(last, np.arange(len(last)))] - ends_ns
+    results_ns = np.maximum(busy_ns, Waking(model.wake).result_ns)
+    found: Int64 = np.where(has_tokens, results_ns, steps["end_ns"] - ends_ns)
+    return found
+
+
 def idle_ns(steps: Columns) -> Int64:
     """How long the GPU had nothing to do when each step was planned; below 0: it was busy.
 

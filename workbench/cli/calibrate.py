@@ -94,7 +94,9 @@ def run(
         float | None,
         typer.Option(
             min=0.02,
-            help="For measuring; default: 5, with --kernels 4, or half a minute on a CPU.",
+            help="For measuring, once the engine has started; on a CPU half a minute by default. "
+            "On a GPU for the passes over all steps, beside which serving and clocks take most of "
+            "a minute; default: 5, with --kernels 4.",
         ),
     ] = None,
     output_dir: Annotated[

@@ -10,6 +10,8 @@ from textual import events
 from textual.strip import Strip
 from textual.widget import Widget
 
+from workbench.tui.plots.short_text import whole_parts
+
 if TYPE_CHECKING:
     from textual.app import RenderResult
 
@@ -52,7 +54,10 @@ class ModeTabs(Widget):
         self._places: list[tuple[int, int, str]] = []
 
     def note(self, text: str) -> None:
-        """Say something at the right end of the line."""
+        """Say something at the right end of the line.
+
+        Of parts with two blanks in between the last go first where there is no room for all.
+        """
         if text != self._note:
             self._note = text
             self.refresh()
@@ -79,7 +84,7 @@ class ModeTabs(Widget):
             self._places.append((x, x + length, mode))
             segments += parts
             x += length
-        note = self._note[: max(0, width - x - 2)]
+        note = whole_parts(self._note, max(0, width - x - 2))
         segments.append(Segment(" " * max(0, width - x - len(note) - 1), base))
         segments.append(Segment(f"{note} ", styles["dim"]))
         return Strip(segments).crop(0, width)

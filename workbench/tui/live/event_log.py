@@ -12,6 +12,7 @@ from workbench.tui.chart_pane import ChartPane, RequestChosen, StepChosen
 from workbench.tui.live.state import LiveState
 from workbench.tui.plots.canvas import Canvas
 from workbench.tui.plots.palette import Palette
+from workbench.tui.plots.short_text import wrapped
 from workbench.tui.store.happenings import FILTERS, Happening, last_happenings
 
 _COLOURS: Final = {
@@ -72,10 +73,9 @@ class EventPane(ChartPane, can_focus=True):
             state.store, player.log, player.position, canvas.height - 1, kinds
         )
         if not self._shown:
-            words = ", ".join(sorted(kinds))
-            canvas.text(
-                1, 2, f"none so far of: {words}"[: canvas.width - 1], palette.ink("data-axis")
-            )
+            text = f"none so far of: {', '.join(sorted(kinds))}"
+            for y, line in enumerate(wrapped(text, canvas.width - 2), 2):
+                canvas.text(1, y, line, palette.ink("data-axis"))
             return
         for y, happening in enumerate(self._shown, 1):
             self._line(canvas, palette, y, happening)

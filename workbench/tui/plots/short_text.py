@@ -10,6 +10,13 @@ def shortened(text: str, room: int) -> str:
     return text if len(text) <= room else text[: max(0, room - 1)] + "…" * (room > 0)
 
 
+def whole_parts(text: str, room: int) -> str:
+    """As many of the parts between double blanks as fit, or the beginning of the first."""
+    while len(text) > room and "  " in text:
+        text = text.rpartition("  ")[0]
+    return shortened(text, room)
+
+
 def wrapped(text: str, room: int, indent: str = "") -> list[str]:
     """The text in lines of at most `room` cells; all start as far in as the text, later ones more.
 

@@ -97,7 +97,7 @@ class CataloguePane(LinesPane[Entry | _Heading]):
             canvas.text(0, y, "▸", ink)
         name_end = min(width, 2 + _NAME_CELLS) if width >= _ROOM_FOR_NOTES else width
         outcome = _outcome(line)
-        room = name_end - len(outcome) - 1 if width < _ROOM_FOR_NOTES else name_end
+        room = name_end - len(outcome) - 2 if width < _ROOM_FOR_NOTES else name_end
         mark = "A " if self.marked == line.name else ""
         canvas.text(2, y, shortened(mark + line.title, room - 2), ink)
         if outcome:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -20,6 +20,7 @@ from workbench.tui.scenarios.settings import settings_between
 if TYPE_CHECKING:
     from workbench.deployment import Deployment
     from workbench.estimate import Estimate
+    from workbench.run_header import RunHeader
     from workbench.scenario_errors import ScenarioError
     from workbench.scenario_source import LoadedScenario
     from workbench.simulate import Simulation
@@ -164,22 +165,29 @@ def assess(draft: Draft) -> Assessment:
         return replace(found, trouble="the file itself has errors: save these changes, then run")
 
 
-def assess_resolved(resolved: Mapping[str, Any], name: str) -> Assessment:
-    """What is known of the scenario that a run was made from."""
+def assess_run(header: RunHeader) -> Assessment:
+    """What is known of the scenario that a run was made from.
+
+    Of a run on a CPU only what it was asked: memory and pace of the scenario's GPU are not its own.
+    """
+    from workbench.provenance import place_now
     from workbench.scenario_errors import ScenarioErrors
     from workbench.scenario_source import load_resolved
     from workbench.simulate import prepare
     from workbench.trace_errors import WorkloadError
 
-    draft = Draft(name, None, "", "")
+    draft = Draft(header.name, None, "", "")
     try:
-        loaded = load_resolved(resolved, name)
+        files = {key: str(place_now(facts)) for key, facts in header.inputs.items()}
+        loaded = load_resolved(header.scenario, header.name, (), files)
         simulation = prepare(loaded, "none")
     except ScenarioErrors as errors:
-        return Assessment(draft, errors.errors)
-    except WorkloadError as error:
+        return Assessment(draft, errors.errors, trouble=errors.errors[0].message)
+    except (WorkloadError, OSError) as error:
         return Assessment(draft, trouble=str(error))
-    return _assessment(draft, loaded, simulation)
+    found = _assessment(draft, loaded, simulation)
+    own = header.kind != "engine" or header.gpu != "cpu"
+    return found if own else replace(found, deployment=None, estimate=None)
 
 
 def _assessment(draft: Draft, loaded: LoadedScenario, simulation: Simulation) -> Assessment:

@@ -11,7 +11,7 @@ from workbench.tui.pane import Pane
 from workbench.tui.plots.bars import bars, eighths, sparkline
 from workbench.tui.plots.canvas import Canvas
 from workbench.tui.plots.palette import Palette
-from workbench.tui.plots.short_text import shortened
+from workbench.tui.plots.short_text import shortened, whole_parts
 from workbench.tui.scenarios.draft import Assessment
 from workbench.tui.scenarios.workload_preview import Lengths, rebinned
 
@@ -31,9 +31,10 @@ class PreviewPane(Pane):
         self._instead = "…"
 
     def show(self, found: Assessment | None, instead: str = "…") -> None:
-        """Show an assessment, or `instead`; of an unreadable scenario, the one before stays."""
+        """Show an assessment, or `instead`; if there is nothing in it, the one before stays."""
         self._instead = instead
-        self._stale = found is not None and found.loaded is None and self._found is not None
+        nothing = found is not None and found.preview is None and found.deployment is None
+        self._stale = nothing and self._found is not None
         if not self._stale:
             self._found = found
         self.sync()
@@ -48,7 +49,7 @@ class PreviewPane(Pane):
             writer.title("before the error", "")
         if found.preview is not None:
             self._workload(writer, found)
-        elif found.loaded is None:
+        elif found.deployment is None:
             writer.title("preview", "needs a scenario without errors")
         if found.deployment is not None:
             self._memory(writer, found)
@@ -147,6 +148,7 @@ class _Writer:
         start = 1 if self._tall else 15
         end = self._canvas.text(1, self._y, name, self._palette.ink(bold=True))
         end = max(start, end + 2) if not self._tall else end + 2
+        figures = whole_parts(figures, self._canvas.width - end)
         end = self._canvas.text(end, self._y, figures, self._palette.ink("data-other"))
         if values is not None and not self._tall:
             self._spark(max(46, end + 2), values, colour)

@@ -186,15 +186,19 @@ class ScenariosScreen(Drafting):
         )
 
     def _preview_run(self, facts: RunFacts) -> None:
-        from workbench.tui.scenarios.draft import assess_resolved
+        from workbench.tui.scenarios.draft import assess_run
 
-        found = assess_resolved(facts.header.scenario, facts.header.name)
+        found = assess_run(facts.header)
         self.app.call_from_thread(self._previewed, facts, found)
 
     def _previewed(self, facts: RunFacts, found: Assessment) -> None:
         entry = self.query_one(CataloguePane).entry
         if entry is not None and entry.run == facts:
-            self.query_one(PreviewPane).show(found)
+            preview = self.query_one(PreviewPane)
+            if found.loaded is None:  # what another entry showed is not this run's
+                preview.show(None, instead=f"no preview: {found.trouble}")
+            else:
+                preview.show(found)
 
     # The line at the bottom
 
