@@ -313,6 +313,20 @@ def test_a_cost_model_of_a_says_when_the_host_knows(wide):
     assert tpot.durations_ms == pytest.approx(0.1, rel=1e-3), "each token was known 0.1 ms later"
 
 
+def test_a_host_that_plans_late_is_slow(wide):
+    """Where 0.1 ms pass from a commit to the plan of the next decode step, that is a duration."""
+    played = play(LOAD, Server(slots=6, step_ns=1_100_000))
+    steps = dict(played.tables["steps"])
+    late = 100_000 * (steps["decode_tokens"] > 0)
+    for name, sign in (("plan_ns", 1), ("start_ns", 1), ("gpu_ns", -1)):
+        steps[name] = steps[name] + sign * late
+    played.tables["steps"] = steps
+    engine = TablesInMemory(played, kind="engine", cost_model="measured")
+    durations = compare_runs(wide, engine, cost_models_a={0: _TinyServerModel()}).durations
+    tpot = next(split for split in durations.splits if split.name == "mean_tpot_ms")
+    assert tpot.durations_ms == pytest.approx(0.1, rel=1e-3)
+
+
 @pytest.mark.parametrize("plans_in_flight", [1, 2])
 def test_results_in_flight_are_late_once(plans_in_flight):
     """A host that knows 0.3 ms later: the first token is, others only if no step is in flight."""

@@ -12,7 +12,8 @@ Where A's duration of a step of B is known from, in this order:
 2. the same formula: both are simulations whose cost model, model, GPU and replica agree, so the
    duration is the one recorded in B;
 3. A's cost model, if it is given: it replaces B's GPU time, the time until an idle GPU begins, and
-   the time from a step's end until its commit; the rest of the host's part stays.
+   the time from a step's end until its commit, and plans the next decode step at that instant; the
+   rest of the host's part stays.
 
 Where a step was planned before the one before it was committed, only what its own commit came later
 after its end than that one's is its own: the GPU did not wait for either.
@@ -67,7 +68,7 @@ class StepDurations:
         steps: how many.
         gpu_a_ns, gpu_b_ns: their GPU time.
         period_a_ns, period_b_ns: their whole time, from the commit before (or the planning, if
-            later) to their own commit.
+            later, of those that decode nothing) to their own commit.
     """
 
     kind: str
@@ -163,10 +164,14 @@ class _StepErrors:
 
 
 def _period_ns(steps: Mapping[str, Int64]) -> tuple[Int64, Int64]:
-    """Start and end of the time that each step alone accounts for."""
-    end = steps["end_ns"]
-    before = np.concatenate((steps["plan_ns"][:1], end[:-1]))
-    return np.minimum(np.maximum(steps["plan_ns"], before), end), end
+    """Start and end of the time that each step alone accounts for.
+
+    Requests that it decodes were there since the commit before, and waited for the host to plan.
+    """
+    end, plan = steps["end_ns"], steps["plan_ns"]
+    before = np.concatenate((plan[:1], end[:-1]))
+    begin = np.where(steps["decode_tokens"] > 0, before, np.maximum(plan, before))
+    return np.minimum(begin, end), end
 
 
 def _step_errors(
@@ -193,6 +198,7 @@ def _step_errors(
             leads = int64(b.steps, "start_ns") - b.steps["plan_ns"]
             later = leads - predicted_leads_ns(model, b.steps)
             later += _later_known(a, b, equal, model)
+            later += np.maximum(b.steps["plan_ns"] - start, 0)  # A would plan when it commits
             error[rest] = b.steps["gpu_ns"][rest] - gpu + later[rest]
             known[rest] = True
             basis += f", A's cost model ({model.name}) after it"
