@@ -82,7 +82,7 @@ def test_a_scenarios_graphs_are_nothing_to_a_cpu(
 
 def test_a_cpu_plans_after_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It computes while it launches: no plan is in flight when the next is made, nor in a fork."""
-    result = invoke("calibrate", "--cpu", "--minutes", "0.05", "--output-dir", str(tmp_path), "-q")
+    result = invoke("calibrate", "--cpu", "--minutes", "0.1", "--output-dir", str(tmp_path), "-q")
     assert result.exit_code == 0, result.output
     monkeypatch.chdir(tmp_path)
     profile = f"hardware.profile={tmp_path}/cpu-tiny-model-fp32-tp1.json"
