@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from command_line import invoke
+from command_line import calibrate_cpu, invoke
 from fake_executor import FakeClock
 from made_up_engine import CONFIG, MadeUpEngine, MadeUpStep, calibrated, true_ns
 
@@ -30,7 +30,7 @@ from workbench.scenario_source import load_scenario
 
 def test_calibrate_on_a_cpu(tmp_path: Path) -> None:
     """The real engine, a tiny model: a profile with which a simulation runs."""
-    result = invoke("calibrate", "--cpu", "--minutes", "0.1", "--output-dir", str(tmp_path))
+    result = calibrate_cpu(tmp_path)
     assert result.exit_code == 0, result.output
     path = tmp_path / "cpu-tiny-model-fp32-tp1.json"
     assert str(path) in result.stdout
@@ -82,7 +82,7 @@ def test_a_scenarios_graphs_are_nothing_to_a_cpu(
 
 def test_a_cpu_plans_after_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It computes while it launches: no plan is in flight when the next is made, nor in a fork."""
-    result = invoke("calibrate", "--cpu", "--minutes", "0.1", "--output-dir", str(tmp_path), "-q")
+    result = calibrate_cpu(tmp_path, "-q")
     assert result.exit_code == 0, result.output
     monkeypatch.chdir(tmp_path)
     profile = f"hardware.profile={tmp_path}/cpu-tiny-model-fp32-tp1.json"

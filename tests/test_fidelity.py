@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import invoke
+from command_line import calibrate_cpu, invoke
 from cost_model_laws import check_decode_run
 from made_up_engine import calibrated, true_ns
 
@@ -176,7 +176,7 @@ def test_loads_are_chosen_by_name() -> None:
 def test_the_suite_on_a_cpu(tmp_path: Path) -> None:
     """The real engine: decisions are all equal, nothing is measured twice, a picture is drawn."""
     profiles, out = tmp_path / "profiles", tmp_path / "fidelity"
-    made = invoke("calibrate", "--cpu", "--minutes", "0.1", "--output-dir", str(profiles))
+    made = calibrate_cpu(profiles)
     assert made.exit_code == 0, made.output
     (profile,) = profiles.glob("*.json")
     command = ("fidelity", str(profile), "--cpu", "--output-dir", str(out))
