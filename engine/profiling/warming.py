@@ -23,7 +23,7 @@ from engine.runtime.executor import Executor
 PATTERNS = ((0, 1), (1, 16), (1, 8), (1, 5), (1, 3), (1, 2), (1, 1), (2, 1), (4, 1), (1, 0))
 PATTERN_NS = 700_000_000  # of device time, for each
 REST_NS = 50_000_000  # of light steps; `simulator.power_state` must know
-_HEAT_NS = 150_000_000  # of prompts, after which clocks are as low as they get
+_HEAT_NS = 100_000_000  # of prompts, after which clocks are as low as they get
 _TURNS = 3  # of a step with cool clocks and one with low ones
 _LIGHT = StepDesign(decodes=as_served(16, 512, 4096))
 _PROMPTS = (512, 1024, 2048, 4096)  # tokens; the first that computes about as much a token heats
