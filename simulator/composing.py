@@ -23,7 +23,7 @@ from simulator.kernel_curves import monotone
 from simulator.kernel_file import Correction, Lender
 from simulator.kernel_parts import KernelParts
 from simulator.kernel_tables import KernelTables
-from simulator.power_state import PowerFit, calibrated_longer
+from simulator.power_state import PowerFit, calibrated_longer, usual_share
 from simulator.profile import DecodeTable, Fit, HostFit, LaunchFit, MixedFit, SharedFit
 from simulator.roofline import HostCosts
 from simulator.waking import WakeFit
@@ -261,8 +261,7 @@ def heat(power: PowerFit | None, ns: Float64, tokens: Float64) -> Float64:
     factors = []
     for taken, count in zip(ns.tolist(), tokens.tolist(), strict=True):
         busy = min(1.0, count * power.token_ns / taken)
-        follows = power.memory_share + (1.0 - power.memory_share) * busy
-        factors.append(calibrated_longer(power, taken, follows, busy))
+        factors.append(calibrated_longer(power, taken, usual_share(power, busy), busy))
     return np.array(factors)
 
 

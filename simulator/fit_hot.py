@@ -14,9 +14,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.cost_model import Int64
+from simulator.cost_model import StepFeatures, StepShape
 from simulator.fit_base import Float64
-from simulator.power_state import DECODING, REST_NS, Load, PowerFit, after, follows, longer
+from simulator.mixed_costs import padded_tokens
+from simulator.power_state import REST_NS, Load, PowerFit, after, busy_and_heat, follows, longer
 from simulator.samples import HotSamples, PowerSamples
 
 _TURNS: Final = 3  # of cool and hot steps; the second is as good as the hundredth
@@ -84,10 +85,10 @@ def with_prompt_times(
     # Which share gives that ratio, of what is slow after prompts to what is after light steps?
     share = (ratio - 1.0) / np.maximum(slow_hot[rows] - ratio * slow_cool[rows], _LEAST_SLOWER)
     times = share / of_law[rows]
-    f = hot.features()
-    ran = _padded((f.prefill_tokens + f.decode_tokens)[rows], graph_tokens)
+    ran = padded_tokens(hot.features(), graph_tokens)[rows]
     # The fit is right for the prompts that heated: others follow the clocks more or less than they.
-    own = ran == _padded(np.array([max(samples.tokens)]), graph_tokens)
+    heated = StepFeatures.from_shapes([StepShape(max(samples.tokens), 1)])
+    own = ran == padded_tokens(heated, graph_tokens)
     # By noise they may have been hardly slower: divided by that, others would be anything.
     of_own = max(_TIMES[0], float(np.mean(times[own]))) if own.any() else 1.0
     times = np.clip(times / of_own, *_TIMES)
@@ -106,13 +107,6 @@ def with_prompt_times(
     )
 
 
-def _padded(tokens: Int64, graph_tokens: Sequence[int]) -> Int64:
-    """Tokens that steps of prompts compute: those of the next graph, if there is one."""
-    sizes = np.array([*graph_tokens, 0], np.int64)
-    graph = sizes[np.searchsorted(sizes[:-1], tokens)]
-    return np.where(graph > 0, graph, tokens)
-
-
 def _clocks(
     fit: PowerFit, samples: PowerSamples, hot: HotSamples
 ) -> tuple[Float64, Float64, Float64]:
@@ -121,17 +115,17 @@ def _clocks(
     tokens, ns = np.array(samples.tokens), np.array(samples.gpu_ns, np.float64)
     prompts = ns[tokens == tokens.max()]
     prompt_heat = min(1.0, tokens.max() * fit.token_ns / float(np.quantile(prompts, _FASTEST)))
-    busy = fit.token_ns * (f.prefill_tokens + f.decode_tokens) + fit.pair_ns * f.prefill_pairs
-    heat = np.minimum(1.0, (busy + (DECODING - 1) * fit.token_ns * f.decode_tokens) / cool_ns)
-    busy_share = np.minimum(1.0, busy / cool_ns)
     share, slow = np.empty(len(hot)), np.empty((2, len(hot)))
-    for at, (step_ns, step_heat) in enumerate(zip(cool_ns.tolist(), heat.tolist(), strict=True)):
-        decodes = int(f.decode_tokens[at])
-        computed = int(f.prefill_tokens[at]) + decodes
-        share[at] = follows(fit, step_ns, float(busy_share[at]), computed, decodes)
-        heats = (step_heat, hot.hot_ns[at]), (prompt_heat, hot.heat_ns[at])
+    computed = (f.prefill_tokens + f.decode_tokens).tolist()
+    steps = zip(
+        cool_ns.tolist(), computed, f.decode_tokens.tolist(), f.prefill_pairs.tolist(), strict=True
+    )
+    for at, (step_ns, count, decodes, pairs) in enumerate(steps):
+        busy, heat = busy_and_heat(fit, step_ns, count, decodes, pairs)
+        share[at] = follows(fit, step_ns, busy, count, decodes)
+        heats = (heat, hot.hot_ns[at]), (prompt_heat, hot.heat_ns[at])
         for row, load in zip(slow, _loads(fit, step_ns, *heats), strict=True):
-            row[at] = longer(fit, step_ns, 1.0, step_heat, load) - 1.0
+            row[at] = longer(fit, step_ns, 1.0, heat, load) - 1.0
     return share, slow[0], slow[1]
 
 

@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 TAU_NS: Final = 18_000_000.0
 REST_NS: Final = 50_000_000  # of light steps before each that is calibrated
 DECODING: Final = 2.5  # of 1 to 4, what explains most of nine loads on another H200
-FEW: Final = 4  # with more, attention to much context was seen to follow the clocks hardly at all
+FEW: Final = 4  # of eight, attention to 4,096 tokens each was seen not to follow the clocks
 # Places of a step and their weights, for a mean (Gauss).
 _PLACES: Final = ((0.1127016653792583, 5 / 18), (0.5, 8 / 18), (0.8872983346207417, 5 / 18))
 
@@ -123,12 +123,7 @@ class PowerState:
         if (fit := self._fit) is None:
             return gpu_ns
         load = self.load_at(start_ns)
-        busy = (tokens * fit.token_ns + pairs * fit.pair_ns) / gpu_ns
-        heat = busy + (DECODING - 1.0) * decodes * fit.token_ns / gpu_ns
-        if busy > 1.0:
-            busy = 1.0
-        if heat > 1.0:
-            heat = 1.0
+        busy, heat = busy_and_heat(fit, gpu_ns, tokens, decodes, pairs)
         if max(load.mean, load.load, heat) > self._cool:
             share = follows(fit, gpu_ns, busy, tokens, decodes)
             now = longer(fit, gpu_ns, share, heat, load)
@@ -172,6 +167,20 @@ def _left(x: float) -> float:
     return 1.0 / (y * y)
 
 
+def busy_and_heat(
+    fit: PowerFit, gpu_ns: float, tokens: int, decodes: int, pairs: int
+) -> tuple[float, float]:
+    """A step's share of arithmetic, and its heat; arguments as of `PowerState.lengthen`."""
+    busy = (tokens * fit.token_ns + pairs * fit.pair_ns) / gpu_ns
+    heat = busy + (DECODING - 1.0) * decodes * fit.token_ns / gpu_ns
+    return busy if busy < 1.0 else 1.0, heat if heat < 1.0 else 1.0
+
+
+def usual_share(fit: PowerFit, busy: float) -> float:
+    """The share that follows the clocks of a step with so much arithmetic, whatever its kernels."""
+    return fit.memory_share + (1.0 - fit.memory_share) * busy
+
+
 def follows(fit: PowerFit, gpu_ns: float, busy: float, tokens: int, decodes: int) -> float:
     """The share of a step's time that follows the clocks.
 
@@ -184,7 +193,7 @@ def follows(fit: PowerFit, gpu_ns: float, busy: float, tokens: int, decodes: int
     """
     if tokens == decodes <= FEW and gpu_ns > fit.light_ns > 0.0:
         busy = max(busy, 1.0 - fit.light_ns / gpu_ns)
-    share = fit.memory_share + (1.0 - fit.memory_share) * busy
+    share = usual_share(fit, busy)
     if tokens > decodes and fit.prompt_tokens:
         share *= interpolated(tokens, fit.prompt_tokens, fit.prompt_times)
     return share

@@ -15,20 +15,14 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=_MOST)]
 
 
-class Samples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Measured steps, one entry a distinct shape; before each, the GPU's clocks could recover.
+class StepSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Steps, one entry each; what was measured of them is in columns beside.
 
     Attributes:
         shapes: `simulator.cost_model.StepShape` fields, in its order.
-        gpu_ns: median over the repetitions.
-        spread_ns: median absolute deviation from it.
-        repeats: how many were counted.
     """
 
     shapes: tuple[tuple[int, ...], ...]
-    gpu_ns: tuple[Positive, ...]
-    spread_ns: tuple[Count, ...]
-    repeats: tuple[Positive, ...]
 
     def features(self) -> StepFeatures:
         """The shapes as columns."""
@@ -36,6 +30,20 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def __len__(self) -> int:
         return len(self.shapes)
+
+
+class Samples(StepSamples, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Measured steps, one entry a distinct shape; before each, the GPU's clocks could recover.
+
+    Attributes:
+        gpu_ns: median over the repetitions.
+        spread_ns: median absolute deviation from it.
+        repeats: how many were counted.
+    """
+
+    gpu_ns: tuple[Positive, ...]
+    spread_ns: tuple[Count, ...]
+    repeats: tuple[Positive, ...]
 
 
 class HostSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,50 +81,32 @@ class PowerSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return len(self.gpu_ns)
 
 
-class HotSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class HotSamples(StepSamples, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Steps that ran once after light ones and once right after prompts, one entry a shape.
 
     Attributes:
-        shapes: `simulator.cost_model.StepShape` fields, in its order.
         cool_ns, hot_ns: what the step took the one time and the other.
         heat_ns: how long prompts ran before it, the other time.
     """
 
-    shapes: tuple[tuple[int, ...], ...]
     cool_ns: tuple[Positive, ...]
     hot_ns: tuple[Positive, ...]
     heat_ns: tuple[Count, ...]
 
-    def features(self) -> StepFeatures:
-        """The shapes as columns."""
-        return StepFeatures.from_shapes([StepShape(*shape) for shape in self.shapes])
 
-    def __len__(self) -> int:
-        return len(self.hot_ns)
-
-
-class WakeSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class WakeSamples(StepSamples, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """First steps after idle times, one entry a step.
 
     Attributes:
-        shapes: `simulator.cost_model.StepShape` fields, in its order.
         idle_ns: of the GPU, when the step was planned.
         lead_ns: from the plan to the GPU's first work; where no `HostSamples.result_ns` were
             measured, also from its last until the host knew.
         gpu_ns: of the step.
     """
 
-    shapes: tuple[tuple[int, ...], ...]
     idle_ns: tuple[Count, ...]
     lead_ns: tuple[Count, ...]
     gpu_ns: tuple[Positive, ...]
-
-    def features(self) -> StepFeatures:
-        """The shapes as columns."""
-        return StepFeatures.from_shapes([StepShape(*shape) for shape in self.shapes])
-
-    def __len__(self) -> int:
-        return len(self.gpu_ns)
 
 
 def samples_problem(
@@ -127,9 +117,9 @@ def samples_problem(
     hot_samples: HotSamples | None = None,
 ) -> str | None:
     """What keeps samples from being read as columns, if anything does."""
-    if len({len(samples), len(samples.gpu_ns), len(samples.spread_ns), len(samples.repeats)}) > 1:
+    if _are_uneven(samples):
         return "its samples are of different lengths"
-    if power_samples is not None and len(power_samples.tokens) != len(power_samples.gpu_ns):
+    if power_samples is not None and _are_uneven(power_samples):
         return "its samples of the power limit are of different lengths"
     if _are_uneven(host_samples, but_for="" if host_samples.result_ns else "result_ns"):
         return "its samples of the host are of different lengths"
@@ -148,6 +138,6 @@ def samples_problem(
     return None
 
 
-def _are_uneven(columns: WakeSamples | HostSamples | HotSamples, but_for: str = "") -> bool:
+def _are_uneven(columns: msgspec.Struct, but_for: str = "") -> bool:
     columns_of = msgspec.structs.asdict(columns)
     return len({len(column) for name, column in columns_of.items() if name != but_for}) > 1

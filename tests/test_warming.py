@@ -106,17 +106,17 @@ def test_no_two_makers_share_a_request_or_a_page(engine):
     assert sum(map(len, own)) == len(set().union(*own)), "each has its own"
     assert not set().union(*own) & set().union(*others)
     assert len(executor.requests) <= MAX_PLANS_IN_FLIGHT * engine.max_running_requests
-    assert bool(side.rest) == (side.prompt is not None) == bool(own)
+    assert bool(side.rest) == bool(side.heat) == bool(own)
 
 
 def test_the_shortest_prompt_that_computes_as_much_heats():
     """Of an engine whose short prompts wait for weights, a longer one; a small engine has none."""
     side = SideSteps(Rows(LARGE), LARGE, 1000)  # type: ignore[arg-type]
-    assert side.prompt is not None
-    assert side.prompt.prefill_tokens == 512
+    assert len(set(map(id, side.heat))) == 1
+    assert side.heat[0].prefill_tokens == 512
     tiny = replace(LARGE, num_pages=900)
     executor = Rows(tiny)
     side = SideSteps(executor, tiny, 1000)  # type: ignore[arg-type]
-    assert (side.prompt, side.rest, side.limits, executor.launched) == (None, [], tiny, 0)
+    assert (side.heat, side.rest, side.limits, executor.launched) == ([], [], tiny, 0)
     assert not measure_hot(executor, side, PlanMaker(tiny, 1000)).shapes  # type: ignore[arg-type]
     assert np.sum(measure_warming(executor, side).tokens) == 0  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from engine.runtime.executor import Executor
 PATTERNS = ((0, 1), (1, 16), (1, 8), (1, 5), (1, 3), (1, 2), (1, 1), (2, 1), (4, 1), (1, 0))
 PATTERN_NS = 700_000_000  # of device time, for each
 REST_NS = 50_000_000  # of light steps; `simulator.power_state` must know
-_HEAT_NS = 100_000_000  # of prompts, after which clocks are as low as they get
+_HEAT_NS = 100_000_000  # of prompts: by then the law has the load that they come to
 _TURNS = 3  # of a step with cool clocks and one with low ones
 _LIGHT = StepDesign(decodes=as_served(16, 512, 4096))
 _PROMPTS = (512, 1024, 2048, 4096)  # tokens; the first that computes about as much a token heats
@@ -66,13 +66,13 @@ class SideSteps:
     Attributes:
         rest: the light step as often as it takes for the clocks to recover; empty on an engine that
             is too small for it.
-        prompt: it heats the GPU; none on such an engine.
+        heat: the prompt that heats, as often as it takes to; empty on such an engine.
         limits: what is left of the engine for other steps.
     """
 
     def __init__(self, executor: Executor, limits: EngineLimits, vocab_size: int) -> None:
         self.rest: list[StepPlan] = []
-        self.prompt: StepPlan | None = None
+        self.heat: list[StepPlan] = []
         self.limits = limits
         designs = [_LIGHT, *(StepDesign((Chunk(tokens),)) for tokens in _PROMPTS)]
         designs = [design for design in designs if limits.allows(design)]
@@ -96,9 +96,8 @@ class SideSteps:
         (light, *prompts), (light_ns, *prompts_ns) = plans, times_ns
         self.rest = [light] * -(-REST_NS // light_ns)
         each_ns = [ns / plan.prefill_tokens for ns, plan in zip(prompts_ns, prompts, strict=True)]
-        self.prompt = next(
-            plan for plan, ns in zip(prompts, each_ns, strict=True) if ns <= _ABOUT * each_ns[-1]
-        )
+        at = next(at for at, ns in enumerate(each_ns) if ns <= _ABOUT * each_ns[-1])
+        self.heat = [prompts[at]] * -(-_HEAT_NS // prompts_ns[at])
 
 
 def measure_warming(executor: Executor, side: SideSteps) -> WarmingTimes:
@@ -109,10 +108,10 @@ def measure_warming(executor: Executor, side: SideSteps) -> WarmingTimes:
         side: steps; without any there are no times.
     """
     found = WarmingTimes()
-    if side.prompt is None:
+    if not side.heat:
         return found
     for prompts, decodes in PATTERNS:
-        turn, total = [side.prompt] * prompts + side.rest[:1] * decodes, 0
+        turn, total = side.heat[:1] * prompts + side.rest[:1] * decodes, 0
         for plan, gpu_ns in run_in_turn(executor, cycle(turn)):
             found.tokens.append(plan.prefill_tokens + plan.decode_tokens)
             found.gpu_ns.append(gpu_ns)
@@ -130,15 +129,14 @@ def measure_hot(executor: Executor, side: SideSteps, maker: PlanMaker) -> HotTim
         maker: of plans beside them.
     """
     found = HotTimes()
-    if (prompt := side.prompt) is None:
+    if not side.heat:
         return found
-    takes = round(statistics.median(repeat(executor, prompt)))
     for design in hot_steps(side.limits):
         before, plan = maker.make(design)
         if before is not None:
             executor.launch(before).result()
         executor.launch(plan).result()
-        turn = [*side.rest, plan, *[prompt] * -(-_HEAT_NS // takes), plan]
+        turn = [*side.rest, plan, *side.heat, plan]
         times = [ns for _, ns in run_in_turn(executor, turn * _TURNS)]
         turns = [times[at : at + len(turn)] for at in range(0, len(times), len(turn))]
         heat = slice(len(side.rest) + 1, -1)
