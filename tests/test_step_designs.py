@@ -218,6 +218,23 @@ def test_what_is_measured_is_not_measured_again() -> None:
         assert set(times) == {1000 * (shape[0] + shape[5])}
 
 
+def test_rested_steps_that_only_decode_are_measured_twice() -> None:
+    """With a rest before; prompts alone need a run that does not count only the first time."""
+    maker, device, done = PlanMaker(SMALL, 100), Device(), Measurements()
+    rest = [maker.make(StepDesign(decodes=(5,)))[1]] * 3
+    prompt, decode = StepDesign((Chunk(9),)), StepDesign(decodes=(5, 6))
+    mixed = StepDesign((Chunk(9),), (5, 6))
+    designs = [prompt, decode, mixed]
+    assert measure_steps(
+        device, maker, designs, done, deadline_s=float("inf"), rest=rest, measured=lambda *_: None
+    )
+    shapes = [features_of(maker.make(design)[1]) for design in designs]
+    assert [done.passes[shape] for shape in shapes] == [3, 2, 3]
+    assert [len(done.times[shape]) for shape in shapes] == [6, 4, 6]
+    ran = [features_of(plan) for plan in device.launched]
+    assert [ran.count(shape) for shape in shapes] == [1 + 6, 2 + 4, 3 + 6]
+
+
 class SlowDevice(Device):
     """One that takes a ms a token by a clock of its own."""
 

@@ -114,9 +114,11 @@ def test_the_shortest_prompt_that_computes_as_much_heats():
     side = SideSteps(Rows(LARGE), LARGE, 1000)  # type: ignore[arg-type]
     assert len(set(map(id, side.heat))) == 1
     assert side.heat[0].prefill_tokens == 512
+    assert 7 < side.seconds < 60
     tiny = replace(LARGE, num_pages=900)
     executor = Rows(tiny)
     side = SideSteps(executor, tiny, 1000)  # type: ignore[arg-type]
     assert (side.heat, side.rest, side.limits, executor.launched) == ([], [], tiny, 0)
+    assert side.seconds == 0
     assert not measure_hot(executor, side, PlanMaker(tiny, 1000)).shapes  # type: ignore[arg-type]
     assert np.sum(measure_warming(executor, side).tokens) == 0  # type: ignore[arg-type]

@@ -154,8 +154,8 @@ def calibrate(
     Args:
         config: of the engine.
         folder: of the profile; made if it is not there.
-        minutes: that measuring may take, after the engine has started; of a GPU that the passes
-            over all steps may take, beside which serving and clocks take as long as they do.
+        minutes: that measuring may take, after the engine has started; passes over all steps have
+            half of it at least.
         build: makes the runner.
         say: told what is going on.
         now: s since 1970, for the record.
@@ -264,14 +264,14 @@ def _measure(runner: Runner, clock: HostClock, folder: Path, seconds: float, say
 
     def measured(shape: Features, times: list[int], share: float) -> None:
         partial.append(shape, times)
-        say(f"{name}: {share:.0%} of {len(designs):,} steps, three passes each")
+        say(f"{name}: {share:.0%} of the passes over {len(designs):,} steps")
 
     complete = measure_steps(
         runner,
         maker,
         designs,
         steps,
-        deadline_s=_deadline_s(begin_s, seconds, on_cpu),
+        deadline_s=_deadline_s(begin_s, seconds, side.seconds),
         measured=measured,
         rest=side.rest,
         paced=on_cpu,
@@ -295,13 +295,12 @@ def _measure(runner: Runner, clock: HostClock, folder: Path, seconds: float, say
     )
 
 
-def _deadline_s(begin_s: float, seconds: float, on_cpu: bool) -> float:
-    """Until when steps are measured, on `time.monotonic`.
+def _deadline_s(begin_s: float, seconds: float, clocks_s: float) -> float:
+    """Until when steps are measured, on `time.monotonic`; clocks come after them.
 
     There is always some time for them, so that the same command again and again comes to an end.
     """
-    now_s = time.monotonic()
-    return max(begin_s + seconds, now_s + seconds / 2) if on_cpu else now_s + seconds
+    return max(begin_s + seconds - clocks_s, time.monotonic() + seconds / 2)
 
 
 def _profile(measured: _Measured) -> Profile:

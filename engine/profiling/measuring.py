@@ -14,6 +14,7 @@ from engine.profiling.step_shapes import StepDesign
 from engine.runtime.executor import Executor, RunningStep
 
 PASSES = 3  # over all steps, in another order each, so that a drift of the clocks hits none alone
+STEADY_PASSES = 2  # over steps that only decode, where clocks rest: those repeat to 0.1 %
 _IN_FLIGHT = 2
 _MOST_REPEATS, _LEAST_REPEATS = 10, 3
 _PASS_SECONDS = 0.08  # of one step's repetitions
@@ -69,7 +70,8 @@ def measure_steps(
 ) -> bool:
     """Measure all steps in several passes, as far as time allows.
 
-    The first pass goes by the order of `designs`, later ones by chance.
+    The first pass goes by the order of `designs`, later ones by chance; after a rest the last is of
+    steps with prompts alone.
 
     Args:
         executor: to be measured.
@@ -85,11 +87,16 @@ def measure_steps(
     Returns:
         Whether all passes were made.
     """
-    order, total = list(designs), PASSES * len(designs)
+    order = list(designs)
+    passes = {design: STEADY_PASSES if rest and not design.chunks else PASSES for design in order}
+    total = sum(passes.values())
     left = total - sum(done.passes.values())
     shuffle, at = random.Random(1), 0  # noqa: S311 - an order, no secret
+    ran: set[Features] = set()
     for number in range(PASSES):
         for design in order:
+            if number >= passes[design]:
+                continue
             at += 1
             before, plan = maker.make(design)
             shape = features_of(plan)
@@ -103,8 +110,11 @@ def measure_steps(
             if paced:
                 share_s = seconds / max(1, left)
                 times = repeat(executor, plan, within_s=_SPARED * share_s)
+            elif rest:
+                times = repeat_rested(executor, plan, rest, ran=shape in ran)
             else:
-                times = repeat_rested(executor, plan, rest) if rest else repeat(executor, plan)
+                times = repeat(executor, plan)
+            ran.add(shape)
             left -= 1
             done.add(shape, times)
             measured(shape, times, at / total)
@@ -140,12 +150,22 @@ def repeat(executor: Executor, plan: StepPlan, *, within_s: float | None = None)
     return times
 
 
-def repeat_rested(executor: Executor, plan: StepPlan, rest: Sequence[StepPlan]) -> list[int]:
+def repeat_rested(
+    executor: Executor, plan: StepPlan, rest: Sequence[StepPlan], *, ran: bool = False
+) -> list[int]:
     """Times in ns of a plan after steps that let the clocks recover; as `repeat`.
 
     One that only decodes does not heat the GPU for the next, so one rest serves all repetitions.
+
+    Args:
+        executor: to be measured.
+        plan: to run.
+        rest: before it.
+        ran: whether such a plan ran before; of prompts alone nothing is left to compile or to
+            allocate then, and decoding requests show their pages to the executor.
     """
-    executor.launch(plan).result()
+    if not ran or plan.decode_requests:
+        executor.launch(plan).result()
     light = plan.prefill_tokens == 0
     turns = [*rest, *[plan] * _RESTED] if light else [*rest, plan] * _RESTED
     return [ns for ran, ns in run_in_turn(executor, turns) if ran is plan]

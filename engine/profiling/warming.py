@@ -25,6 +25,7 @@ PATTERN_NS = 700_000_000  # of device time, for each
 REST_NS = 50_000_000  # of light steps; `simulator.power_state` must know
 _HEAT_NS = 100_000_000  # of prompts: by then the law has the load that they come to
 _TURNS = 3  # of a step with cool clocks and one with low ones
+_HOT_NS = 60_000_000  # of both, with making them; about
 _LIGHT = StepDesign(decodes=as_served(16, 512, 4096))
 _PROMPTS = (512, 1024, 2048, 4096)  # tokens; the first that computes about as much a token heats
 _ABOUT = 1.2
@@ -68,12 +69,13 @@ class SideSteps:
             is too small for it.
         heat: the prompt that heats, as often as it takes to; empty on such an engine.
         limits: what is left of the engine for other steps.
+        seconds: that `measure_warming` and `measure_hot` take, about.
     """
 
     def __init__(self, executor: Executor, limits: EngineLimits, vocab_size: int) -> None:
         self.rest: list[StepPlan] = []
         self.heat: list[StepPlan] = []
-        self.limits = limits
+        self.limits, self.seconds = limits, 0.0
         designs = [_LIGHT, *(StepDesign((Chunk(tokens),)) for tokens in _PROMPTS)]
         designs = [design for design in designs if limits.allows(design)]
         pages = sum(_pages(design, limits) for design in designs)
@@ -98,6 +100,8 @@ class SideSteps:
         each_ns = [ns / plan.prefill_tokens for ns, plan in zip(prompts_ns, prompts, strict=True)]
         at = next(at for at, ns in enumerate(each_ns) if ns <= _ABOUT * each_ns[-1])
         self.heat = [prompts[at]] * -(-_HEAT_NS // prompts_ns[at])
+        hot_ns = _TURNS * (REST_NS + len(self.heat) * prompts_ns[at] + _HOT_NS)
+        self.seconds = (PATTERN_NS * len(PATTERNS) + hot_ns * len(hot_steps(self.limits))) / 1e9
 
 
 def measure_warming(executor: Executor, side: SideSteps) -> WarmingTimes:

@@ -94,9 +94,8 @@ def run(
         float | None,
         typer.Option(
             min=0.02,
-            help="For measuring, once the engine has started; on a CPU half a minute by default. "
-            "On a GPU for the passes over all steps, beside which serving and clocks take most of "
-            "a minute; default: 5, with --kernels 4.",
+            help="For measuring, once the engine has started. Default: 5, with --kernels 4, on a "
+            "CPU half a minute.",
         ),
     ] = None,
     output_dir: Annotated[
