@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cost_model import Int64, StepFeatures, whole_ns
+from simulator.power_state import interpolated
 from simulator.profile import DecodeTable, SharedFit
 
 
@@ -161,6 +162,7 @@ class SharedContext:
         segments = (self._at[:-1].tolist(), self._saved[:-1].tolist(), self._slope.tolist())
         self._segments: list[tuple[float, float, float]] = list(zip(*segments, strict=True))
         self._inner: list[float] = self._at[1:-1].tolist()
+        self._requests, self._times = fit.requests or (0,), fit.times or (1.0,)
 
     def saved(self, shared: int, requests: int) -> int:
         """Tokens of decode_context that cost nothing, of so many items that share so much."""
@@ -168,7 +170,8 @@ class SharedContext:
             return 0
         each = shared / requests
         start, saved, slope = self._segments[bisect_right(self._inner, each)]
-        return int(requests * (saved + slope * (each - start)) + 0.5)
+        times = interpolated(requests, self._requests, self._times)
+        return int(requests * (saved + slope * (each - start)) * times + 0.5)
 
     def attended(self, features: StepFeatures) -> Int64:
         """decode_context without what costs nothing: int64[n]."""
@@ -176,5 +179,18 @@ class SharedContext:
         each = features.shared_context / np.maximum(requests, 1)
         index = np.searchsorted(self._at[1:-1], each, side="right")
         saved = self._saved[index] + self._slope[index] * (each - self._at[index])
-        attended: Int64 = features.decode_context - whole_ns(requests * saved)
+        attended: Int64 = features.decode_context - whole_ns(
+            requests * saved * self._times_of(requests)
+        )
         return attended
+
+    def _times_of(self, requests: Int64) -> NDArray[np.float64]:
+        """`interpolated` of many numbers of requests, by the same operations."""
+        at, values = np.array(self._requests), np.array(self._times)
+        right = np.minimum(np.searchsorted(at, requests, side="right"), len(at) - 1)
+        left = np.maximum(right - 1, 0)
+        share = (requests - at[left]) / np.maximum(at[right] - at[left], 1)
+        inside = values[left] + (values[right] - values[left]) * share
+        beyond = np.where(requests >= at[-1], values[-1], inside)
+        times: NDArray[np.float64] = np.where(requests <= at[0], values[0], beyond)
+        return times

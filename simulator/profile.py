@@ -159,10 +159,15 @@ class SharedFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         shared: ascending tokens that an item shares, from 0 on; the mean of all items is looked up.
         saved: tokens that it saves, not descending and no more than those; linear in between, and
             beyond the last with its slope. By default nothing is saved, or it is not known.
+        requests: ascending numbers of items that decode.
+        times: how many times as much is saved by so many; linear in between, constant outside.
+            Without any: once.
     """
 
     shared: tuple[Count, ...] = (0, 1)
     saved: tuple[Cost, ...] = (0.0, 0.0)
+    requests: tuple[Count, ...] = ()
+    times: tuple[Cost, ...] = ()
 
 
 class HostFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -19,6 +19,7 @@ from simulator.profile import (
     HostFit,
     Profile,
     ProfileError,
+    SharedFit,
 )
 from simulator.samples import samples_problem
 from simulator.waking import WakeFit
@@ -122,13 +123,8 @@ def _problem(profile: Profile) -> str | None:
         problem = _table_problem(fit.mixed.decode_context, fit.mixed.decode_context_ns)
         if problem:
             return f"the table of decode_context {problem}"
-    problem = _table_problem(fit.shared.shared, fit.shared.saved)
-    if problem:
+    if problem := _shared_problem(fit.shared):
         return f"the table of shared context {problem}"
-    if any(
-        saved > shared for shared, saved in zip(fit.shared.shared, fit.shared.saved, strict=True)
-    ):
-        return "the table of shared context saves more than there is"
     if fit.power is not None and (problem := power_problem(fit.power)):
         return f"the table of slowdowns {problem}"
     if fit.wake is not None and (problem := _wake_problem(fit.wake)):
@@ -136,6 +132,19 @@ def _problem(profile: Profile) -> str | None:
     unknown = sorted(set(fit.limits) - set(StepShape._fields))
     if unknown:
         return f"it limits {unknown[0]!r}, which is no feature of a step"
+    return None
+
+
+def _shared_problem(fit: SharedFit) -> str | None:
+    if problem := _table_problem(fit.shared, fit.saved):
+        return problem
+    if len(fit.requests) != len(fit.times):
+        return f"has {len(fit.requests)} numbers of requests and {len(fit.times)} values"
+    if np.any(np.diff(fit.requests) <= 0):
+        return "has numbers of requests that do not ascend"
+    most = max(fit.times, default=1.0)
+    if any(most * saved > shared for shared, saved in zip(fit.shared, fit.saved, strict=True)):
+        return "saves more than there is"
     return None
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from measured_steps import GRAPH_BATCHES, columns_of, decode, mixed, prefill
 
 from simulator.cost_model import StepShape
+from simulator.curves import SharedContext
 from simulator.mixed_costs import padded_tokens
 from simulator.profile import DecodeTable, LaunchFit, ProfileError, SharedFit
 
@@ -271,3 +272,19 @@ def test_shared_context_saves_what_its_table_says():
     alone = gpu_ns(model, beside._replace(decode_context=537))
     shared = gpu_ns(model, beside._replace(decode_context=800, shared_context=300))
     assert shared == alone < gpu_ns(model, beside._replace(decode_context=800))
+
+
+def test_how_many_share_decides_what_each_saves():
+    """Between the numbers that the table has, linearly; the same one by one and in columns."""
+    fit = SharedFit(shared=(0, 100), saved=(0.0, 50.0), requests=(8, 32, 40), times=(1.2, 0.6, 1.0))
+    context = SharedContext(fit)
+    saved = [context.saved(100 * requests, requests) for requests in (1, 8, 20, 32, 36, 40, 256)]
+    assert saved == [60, 8 * 60, 20 * 45, 32 * 30, 36 * 40, 40 * 50, 256 * 50]
+    shapes = [
+        decode(requests, 1000 * requests, 512, shared=shared * requests)
+        for requests in range(1, 300)
+        for shared in (1, 99, 777)
+    ]
+    one_by_one = [s.decode_context - context.saved(s.shared_context, s.decode_requests)
+                  for s in shapes]  # fmt: skip
+    assert context.attended(columns_of(*shapes)).tolist() == one_by_one

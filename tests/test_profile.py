@@ -205,6 +205,18 @@ FAULTS = {
         lambda p: p["fit"]["decode"][3].update(idle_row_ns=1e9),
         ": the rows of graph batch 8 take more than all of it",
     ),
+    "shared context": (
+        lambda p: p["fit"]["shared"].update(shared=[0, 9], saved=[0, 8], requests=[1], times=[2]),
+        ": the table of shared context saves more than there is",
+    ),
+    "shared lengths": (
+        lambda p: p["fit"]["shared"].update(requests=[1, 8], times=[1.0]),
+        ": the table of shared context has 2 numbers of requests and 1 values",
+    ),
+    "shared order": (
+        lambda p: p["fit"]["shared"].update(requests=[8, 8], times=[1.0, 1.0]),
+        ": the table of shared context has numbers of requests that do not ascend",
+    ),
     "hot lengths": (
         lambda p: p.update(hot_samples={"shapes": [], "cool_ns": [5], "hot_ns": [], "heat_ns": []}),
         ": its samples of hot steps are of different lengths",

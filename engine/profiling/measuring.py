@@ -14,12 +14,12 @@ from engine.profiling.step_shapes import StepDesign
 from engine.runtime.executor import Executor, RunningStep
 
 PASSES = 3  # over all steps, in another order each, so that a drift of the clocks hits none alone
-STEADY_PASSES = 2  # over steps that only decode, where clocks rest: those repeat to 0.1 %
 _IN_FLIGHT = 2
 _MOST_REPEATS, _LEAST_REPEATS = 10, 3
 _PASS_SECONDS = 0.08  # of one step's repetitions
 _SPARED = 0.5  # of its share of the time; one that is long takes more than its share
-_RESTED = 2  # repetitions of a pass, where they need a rest before
+# Repetitions in each pass, where they need a rest before; steps that only decode repeat to 0.1 %.
+_RESTED, _RESTED_LIGHT = (2, 2, 1), (2, 2)
 
 Features = tuple[int, ...]
 """A step's shape as integers, in the order of `FEATURES`."""
@@ -70,8 +70,8 @@ def measure_steps(
 ) -> bool:
     """Measure all steps in several passes, as far as time allows.
 
-    The first pass goes by the order of `designs`, later ones by chance; after a rest the last is of
-    steps with prompts alone.
+    The first pass goes by the order of `designs`, later ones by chance. Where clocks rest, the last
+    is of steps with prompts alone.
 
     Args:
         executor: to be measured.
@@ -88,7 +88,7 @@ def measure_steps(
         Whether all passes were made.
     """
     order = list(designs)
-    passes = {design: STEADY_PASSES if rest and not design.chunks else PASSES for design in order}
+    passes = {design: _passes(design, rested=bool(rest)) for design in order}
     total = sum(passes.values())
     left = total - sum(done.passes.values())
     shuffle, at = random.Random(1), 0  # noqa: S311 - an order, no secret
@@ -111,7 +111,7 @@ def measure_steps(
                 share_s = seconds / max(1, left)
                 times = repeat(executor, plan, within_s=_SPARED * share_s)
             elif rest:
-                times = repeat_rested(executor, plan, rest, ran=shape in ran)
+                times = repeat_rested(executor, plan, rest, number, ran=shape in ran)
             else:
                 times = repeat(executor, plan)
             ran.add(shape)
@@ -120,6 +120,12 @@ def measure_steps(
             measured(shape, times, at / total)
         shuffle.shuffle(order)
     return True
+
+
+def _passes(design: StepDesign, *, rested: bool) -> int:
+    if not rested:
+        return PASSES
+    return len(_RESTED if design.chunks else _RESTED_LIGHT)
 
 
 def repeat(executor: Executor, plan: StepPlan, *, within_s: float | None = None) -> list[int]:
@@ -151,7 +157,12 @@ def repeat(executor: Executor, plan: StepPlan, *, within_s: float | None = None)
 
 
 def repeat_rested(
-    executor: Executor, plan: StepPlan, rest: Sequence[StepPlan], *, ran: bool = False
+    executor: Executor,
+    plan: StepPlan,
+    rest: Sequence[StepPlan],
+    number: int = 0,
+    *,
+    ran: bool = False,
 ) -> list[int]:
     """Times in ns of a plan after steps that let the clocks recover; as `repeat`.
 
@@ -161,13 +172,16 @@ def repeat_rested(
         executor: to be measured.
         plan: to run.
         rest: before it.
+        number: of the pass, from 0 on.
         ran: whether such a plan ran before; of prompts alone nothing is left to compile or to
             allocate then, and decoding requests show their pages to the executor.
     """
     if not ran or plan.decode_requests:
         executor.launch(plan).result()
-    light = plan.prefill_tokens == 0
-    turns = [*rest, *[plan] * _RESTED] if light else [*rest, plan] * _RESTED
+    if plan.prefill_tokens == 0:
+        turns = [*rest, *[plan] * _RESTED_LIGHT[number]]
+    else:
+        turns = [*rest, plan] * _RESTED[number]
     return [ns for ran, ns in run_in_turn(executor, turns) if ran is plan]
 
 

@@ -75,6 +75,7 @@ class EngineLimits:
 CONTEXTS = (32, 128, 256, 512, 1024, 2048)  # mean KV of decoding requests; beyond, time is linear
 _SPREAD = 0.4  # of the logarithm of their KV: prompts differ more, what is generated adds to them
 PREFIXES = (256, 1024, 4096, 16384)
+_SHARED_BY_GROUPS = (2048, 8192)  # tokens; of few it hardly matters how many texts there are
 _HOT_PROMPTS = (16, 64, 128, 192, 256, 320, 384, 448, 512, 576, 640, 704, 768, 1024, 2048, 8192)
 _TILE = 64  # tokens; a step of a few more than a multiple takes about as long as one of the next
 _PAST = (8, 37)  # whole multiples themselves are no typical steps: libraries treat them otherwise
@@ -220,9 +221,10 @@ def _mixed(limits: EngineLimits) -> Iterator[StepDesign]:
 
 def _shared(limits: EngineLimits) -> Iterator[StepDesign]:
     """Requests that go on after the same text, all of them or a quarter each."""
-    for shared in (512, 2048, 8192):
-        for batch in (8, 32, 96, 224):
-            for groups in (1, 4):
+    batches = (8, 16, 32, 40, 96, 224)  # attention to few is divided up otherwise than to many
+    for shared in (512, 1024, 2048, 8192):
+        for batch in batches:
+            for groups in (1, 4) if shared in _SHARED_BY_GROUPS else (1,):
                 own = as_served(batch, 256, limits.max_model_len - shared)
                 decodes = tuple(shared + length for length in own)
                 yield StepDesign((), decodes, shared=shared, groups=groups)
