@@ -322,8 +322,11 @@ def _power(parts: KernelParts, lenders: Sequence[Lender], flops_per_token: int) 
         token_ns=token_ns,
         pair_ns=pair_ns,
         light_ns=0.0,
+        graph_tokens=(),
         prompt_tokens=(),
         prompt_times=(),
+        pair_times=0.0,
+        few_times=1.0,
     )
 
 

@@ -1,23 +1,30 @@
 """What steps right after prompts tell of lower clocks: whom they slow, and how much.
 
-Each step ran after light ones, too, when clocks were high. What whole prompts tell is fitted
-to; all other steps say how well the fit does.
+Each step ran after light ones, too, when clocks were high. What single prompts and few decoding
+requests tell is fitted to; all other steps say how well the fit does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.cost_model import StepFeatures, StepShape
 from simulator.fit_base import Float64
 from simulator.mixed_costs import padded_tokens
-from simulator.power_state import REST_NS, Load, PowerFit, after, busy_and_heat, follows, longer
+from simulator.power_state import (
+    FEW,
+    REST_NS,
+    Load,
+    PowerFit,
+    after,
+    follows,
+    heat_of,
+    longer,
+)
 from simulator.samples import HotSamples, PowerSamples
 
 _TURNS: Final = 3  # of cool and hot steps; the second is as good as the hundredth
@@ -26,6 +33,9 @@ _FASTEST: Final = 0.05  # share of prompts that had cool clocks, at least
 _TELLING: Final = 0.05  # slower by that much: then a step tells how much it follows the clocks
 _LEAST_SLOWER: Final = 0.01  # by so much more after prompts
 _TIMES: Final = (0.25, 2.0)  # as many times as much as the law says, at least and at most
+_ROUNDS: Final = 6  # in turn for tokens and attention
+
+Rows = NDArray[np.bool_]
 
 
 def hot_errors(
@@ -55,21 +65,40 @@ def unseen_hot_errors(
 ) -> Float64:
     """`hot_errors` of those steps to which nothing is fitted."""
     errors = hot_errors(fit, samples, hot)
-    return errors[~whole_prompts(hot)] if hot is not None and len(errors) else errors
+    if hot is None or not len(errors):
+        return errors
+    return errors[~(whole_prompts(hot) | prompts_after_prefix(hot) | few_decodes(hot))]
 
 
-def whole_prompts(hot: HotSamples) -> NDArray[np.bool_]:
+def whole_prompts(hot: HotSamples) -> Rows:
     """Steps of one whole prompt, alone or beside decoding requests: bool[n]."""
     f = hot.features()
-    whole: NDArray[np.bool_] = f.prefill_requests == 1
+    whole: Rows = f.prefill_requests == 1
     whole &= f.prefill_context == 0
     return whole
 
 
-def with_prompt_times(
+def prompts_after_prefix(hot: HotSamples) -> Rows:
+    """Steps of prompts after a prefix: bool[n]."""
+    after_prefix: Rows = hot.features().prefill_context > 0
+    return after_prefix
+
+
+def few_decodes(hot: HotSamples) -> Rows:
+    """Steps of few decoding requests and nothing else: bool[n]."""
+    f = hot.features()
+    few: Rows = f.decode_requests <= FEW
+    few &= f.prefill_tokens == 0
+    return few
+
+
+def with_kernels(
     fit: PowerFit, samples: PowerSamples, hot: HotSamples, graph_tokens: Sequence[int]
 ) -> PowerFit:
-    """A fit with what whole prompts tell of kernels: by tokens, the same for all of a graph.
+    """A fit with what the steps tell of kernels.
+
+    Whole prompts tell by tokens, the same for all of a graph, and with prompts after a prefix what
+    attention does; few decoding requests tell of their like.
 
     Args:
         fit: without.
@@ -77,34 +106,49 @@ def with_prompt_times(
         hot: the steps.
         graph_tokens: ascending, to which steps with prompts are padded.
     """
-    of_law, slow_cool, slow_hot = _clocks(fit, samples, hot)
-    rows = np.flatnonzero(whole_prompts(hot) & (slow_hot >= _TELLING))
-    if not len(rows):
+    fit = msgspec.structs.replace(fit, graph_tokens=tuple(graph_tokens))
+    times, telling = _times(fit, samples, hot)
+    whole = whole_prompts(hot) & telling
+    if not whole.any():
         return fit
-    ratio = (np.array(hot.hot_ns, np.float64) / np.array(hot.cool_ns, np.float64))[rows]
-    # Which share gives that ratio, of what is slow after prompts to what is after light steps?
-    share = (ratio - 1.0) / np.maximum(slow_hot[rows] - ratio * slow_cool[rows], _LEAST_SLOWER)
-    times = share / of_law[rows]
-    ran = padded_tokens(hot.features(), graph_tokens)[rows]
+    f = hot.features()
+    own = whole & (f.prefill_tokens == max(samples.tokens)) & (f.decode_tokens == 0)
     # The fit is right for the prompts that heated: others follow the clocks more or less than they.
-    heated = StepFeatures.from_shapes([StepShape(max(samples.tokens), 1)])
-    own = ran == padded_tokens(heated, graph_tokens)
     # By noise they may have been hardly slower: divided by that, others would be anything.
-    of_own = max(_TIMES[0], float(np.mean(times[own]))) if own.any() else 1.0
-    times = np.clip(times / of_own, *_TIMES)
-    sizes = np.unique(ran)
-    means = np.array([float(np.mean(times[ran == size])) for size in sizes])
-    table = {
-        int(size): float(mean)
-        for size, mean in zip(sizes, means, strict=True)
-        if not graph_tokens or size > graph_tokens[-1]
-    }
-    for before, size in pairwise((0, *graph_tokens)):
-        table[before + 1] = table[size] = float(np.interp(size, sizes, means))
-    tokens = sorted(table)
+    times /= max(_TIMES[0], float(np.mean(times[own]))) if own.any() else 1.0
+    pairs = f.prefill_pairs * fit.pair_ns
+    attending = np.minimum(1.0, pairs / np.array(hot.cool_ns, np.float64))
+    ran, after_prefix = padded_tokens(f, graph_tokens), prompts_after_prefix(hot) & telling
+    sizes, pair_times = np.unique(ran[whole]), 0.0
+    for _ in range(_ROUNDS):
+        of_tokens = np.clip(times / (1.0 + pair_times * attending), *_TIMES)
+        means = np.array([float(np.mean(of_tokens[whole & (ran == size)])) for size in sizes])
+        more = times[after_prefix] / np.interp(ran[after_prefix], sizes, means) - 1.0
+        pair_times = _slope(attending[after_prefix], more)
+    few = few_decodes(hot) & telling
     return msgspec.structs.replace(
-        fit, prompt_tokens=tuple(tokens), prompt_times=tuple(table[at] for at in tokens)
+        fit,
+        prompt_tokens=tuple(sizes.tolist()),
+        prompt_times=tuple(means.tolist()),
+        pair_times=min(_TIMES[1], pair_times),
+        few_times=float(np.clip(np.mean(times[few]), *_TIMES)) if few.any() else 1.0,
     )
+
+
+def _times(fit: PowerFit, samples: PowerSamples, hot: HotSamples) -> tuple[Float64, Rows]:
+    """(how many times as much as the law says steps follow the clocks, which can tell)."""
+    of_law, slow_cool, slow_hot = _clocks(fit, samples, hot)
+    ratio = np.array(hot.hot_ns, np.float64) / np.array(hot.cool_ns, np.float64)
+    # Which share gives that ratio, of what is slow after prompts to what is after light steps?
+    share = (ratio - 1.0) / np.maximum(slow_hot - ratio * slow_cool, _LEAST_SLOWER)
+    telling: Rows = slow_hot >= _TELLING
+    return share / of_law, telling
+
+
+def _slope(places: Float64, values: Float64) -> float:
+    """Of the line from 0 that is nearest to values, not below 0; 0 without any."""
+    squares = float(places @ places)
+    return max(0.0, float(places @ values) / squares) if squares > 0.0 else 0.0
 
 
 def _clocks(
@@ -116,13 +160,13 @@ def _clocks(
     prompts = ns[tokens == tokens.max()]
     prompt_heat = min(1.0, tokens.max() * fit.token_ns / float(np.quantile(prompts, _FASTEST)))
     share, slow = np.empty(len(hot)), np.empty((2, len(hot)))
-    computed = (f.prefill_tokens + f.decode_tokens).tolist()
+    tokens_of = (f.prefill_tokens + f.decode_tokens).tolist()
     steps = zip(
-        cool_ns.tolist(), computed, f.decode_tokens.tolist(), f.prefill_pairs.tolist(), strict=True
+        cool_ns.tolist(), tokens_of, f.decode_tokens.tolist(), f.prefill_pairs.tolist(), strict=True
     )
     for at, (step_ns, count, decodes, pairs) in enumerate(steps):
-        busy, heat = busy_and_heat(fit, step_ns, count, decodes, pairs)
-        share[at] = follows(fit, step_ns, busy, count, decodes)
+        heat = heat_of(fit, step_ns, count, decodes, pairs)
+        share[at] = follows(fit, step_ns, count, decodes, pairs)
         heats = (heat, hot.hot_ns[at]), (prompt_heat, hot.heat_ns[at])
         for row, load in zip(slow, _loads(fit, step_ns, *heats), strict=True):
             row[at] = longer(fit, step_ns, 1.0, heat, load) - 1.0

@@ -18,7 +18,7 @@ import numpy as np
 from simulator.cost_model import StepFeatures
 from simulator.fit_base import Float64, Steps
 from simulator.fit_decode import ascending
-from simulator.fit_hot import with_prompt_times
+from simulator.fit_hot import with_kernels
 from simulator.power_state import COLD, DECODING, PowerFit, after
 from simulator.samples import HotSamples, PowerSamples
 
@@ -46,15 +46,14 @@ def fit_power(
         steps: measured with cool clocks, of all kinds.
         pair_ns: what a (query, key) pair of their prompts takes.
         samples: measured one after the other; steps of the most tokens compute, all others read.
-        hot: steps right after prompts; those with whole prompts tell which kernels follow the
-            clocks more than others.
+        hot: steps right after prompts, which tell which kernels follow the clocks more than others.
         graph_tokens: ascending, to which steps with prompts are padded.
     """
     token_ns = least_token_ns(steps.features, steps.ns)
     if samples is None or not len(samples) or token_ns == 0.0:
         return None
     fit = _fit_of(token_ns, pair_ns, samples)
-    return fit if fit is None or hot is None else with_prompt_times(fit, samples, hot, graph_tokens)
+    return fit if fit is None or hot is None else with_kernels(fit, samples, hot, graph_tokens)
 
 
 def _fit_of(token_ns: float, pair_ns: float, samples: PowerSamples) -> PowerFit | None:

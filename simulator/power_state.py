@@ -7,14 +7,16 @@ the GPU busy. Clocks follow it late: prompts from rest run for 30 to 50 ms befor
 
 The law is simple on purpose. Let a step take `gpu_ns` where it was calibrated, and let
 
-    busy     min(1, (tokens * token_ns + pairs * pair_ns) / gpu_ns), its share of arithmetic
-    heat     the same, with DECODING tokens for each that is decoded
+    busy     min(1, (tokens * token_ns + pairs * pair_ns) / gpu_ns), its share of arithmetic; tokens
+             that only fill a graph are among them
+    heat     the same without those, and with DECODING tokens for each that is decoded
     mean     of recent heat, with a time constant of TAU_NS
     load     of recent means, with the same time constant: what clocks follow
     slow     the mean of slowdown(load) over three places that stand for all of the step
     follows  memory_share + (1 - memory_share) * busy; of a step with prompts that times
-             times(tokens), as kernels differ; FEW requests that decode cannot keep the memory busy,
-             so what they take longer than a light step counts as arithmetic there
+             times(tokens), as kernels differ, and more by pair_times the more of it is attention;
+             FEW requests that decode cannot keep the memory busy, so what they take longer than a
+             light step counts as arithmetic there, and all of that times few_times
     longer   1 + slow * follows
 
 Then with what it meets, the step takes gpu_ns * longer / (longer where it was calibrated). While
@@ -30,6 +32,7 @@ results are the same integers.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Final, NamedTuple
 
@@ -74,9 +77,13 @@ class PowerFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         memory_share: as much of it concerns a step without arithmetic.
         light_busy: heat of the light steps before each calibrated one.
         light_ns: time of such a step; 0: it is not known.
-        prompt_tokens: ascending tokens of steps with prompts, those that are decoded included.
+        graph_tokens: ascending numbers of tokens to which steps with prompts are padded: the GPU
+            computes so many.
+        prompt_tokens: ascending tokens that steps with prompts compute.
         prompt_times: how many times as much as the law says a step of so many follows the clocks;
             linear in between, constant outside. Without any: once.
+        pair_times: how many times more, if all of it is attention of prompts.
+        few_times: how many times as much FEW decoding requests or fewer do.
     """
 
     token_ns: Cost
@@ -86,8 +93,11 @@ class PowerFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     memory_share: Share
     light_busy: Share
     light_ns: Cost = 0.0
+    graph_tokens: tuple[Annotated[int, msgspec.Meta(ge=0, le=1 << 53)], ...] = ()
     prompt_tokens: tuple[Annotated[int, msgspec.Meta(ge=0, le=1 << 53)], ...] = ()
     prompt_times: tuple[Cost, ...] = ()
+    pair_times: Cost = 0.0
+    few_times: Cost = 1.0
 
 
 class PowerState:
@@ -115,7 +125,7 @@ class PowerState:
 
         Args:
             gpu_ns: of the step, at least 1.
-            tokens: that it computes.
+            tokens: of its requests.
             start_ns: when it starts; not before the last one's end.
             decodes: of these tokens, those that are decoded.
             pairs: of a query and a key, of its prompts.
@@ -123,9 +133,9 @@ class PowerState:
         if (fit := self._fit) is None:
             return gpu_ns
         load = self.load_at(start_ns)
-        busy, heat = busy_and_heat(fit, gpu_ns, tokens, decodes, pairs)
+        heat = heat_of(fit, gpu_ns, tokens, decodes, pairs)
         if max(load.mean, load.load, heat) > self._cool:
-            share = follows(fit, gpu_ns, busy, tokens, decodes)
+            share = follows(fit, gpu_ns, tokens, decodes, pairs)
             now = longer(fit, gpu_ns, share, heat, load)
             gpu_ns = int(gpu_ns * now / calibrated_longer(fit, gpu_ns, share, heat) + 0.5)
         self.passed(gpu_ns, heat, load, start_ns)
@@ -167,13 +177,11 @@ def _left(x: float) -> float:
     return 1.0 / (y * y)
 
 
-def busy_and_heat(
-    fit: PowerFit, gpu_ns: float, tokens: int, decodes: int, pairs: int
-) -> tuple[float, float]:
-    """A step's share of arithmetic, and its heat; arguments as of `PowerState.lengthen`."""
-    busy = (tokens * fit.token_ns + pairs * fit.pair_ns) / gpu_ns
-    heat = busy + (DECODING - 1.0) * decodes * fit.token_ns / gpu_ns
-    return busy if busy < 1.0 else 1.0, heat if heat < 1.0 else 1.0
+def heat_of(fit: PowerFit, gpu_ns: float, tokens: int, decodes: int, pairs: int) -> float:
+    """A step's heat; arguments as of `PowerState.lengthen`."""
+    weighted = tokens + (DECODING - 1.0) * decodes
+    heat = (weighted * fit.token_ns + pairs * fit.pair_ns) / gpu_ns
+    return heat if heat < 1.0 else 1.0
 
 
 def usual_share(fit: PowerFit, busy: float) -> float:
@@ -181,22 +189,32 @@ def usual_share(fit: PowerFit, busy: float) -> float:
     return fit.memory_share + (1.0 - fit.memory_share) * busy
 
 
-def follows(fit: PowerFit, gpu_ns: float, busy: float, tokens: int, decodes: int) -> float:
-    """The share of a step's time that follows the clocks.
-
-    Args:
-        fit: of the GPU.
-        gpu_ns: of the step, about.
-        busy: its share of arithmetic.
-        tokens: that it computes.
-        decodes: of these, those that are decoded.
-    """
-    if tokens == decodes <= FEW and gpu_ns > fit.light_ns > 0.0:
+def follows(fit: PowerFit, gpu_ns: float, tokens: int, decodes: int, pairs: int) -> float:
+    """The share of a step's time that follows the clocks; arguments as of `PowerState.lengthen`."""
+    computed = computed_tokens(fit, tokens, decodes)
+    busy = min(1.0, (computed * fit.token_ns + pairs * fit.pair_ns) / gpu_ns)
+    if tokens > decodes:
+        share = usual_share(fit, busy)
+        if fit.prompt_tokens:
+            share *= interpolated(computed, fit.prompt_tokens, fit.prompt_times)
+        return share * (1.0 + fit.pair_times * min(1.0, pairs * fit.pair_ns / gpu_ns))
+    if decodes > FEW:
+        return usual_share(fit, busy)
+    if gpu_ns > fit.light_ns > 0.0:
         busy = max(busy, 1.0 - fit.light_ns / gpu_ns)
-    share = usual_share(fit, busy)
-    if tokens > decodes and fit.prompt_tokens:
-        share *= interpolated(tokens, fit.prompt_tokens, fit.prompt_times)
-    return share
+    return usual_share(fit, busy) * fit.few_times
+
+
+def computed_tokens(fit: PowerFit, tokens: int, decodes: int) -> int:
+    """Tokens that a step computes, those included that only fill its graph.
+
+    These keep the GPU as busy as others, but all rows of them are alike: they heat it less, and
+    count as if not at all.
+    """
+    sizes = fit.graph_tokens
+    if tokens == decodes or not sizes or tokens > sizes[-1]:
+        return tokens
+    return sizes[bisect_left(sizes, tokens)]
 
 
 def longer(fit: PowerFit, gpu_ns: float, share: float, heat: float, load: Load) -> float:

@@ -168,10 +168,11 @@ def power_problem(fit: PowerFit) -> str | None:
         return f"says that steps take {1 + fit.slowdown[-1]:.0f} times as long"
     if len(fit.prompt_tokens) != len(fit.prompt_times):
         return f"has {len(fit.prompt_tokens)} numbers of tokens and {len(fit.prompt_times)} values"
-    if np.any(np.diff(fit.prompt_tokens) <= 0):
+    if np.any(np.diff(fit.prompt_tokens) <= 0) or np.any(np.diff(fit.graph_tokens) <= 0):
         return "has numbers of tokens that do not ascend"
-    if max(fit.prompt_times, default=0.0) > _SLOWEST:
-        return f"says that steps follow the clocks {max(fit.prompt_times):.0f} times as much"
+    most = max(*fit.prompt_times, fit.few_times, fit.pair_times)
+    if most > _SLOWEST:
+        return f"says that steps follow the clocks {most:.0f} times as much"
     return None
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from measured_steps import columns_of, decode, mixed, prefill
 
+from simulator.cost_model import StepShape
 from simulator.fit_base import Steps
-from simulator.fit_hot import hot_errors, with_prompt_times
+from simulator.fit_hot import hot_errors, unseen_hot_errors, with_kernels
 from simulator.fit_power import fit_power
 from simulator.power_state import PowerFit, PowerState
 from simulator.profile_file import power_problem
@@ -95,7 +98,7 @@ def test_any_steps_after_prompts_leave_a_fit_that_can_be_kept(steps, graph_token
         heat_ns=tuple(ran for _, _, ran in steps),
     )
     samples = samples_of(np.array([True] * 9 + [False]), np.ones(10))
-    fit = with_prompt_times(LAW, samples, hot, graph_tokens)
+    fit = with_kernels(LAW, samples, hot, graph_tokens)
     assert power_problem(fit) is None
     assert np.isfinite(fit.prompt_times).all()
     assert min(fit.prompt_times, default=0.25) >= 0.25
@@ -103,26 +106,56 @@ def test_any_steps_after_prompts_leave_a_fit_that_can_be_kept(steps, graph_token
     assert np.isfinite(hot_errors(fit, samples, hot)).all()
 
 
-def test_the_true_law_misses_no_step_after_prompts():
-    """Measured in turns on a GPU that obeys it: light steps, the step, prompts, the step."""
+HEATING = samples_of(np.array([True] * 9 + [False]), np.ones(10))
+
+
+def measured_hot(law: PowerFit, shapes: list[StepShape]) -> HotSamples:
+    """Measured in turns on a GPU that obeys a law: light steps, the step, prompts, the step."""
     prompt, light = (int(PROMPT_NS), 512), (int(DECODE_NS), 16)
-    shapes = [prefill(700), prefill(64), prefill(8000), decode(16, 500, 16), decode(128, 500, 128)]
-    shapes.append(mixed(prefill(400), decode(128, 900)))
     cool_ns, hot_ns, heat_ns = [], [], []
     for shape in shapes:
-        state, now, tokens = PowerState(LAW), 0, shape.prefill_tokens + shape.decode_tokens
-        step = (max(4_000_000, 24_000 * tokens), tokens, shape.decode_tokens)
+        state, now, tokens = PowerState(law), 0, shape.prefill_tokens + shape.decode_tokens
+        computes_ns = 24_000 * tokens + int(law.pair_ns * shape.prefill_pairs)
+        step = (max(4_000_000, computes_ns), tokens, shape.decode_tokens, shape.prefill_pairs)
         ran: list[int] = []
-        for each in ([(*light, 16)] * 12 + [step] + [(*prompt, 0)] * 13 + [step]) * 3:
-            ran.append(state.lengthen(each[0], each[1], now, each[2]))
+        for ns, count, decodes, pairs in (
+            [(*light, 16, 0)] * 12 + [step] + [(*prompt, 0, 0)] * 13 + [step]
+        ) * 3:
+            ran.append(state.lengthen(ns, count, now, decodes, pairs))
             now += ran[-1]
         cool_ns.append(ran[-15])
         hot_ns.append(ran[-1])
         heat_ns.append(sum(ran[-14:-1]))
-    hot = HotSamples(
+    return HotSamples(
         shapes=tuple(map(tuple, shapes)), cool_ns=tuple(cool_ns), hot_ns=tuple(hot_ns),
         heat_ns=tuple(heat_ns),
     )  # fmt: skip
-    assert max(one / other for one, other in zip(hot_ns, cool_ns, strict=True)) > 1.06
-    errors = hot_errors(LAW, samples_of(np.array([True] * 9 + [False]), np.ones(10)), hot)
+
+
+def test_the_true_law_misses_no_step_after_prompts():
+    """Of prompts, of requests that decode, and of both."""
+    shapes = [prefill(700), prefill(64), prefill(8000), decode(16, 500, 16), decode(128, 500, 128)]
+    shapes.append(mixed(prefill(400), decode(128, 900)))
+    hot = measured_hot(LAW, shapes)
+    assert max(one / other for one, other in zip(hot.hot_ns, hot.cool_ns, strict=True)) > 1.06
+    errors = hot_errors(LAW, HEATING, hot)
     assert np.max(np.abs(errors)) < 1.6  # light steps are whole ones, and rest a bit longer
+
+
+def test_attention_and_few_requests_may_follow_the_clocks_more():
+    """As steps after prompts tell, whatever the tokens; and then the fit misses none of them."""
+    prefixes = [(256, 4096), (256, 16384), (1024, 16384)]
+    shapes = [
+        *(prefill(tokens) for tokens in (64, 256, 512, 1024)),
+        *(prefill(tokens, context=context) for tokens, context in prefixes),
+        decode(1, 500, 1), decode(4, 500, 4), decode(64, 500, 64),
+    ]  # fmt: skip
+    plain = msgspec.structs.replace(LAW, pair_ns=0.8)
+    for pair_times, few_times in ((0.0, 1.0), (0.6, 1.0), (0.0, 1.7), (0.6, 1.7)):
+        law = msgspec.structs.replace(plain, pair_times=pair_times, few_times=few_times)
+        hot = measured_hot(law, shapes)
+        fit = with_kernels(plain, HEATING, hot, ())
+        assert fit.pair_times == pytest.approx(pair_times, abs=0.2)
+        assert fit.few_times == pytest.approx(few_times, rel=0.15)
+        assert np.max(np.abs(hot_errors(fit, HEATING, hot))) < 1.6
+        assert len(unseen_hot_errors(fit, HEATING, hot)) == 1, "of 64 requests"

@@ -123,6 +123,40 @@ def test_kernels_differ_in_how_they_follow_the_clocks() -> None:
         assert other == pytest.approx(times * plain, rel=0.02)
 
 
+def test_attention_and_few_requests_may_follow_the_clocks_more() -> None:
+    """By as much as they take of a step's time; who decodes in numbers is as ever."""
+    fit = msgspec.structs.replace(FIT, pair_ns=1.0, pair_times=0.5, few_times=1.5)
+    plain = msgspec.structs.replace(FIT, pair_ns=1.0)
+    for tokens, decodes, pairs, times in (
+        (400, 0, 0, 1.0), (300, 0, 6_000_000, 1.25), (400, 50, 3_000_000, 1.125),
+        (550, 550, 0, 1.0), (4, 4, 0, 1.5), (5, 5, 0, 1.0),
+    ):  # fmt: skip
+        after_prompts = []
+        for each in (plain, fit):
+            state = PowerState(each)
+            _, now = run(state, PROMPT, 20)
+            after_prompts.append(state.lengthen(12_000_000, tokens, now, decodes, pairs))
+        usual, more = (ns / 12_000_000 - 1 for ns in after_prompts)
+        assert usual > 0.01
+        assert more == pytest.approx(times * usual, rel=0.03)
+
+
+def test_rows_that_fill_a_graph_compute_but_hardly_heat() -> None:
+    """A prompt of 400 tokens in a graph of 512 is as busy as one of 512, and heats as 400 do."""
+    fit = msgspec.structs.replace(FIT, graph_tokens=(256, 512), memory_share=0.0)
+    plain = msgspec.structs.replace(fit, graph_tokens=())
+    _, now = run(hot := PowerState(fit), PROMPT, 20)
+    hot_plain = PowerState(plain)
+    run(hot_plain, PROMPT, 20)
+    step = 12_000_000
+    padded, bare = (each.lengthen(step, 400, now, 0) for each in (hot, hot_plain))
+    assert padded / step - 1 == pytest.approx((bare / step - 1) * 512 / 400, rel=0.03)
+    assert hot.load.mean == pytest.approx(hot_plain.load.mean, rel=0.01)
+    for tokens, decodes in ((600, 0), (100, 100), (512, 0)):
+        one, other = (PowerState(each) for each in (fit, plain))
+        assert run_hot(one, tokens, decodes) == run_hot(other, tokens, decodes)
+
+
 def run_hot(state: PowerState, tokens: int, decodes: int) -> int:
     """What a step of 12 ms takes at last when it runs again and again."""
     now = 0
