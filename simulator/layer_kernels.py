@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.core.dtypes import dtype_bytes
-from engine.core.model_spec import ModelSpec
+from engine.core.model_spec import ModelSpec, MoeSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +62,33 @@ def elementwise_bytes_per_row(
         latent = (model.mla.q_lora_rank or 0) + model.mla.kv_lora_rank
         rotary = 2 * heads * model.head_dim + 2 * latent
     activations = 2 * hidden + (2 * model.num_layers + 1) * add_and_norm + model.num_layers * rotary
-    activations += model.num_dense_layers * 3 * (model.intermediate_size // tp)
+    activations += model.num_dense_layers * _dense_activations(model, tp)
     if model.moe is not None:
-        moe = model.moe
-        width = 3 * (moe.intermediate_size // tp)
-        combine = (moe.experts_per_token + 1) * hidden
-        visited = moe.experts_per_token + moe.num_shared_experts
-        activations += len(moe.layers) * (visited * width + combine)
+        activations += len(model.moe.layers) * _mixture_activations(model, model.moe, tp)
     written_kv = model.kv_bytes_per_token(kv_dtype, tp)
     return activations * dtype_bytes(model.dtype) + written_kv
+
+
+def elementwise_bytes_of_last_rows(model: ModelSpec, tensor_parallel_size: int) -> int:
+    """Of these, the bytes after the last layer's attention: two norms and the activation."""
+    tp, moe = tensor_parallel_size, model.moe
+    is_mixture = moe is not None and model.num_layers - 1 in moe.layers
+    activations = 8 * model.hidden_size
+    if moe is not None and is_mixture:
+        activations += _mixture_activations(model, moe, tp)
+    else:
+        activations += _dense_activations(model, tp)
+    return activations * dtype_bytes(model.dtype)
+
+
+def _dense_activations(model: ModelSpec, tp: int) -> int:
+    return 3 * (model.intermediate_size // tp)
+
+
+def _mixture_activations(model: ModelSpec, moe: MoeSpec, tp: int) -> int:
+    combine = (moe.experts_per_token + 1) * model.hidden_size
+    visited = moe.experts_per_token + moe.num_shared_experts
+    return visited * 3 * (moe.intermediate_size // tp) + combine
 
 
 def sampling_bytes_per_row(model: ModelSpec) -> int:

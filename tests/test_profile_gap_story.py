@@ -162,6 +162,17 @@ def test_what_was_printed_is_what_the_results_say() -> None:
         assert roofline_text(Roofline.from_json(data)) in kept
 
 
+def test_the_guide_quotes_counters_and_rooflines_that_were_measured() -> None:
+    """The tables of both steps, as counted and with the counters' bytes and times."""
+    for name in ("roofline_decode", "roofline_prefill", "counters_decode", "counters_prefill"):
+        data = json.loads((RESULTS / f"h200_{name}.json").read_text(encoding="utf-8"))
+        lines = roofline_text(Roofline.from_json(data)).splitlines()
+        table = lines[: next(at for at, line in enumerate(lines) if "(rest and gaps)" in line) + 1]
+        quoted = "\n".join("    " + line if line else "" for line in table)
+        assert quoted in GUIDE
+        assert len(table) > 8
+
+
 def test_a_trace_of_an_h200_says_what_was_printed() -> None:
     """30 decode steps of Llama 3.1 8B as graphs: every kernel is told by its place, as by range."""
     found = analysed(read_trace(RESULTS / "h200_timeline_decode.json.gz"))

@@ -22,6 +22,7 @@ from workbench.profile.predicted import StepPredictor, predicted_times
 from workbench.profile.roofline import COUNTERS, Roofline, merged, place, with_counters
 from workbench.profile.roofline_text import roofline_text
 from workbench.profile.step_text import StepTextError, parse_step, shape_of
+from workbench.profile.traced_model import shortened
 
 H200 = load_hardware_spec("h200")
 # (model, GPUs, dtype of weights, dtype of KV)
@@ -54,7 +55,10 @@ def test_counts_are_those_of_the_cost_model(
         model, H200, tensor_parallel_size=tp, weight_dtype=weights, kv_dtype=kv
     )
     shape = StepShape(**{"sampled_tokens": sampled, "graph_batch": graph_batch, **features})
-    work = counted_work(model, shape, tensor_parallel_size=tp, weight_dtype=weights, kv_dtype=kv)
+    work = counted_work(
+        model, shape, tensor_parallel_size=tp, weight_dtype=weights, kv_dtype=kv,
+        whole_last_layer=True,
+    )  # fmt: skip
     terms = costs.step_costs(StepFeatures.from_shapes([shape])).terms
     none, dtype = Work(0, 0), weights or model.weight_dtype
     plain = model.dtype if dtype in ("fp8", "int8") else dtype
@@ -117,7 +121,7 @@ def test_classes_alone_explain_their_terms(name: str, text: str) -> None:
     """What the cost model gives a class is what it takes alone, as no sum hides a crossing."""
     model, shape = load_model_spec(name), shape_of(parse_step(text))
     found = StepPredictor(model, H200).predict(shape)
-    alone = predicted_times(counted_work(model, shape), H200, "bf16")
+    alone = predicted_times(counted_work(model, shape, whole_last_layer=True), H200, "bf16")
     assert found.times_us.keys() == alone.keys()
     for kind, us in found.times_us.items():
         assert us == pytest.approx(alone[kind], rel=2e-2)
@@ -225,3 +229,35 @@ def test_steps_are_what_their_text_says() -> None:
         decode_requests=4, decode_tokens=4, decode_context=20, decode_max_context=5,
         sampled_tokens=6,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["Llama-3.1-8B", "Qwen3-30B-A3B", "DeepSeek-V3"])
+def test_the_last_layer_computes_only_tokens_whose_logits_are_wanted(name: str) -> None:
+    """Of two layers it is half of what comes after attention; of decoding requests it is all."""
+    model = shortened(load_model_spec(name), 4 if name == "DeepSeek-V3" else 2)
+    layers = model.num_layers
+    prompt = shape_of(parse_step("prefill:1x2048"))
+    pruned, whole = (counted_work(model, prompt, whole_last_layer=each) for each in (False, True))
+    for kind, share in (
+        ("output", 1 / layers),
+        ("qkv", 0),
+        ("attention_prefill", 0),
+        ("lm_head", 0),
+    ):
+        left = 2048 - share * 2047
+        assert pruned[kind].flops == pytest.approx(whole[kind].flops * left / 2048)
+        assert pruned[kind].num_bytes == whole[kind].num_bytes
+    mixtures = len(model.moe.layers) if model.moe else 0
+    if mixtures:
+        done = pruned["experts"].flops / whole["experts"].flops
+        assert done == pytest.approx(1 - 2047 / 2048 / mixtures)
+        assert pruned["experts"].num_bytes < whole["experts"].num_bytes
+    else:
+        assert pruned["down"].flops == pytest.approx(whole["down"].flops * 2049 / 4096)
+    assert pruned[ELEMENTWISE].num_bytes < 0.9 * whole[ELEMENTWISE].num_bytes
+    nobody_looks = prompt._replace(sampled_tokens=0)
+    assert counted_work(model, nobody_looks)["output"].num_bytes == pytest.approx(
+        whole["output"].num_bytes * (1 - 1 / layers)
+    )
+    decode = shape_of(parse_step("decode:32x1024"))
+    assert counted_work(model, decode) == counted_work(model, decode, whole_last_layer=True)

@@ -235,13 +235,16 @@ def import_report(
         str | None, typer.Option(help="What ran, to count bytes and FLOPs; default: as it says.")
     ] = None,
     step: StepOption = None,
+    layers: LayersOption = None,
     kernels: KernelsOption = 12,
     as_json: AsJson = False,
 ) -> None:
     """Read a report back into the same tables: of torch's profiler, nsys or ncu."""
-    from workbench.cli.profile_tools import read_report
+    from workbench.cli.profile_options import check_layers
+    from workbench.cli.profile_tools import read_report, what_ran
 
-    read_report(report, model, step, kernels, as_json=as_json)
+    check_layers(model, layers)
+    read_report(report, what_ran(model, layers), step, kernels, as_json=as_json)
 
 
 @app.command("step", hidden=True)

@@ -90,7 +90,7 @@ def step_request(
         raise UsageError(f"--step: {error}") from None
     if model is not None and layers is None and needs_weights:  # else it is a card
         check_model_name(model, load_format)
-    _check_layers(model, layers)
+    check_layers(model, layers)
     return StepRequest(
         text=step,
         design=design,
@@ -104,7 +104,7 @@ def step_request(
     )
 
 
-def _check_layers(model: str | None, layers: int | None) -> None:
+def check_layers(model: str | None, layers: int | None) -> None:
     """Refuse more layers than a model has; a model that is not to be found is told later."""
     from engine.core.model_spec import load_model_spec
     from workbench.cli.failures import UsageError

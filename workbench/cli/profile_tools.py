@@ -6,10 +6,10 @@ Where they are not, the commands to type elsewhere are the result, and stand on 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -53,7 +53,8 @@ def run_nsys(request: StepRequest, output: Path, *, as_json: bool) -> None:
     make_folder(output)
     for command in commands[:2]:
         run_tool(command, _LIMIT_S)
-    read_report(output / "step.sqlite", request.model, request.text, 12, as_json=as_json)
+    ran = what_ran(request.model, request.layers)
+    read_report(output / "step.sqlite", ran, request.text, 12, as_json=as_json)
 
 
 def run_ncu(request: StepRequest, output: Path, only: str | None, *, as_json: bool) -> None:
@@ -63,7 +64,8 @@ def run_ncu(request: StepRequest, output: Path, only: str | None, *, as_json: bo
         _give(commands, "ncu", as_json=as_json)
         return
     log = _run_ncu(commands, output)
-    read_report(log, request.model, request.text, 12, as_json=as_json)
+    ran = what_ran(request.model, request.layers)
+    read_report(log, ran, request.text, 12, as_json=as_json, only=only)
 
 
 def counters_of(request: StepRequest, output: Path) -> list[tuple[str, NcuKernel]] | None:
@@ -132,27 +134,50 @@ def _missing(tool: str) -> None:
     )
 
 
+def what_ran(model: str | None, layers: int | None) -> dict[str, Any]:
+    """What is known of the model that ran, as a trace would say it."""
+    ran = {"model": model, "layers": layers}
+    return {name: value for name, value in ran.items() if value is not None}
+
+
 def read_report(
-    report: Path, model: str | None, step: str | None, kernels: int, *, as_json: bool
+    report: Path,
+    ran: Mapping[str, Any],
+    step: str | None,
+    kernels: int,
+    *,
+    as_json: bool,
+    only: str | None = None,
 ) -> None:
-    """`workbench profile import`."""
+    """`workbench profile import`.
+
+    Args:
+        report: of a tool.
+        ran: as `what_ran`.
+        step: that ran; None: as the report says.
+        kernels: to list.
+        as_json: instead of text.
+        only: the class of which there are counters, where others are left out; None: of all.
+    """
     from workbench.cli.profile_work import analysed
     from workbench.profile.nsys_report import is_sqlite, read_nsys
     from workbench.profile.timeline_text import timeline_text
     from workbench.profile.trace import read_trace
 
     if report.suffix == ".csv":
-        _read_counters(report, model, step, as_json=as_json)
+        _read_counters(report, ran, step, only, as_json=as_json)
         return
     trace = read_nsys(report) if is_sqlite(report) else read_trace(report)
-    found = analysed(trace, model, step)
+    found = analysed(trace, ran, step)
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=1))
     else:
         typer.echo(timeline_text(found, kernels))
 
 
-def _read_counters(report: Path, model: str | None, step: str | None, *, as_json: bool) -> None:
+def _read_counters(
+    report: Path, ran: Mapping[str, Any], step: str | None, only: str | None, *, as_json: bool
+) -> None:
     from workbench.profile.counted_work import counted_work
     from workbench.profile.counters_text import counters_text
     from workbench.profile.ncu_report import classes_of, read_ncu
@@ -161,8 +186,10 @@ def _read_counters(report: Path, model: str | None, step: str | None, *, as_json
 
     kernels = read_ncu(report)
     kinds = classes_of(kernels)
-    spec = spec_of({"model": model}) if model else None
+    spec = spec_of(ran)
     work = counted_work(spec, shape_of(parse_step(step))) if spec and step else {}
+    if only is not None:  # kernels of other classes may be there, but not all of them
+        work = {kind: one for kind, one in work.items() if kind == only}
     if as_json:
         rows = [{"class": kind, **asdict(one)} for kind, one in zip(kinds, kernels, strict=True)]
         typer.echo(json.dumps({"schema": "profile_counters/v1", "kernels": rows}, indent=1))

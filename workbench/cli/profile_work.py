@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,20 +22,22 @@ if TYPE_CHECKING:
 _RUN_DTYPES = Literal["bf16", "fp16", "fp32"]
 
 
-def analysed(trace: Trace, model: str | None = None, step: str | None = None) -> Timeline:
+def analysed(
+    trace: Trace, ran: Mapping[str, Any] | None = None, step: str | None = None
+) -> Timeline:
     """The analysis of a trace, with counts where it is known what ran.
 
     Args:
         trace: recorded.
-        model: what ran; None: as the trace says.
-        step: likewise.
+        ran: `model` and `layers`, as far as the trace does not say.
+        step: what ran; None: as the trace says.
     """
     from workbench.profile.ceilings import measured_ceilings
     from workbench.profile.step_text import parse_step, shape_of
     from workbench.profile.timeline import analyse
     from workbench.profile.traced_model import shape_of_trace, spec_of
 
-    about = {**trace.about, **({"model": model} if model else {})}
+    about = {**trace.about, **(ran or {})}
     shape = shape_of(parse_step(step)) if step else shape_of_trace(about)
     return analyse(trace, spec_of(about), shape, measured_ceilings(about.get("ceilings")))
 

@@ -2,18 +2,25 @@
 
 The counts are those of the analytic cost model (`simulator.roofline`), taken from the same
 functions of the model's shape: weights and KV are read once, multiply-adds count as two, inputs and
-outputs of products stay in the cache. `tests/test_profile_roofline.py` holds the two together.
+outputs of products stay in the cache. `tests/test_profile_roofline.py` holds the two together. They
+differ in one thing: after its attention the engine's last layer computes only the tokens whose
+logits are wanted, as nobody looks at the others, and that model lets it compute all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from fractions import Fraction
+from typing import Final, NamedTuple
 
 from engine.core.model_spec import ModelSpec
 from simulator.cost_model import StepShape
-from simulator.layer_kernels import elementwise_bytes_per_row, sampling_bytes_per_row
+from simulator.layer_kernels import (
+    elementwise_bytes_of_last_rows,
+    elementwise_bytes_per_row,
+    sampling_bytes_per_row,
+)
 from simulator.roofline_coefficients import expected_experts
 
 # Weight of a checkpoint -> class of the kernel that multiplies with it.
@@ -53,6 +60,7 @@ def counted_work(
     tensor_parallel_size: int = 1,
     weight_dtype: str | None = None,
     kv_dtype: str | None = None,
+    whole_last_layer: bool = False,
 ) -> dict[str, Work]:
     """Class -> what it has to do in a step on one GPU; classes that have nothing are left out.
 
@@ -62,36 +70,65 @@ def counted_work(
         tensor_parallel_size: on how many GPUs.
         weight_dtype: of the projections; None is the checkpoint's own.
         kv_dtype: of the KV cache; None is the model's dtype.
+        whole_last_layer: whether all tokens go through all of it, as in the analytic model.
     """
     tp, kv_dtype = tensor_parallel_size, kv_dtype or model.dtype
     rows = max(step.prefill_tokens + step.decode_tokens, step.graph_batch)
     logits = max(step.sampled_tokens, step.graph_batch) if step.sampled_tokens else 0
-    found = _products(model, step, rows, logits, tp, weight_dtype or model.weight_dtype)
+    last = logits if step.prefill_tokens and not whole_last_layer else rows
+    weights = weight_dtype or model.weight_dtype
+    found = _products(model, step, _Rows(rows, last, logits), tp, weights)
     found |= _attention(model, step, tp, kv_dtype)
     norms = found.pop(ELEMENTWISE).num_bytes
     moved = rows * elementwise_bytes_per_row(model, kv_dtype, tp)
+    moved -= (rows - last) * elementwise_bytes_of_last_rows(model, tp)
     found[ELEMENTWISE] = Work(norms + moved, 0)
     if logits:
         found["sampling"] = Work(logits * sampling_bytes_per_row(model), 0)
     return {kind: work for kind, work in found.items() if work.num_bytes or work.flops}
 
 
+class _Rows(NamedTuple):
+    """How many rows go through all layers, through the last one's end, and through lm_head."""
+
+    all: int
+    last: int
+    logits: int
+
+
 def _products(
-    model: ModelSpec, step: StepShape, rows: int, logits: int, tp: int, weight_dtype: str
+    model: ModelSpec, step: StepShape, rows: _Rows, tp: int, weight_dtype: str
 ) -> dict[str, Work]:
     found: dict[str, Work] = {}
     for matrix in model.weights:
         kind = _CLASS_OF.get(matrix.name) or _class_of_group(matrix.group, matrix.name)
-        times = logits if kind == "lm_head" else rows
-        if kind is None or not times:
+        if kind is None:
             continue
         stored: float = matrix.local_bytes(model.dtype, weight_dtype, tp)
-        if kind == "experts":
-            stored *= _share_of_experts(model, step, rows)
+        flops = matrix.local_flops_per_token(tp)
         before = found.get(kind, Work(0, 0))
-        flops = matrix.local_flops_per_token(tp) * times
-        found[kind] = Work(before.num_bytes + stored, before.flops + flops)
+        at_end = _share_at_end(model, matrix.group, kind)
+        moved, done = Fraction(before.num_bytes), Fraction(before.flops)
+        others = rows.logits if kind == "lm_head" else rows.all
+        for share, count in ((1 - at_end, others), (at_end, rows.last)):
+            if share and count:
+                visited = _share_of_experts(model, step, count) if kind == "experts" else 1.0
+                moved += share * Fraction(visited * stored)
+                done += share * count * Fraction(flops)
+        found[kind] = Work(float(moved), float(done))
     return found
+
+
+def _share_at_end(model: ModelSpec, group: str, kind: str) -> Fraction:
+    """The share of a kind of weights that multiply after the last layer's attention."""
+    last, mixtures = model.num_layers - 1, model.moe.layers if model.moe else ()
+    if kind == "output":
+        return Fraction(1, model.num_layers)
+    if group == "mlp" and last not in mixtures:
+        return Fraction(1, model.num_dense_layers)
+    if group in ("router", "experts", "shared_experts") and last in mixtures:
+        return Fraction(1, len(mixtures))
+    return Fraction(0)
 
 
 def _class_of_group(group: str, name: str) -> str | None:

@@ -92,7 +92,7 @@ class StepPredictor:
             return PredictedStep({}, {}, 0.0, 0.0)
         work = counted_work(
             self._model, shape, tensor_parallel_size=self._tp, weight_dtype=self._weights,
-            kv_dtype=self._kv,
+            kv_dtype=self._kv, whole_last_layer=True,
         )  # fmt: skip
         plain = self._model.dtype if self._weights in QUANTIZED_DTYPES else self._weights
         alone = predicted_times(work, self._gpu, self._weights, plain)

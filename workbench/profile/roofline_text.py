@@ -53,7 +53,8 @@ def _above(found: Roofline) -> Iterator[str]:
     if over:
         yield (
             f"    above 100%: {', '.join(over)} went faster than the copy or product that the "
-            "ceiling was measured with; part of the bytes may have been in the L2 cache"
+            "ceiling was measured with: part of the bytes may have been in the L2 cache, or clocks "
+            "higher than a long product leaves them"
         )
 
 
