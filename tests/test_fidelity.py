@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from command_line import calibrate_cpu, invoke
 from cost_model_laws import check_decode_run
 from made_up_engine import calibrated, true_ns
 
+import simulator
 from simulator.calibrated import CalibratedCostModel
 from simulator.cost_model import StepFeatures, StepShape
+from simulator.profile_file import read_profile
+from workbench.cli.fidelity import _set_up
 from workbench.fidelity.errors import FidelityError
 from workbench.fidelity.goals import Score, score
 from workbench.fidelity.loads import CPU_LOADS, GPU_LOADS, chosen
@@ -25,7 +29,11 @@ from workbench.fidelity.step_errors import (
     spread,
     step_errors,
 )
+from workbench.fidelity.suite import open_suite
+from workbench.profile_match import is_gpu
 from workbench.scenario_source import load_scenario
+
+SHIPPED = Path(simulator.__file__).with_name("profiles")
 
 TRACE = Path(__file__).parent / "fixtures" / "traces" / "azure_2023.csv"
 DECODE = StepShape(decode_requests=4, decode_tokens=4, decode_context=4000, decode_max_context=1000,
@@ -215,3 +223,15 @@ def test_the_suite_on_a_cpu(tmp_path: Path) -> None:
     assert "an engine with page_size 16, not 64" in result.stderr
     for wrong in (("--loads", "noise"), ("--picture", "picture.pdf"), ("--trace", str(TRACE))):
         assert invoke(*command, *wrong).exit_code == 2
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("nvidia-*.json")), ids=lambda path: path.stem)
+def test_each_shipped_profile_has_a_suite_of_its_own_gpu(path: Path, tmp_path: Path) -> None:
+    """The loads name the GPU of the profile, whose file predicts their rates."""
+    profile = read_profile(path)
+    basis, _ = _set_up(profile, None, "dummy", cpu=False)
+    few = replace(basis, loads=[load for load in basis.loads if load.name == "poisson 60 %"])
+    suite = open_suite(tmp_path / "fidelity", few, profile, path)
+    scenario = suite.loaded(few.loads[0], str(path)).scenario
+    assert is_gpu(scenario.hardware.gpu, profile.identity.gpu)
+    assert all(rate > 1 for rate in suite.capacities.values())

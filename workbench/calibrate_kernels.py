@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from engine.core.hardware_spec import HardwareSpec, gpu_names, load_hardware_spec
+from engine.core.hardware_spec import HardwareSpec, load_hardware_spec
 from engine.core.hf_config import ModelConfigError
 from engine.core.model_spec import ModelSpec, load_model_spec, model_card_names
 from engine.demo import DEMO_MODELS
@@ -49,7 +49,7 @@ from workbench.calibrate_exchange import exchange_beside
 from workbench.gpu_file_name import gpu_file_name
 from workbench.kernel_measurements import PartialKernels, series_of
 from workbench.merged_kernels import merged, missing, refuse_other_device
-from workbench.profile_match import is_gpu, model_digest
+from workbench.profile_match import gpu_called, model_digest
 from workbench.provenance import source_commit, workbench_version
 from workbench.result_folder import make_folder
 
@@ -184,10 +184,7 @@ def hardware_of(gpu: str) -> HardwareSpec:
     Raises:
         ProfileError: nothing is.
     """
-    for name in gpu_names():
-        if gpu == CPU or is_gpu(name, gpu):
-            return load_hardware_spec(name)
-    raise ProfileError(f"{gpu} is none of {', '.join(gpu_names())}")
+    return load_hardware_spec(gpu_called(gpu))
 
 
 def _tables_of(identity: KernelIdentity, path: Path) -> KernelFile:

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from engine.core.hardware_spec import HardwareSpec
+from engine.core.hardware_spec import HardwareSpec, gpu_names
 from engine.core.model_spec import ModelSpec
-from simulator.profile import CPU, Identity, Profile
+from simulator.profile import CPU, Identity, Profile, ProfileError
 from simulator.shipped_profiles import read_identity, shipped_profiles, words
 from workbench.provenance import source_commit, workbench_version
 from workbench.scenario import Pool
@@ -173,6 +173,18 @@ def model_digest(spec: ModelSpec) -> str:
     """A hash of everything that decides what a step of a model computes; its name does not."""
     facts = {key: value for key, value in asdict(spec).items() if key != "name"}
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def gpu_called(device: str) -> str:
+    """What scenarios call a GPU that calls itself so; of a CPU, what its profiles are taken for.
+
+    Raises:
+        ProfileError: they know none like it.
+    """
+    for name in gpu_names():
+        if device == CPU or is_gpu(name, device):
+            return name
+    raise ProfileError(f"{device} is none of {', '.join(gpu_names())}")
 
 
 def is_gpu(name: str, device: str) -> bool:

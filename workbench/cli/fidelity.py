@@ -36,7 +36,6 @@ def run(
     load_format: Annotated[
         Literal["auto", "dummy"], typer.Option(help="dummy makes random weights.")
     ] = "auto",
-    gpu: Annotated[str, typer.Option(help="The GPU's name in scenarios.")] = "h200",
     cpu: Annotated[
         bool, typer.Option("--cpu", help="The tiny model on this machine's CPU, four short loads.")
     ] = False,
@@ -95,7 +94,7 @@ def run(
     if cpu != (known.identity.gpu == CPU):
         what = "a CPU: add --cpu" if not cpu else f"{known.identity.gpu}: leave --cpu out"
         raise UsageError(f"{profile} is a profile of {what}")
-    basis, options = _set_up(known, model, load_format, gpu, cpu)
+    basis, options = _set_up(known, model, load_format, cpu)
     try:
         wanted = chosen(basis.loads, loads)
     except FidelityError as error:
@@ -117,16 +116,18 @@ def run(
 
 
 def _set_up(
-    profile: Profile, model: str | None, load_format: LoadFormat, gpu: str, cpu: bool
+    profile: Profile, model: str | None, load_format: LoadFormat, cpu: bool
 ) -> tuple[Basis, EngineOptions]:
     """What is varied, and which engine does it."""
     from workbench.engine_setup import EngineOptions
     from workbench.fidelity.loads import CPU_LOADS, GPU_LOADS
     from workbench.fidelity.suite import Basis
+    from workbench.profile_match import gpu_called
 
     if cpu:
         options = EngineOptions(load_format="dummy", device="cpu")
         return Basis("engine_on_cpu", (), CPU_LOADS), options
     options = EngineOptions(model=model, load_format=load_format, device="cuda")
+    gpu = gpu_called(profile.identity.gpu)
     settings = (f"model.name={profile.identity.model}", f"hardware.gpu={gpu}")
     return Basis("quickstart", settings, GPU_LOADS), options
