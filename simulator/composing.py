@@ -63,7 +63,7 @@ def compose_fit(
     }
     if not parts.covered:
         limits["prefill_tokens"] = -1  # which every step exceeds
-    power = _power(parts, lenders, flops_per_token)
+    power = _power(parts, lenders, flops_per_token, graph_tokens)
     launches = _launches(lenders, parts.layers)
     return Fit(
         decode=_decode_tables(parts, correction),
@@ -301,7 +301,12 @@ def _nearest(lenders: Sequence[Lender], flops_per_token: int) -> Lender | None:
     return min(lenders, key=distance, default=None)
 
 
-def _power(parts: KernelParts, lenders: Sequence[Lender], flops_per_token: int) -> PowerFit | None:
+def _power(
+    parts: KernelParts,
+    lenders: Sequence[Lender],
+    flops_per_token: int,
+    graph_tokens: Sequence[int],
+) -> PowerFit | None:
     """That of the most similar model: arithmetic is what heats a GPU.
 
     A table that ends at low loads, as its model computed little, says nothing of higher ones.
@@ -322,7 +327,7 @@ def _power(parts: KernelParts, lenders: Sequence[Lender], flops_per_token: int) 
         token_ns=token_ns,
         pair_ns=pair_ns,
         light_ns=0.0,
-        graph_tokens=(),
+        graph_tokens=tuple(graph_tokens),
         prompt_tokens=(),
         prompt_times=(),
         pair_times=0.0,

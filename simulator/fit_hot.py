@@ -6,7 +6,6 @@ requests tell is fitted to; all other steps say how well the fit does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -21,6 +20,7 @@ from simulator.power_state import (
     Load,
     PowerFit,
     after,
+    few_share,
     follows,
     heat_of,
     longer,
@@ -32,6 +32,7 @@ _SHORT_STEPS: Final = 12  # of one kind, one after the other
 _FASTEST: Final = 0.05  # share of prompts that had cool clocks, at least
 _TELLING: Final = 0.05  # slower by that much: then a step tells how much it follows the clocks
 _LEAST_SLOWER: Final = 0.01  # by so much more after prompts
+_FASTER: Final = 0.9  # times what it took after light steps
 _TIMES: Final = (0.25, 2.0)  # as many times as much as the law says, at least and at most
 _ROUNDS: Final = 6  # in turn for tokens and attention
 
@@ -67,7 +68,8 @@ def unseen_hot_errors(
     errors = hot_errors(fit, samples, hot)
     if hot is None or not len(errors):
         return errors
-    return errors[~(whole_prompts(hot) | prompts_after_prefix(hot) | few_decodes(hot))]
+    fitted = whole_prompts(hot) | prompts_after_prefix(hot) | few_decodes(hot)
+    return errors[~(fitted | waited_for_host(hot))]
 
 
 def whole_prompts(hot: HotSamples) -> Rows:
@@ -92,9 +94,14 @@ def few_decodes(hot: HotSamples) -> Rows:
     return few
 
 
-def with_kernels(
-    fit: PowerFit, samples: PowerSamples, hot: HotSamples, graph_tokens: Sequence[int]
-) -> PowerFit:
+def waited_for_host(hot: HotSamples) -> Rows:
+    """Steps that took clearly longer after light steps: no clocks do that, launches do: bool[n]."""
+    cool_ns, hot_ns = np.array(hot.cool_ns, np.float64), np.array(hot.hot_ns, np.float64)
+    waited: Rows = hot_ns < _FASTER * cool_ns
+    return waited
+
+
+def with_kernels(fit: PowerFit, samples: PowerSamples, hot: HotSamples) -> PowerFit:
     """A fit with what the steps tell of kernels.
 
     Whole prompts tell by tokens, the same for all of a graph, and with prompts after a prefix what
@@ -104,9 +111,7 @@ def with_kernels(
         fit: without.
         samples: that it was made of.
         hot: the steps.
-        graph_tokens: ascending, to which steps with prompts are padded.
     """
-    fit = msgspec.structs.replace(fit, graph_tokens=tuple(graph_tokens))
     times, telling = _times(fit, samples, hot)
     whole = whole_prompts(hot) & telling
     if not whole.any():
@@ -118,7 +123,7 @@ def with_kernels(
     times /= max(_TIMES[0], float(np.mean(times[own]))) if own.any() else 1.0
     pairs = f.prefill_pairs * fit.pair_ns
     attending = np.minimum(1.0, pairs / np.array(hot.cool_ns, np.float64))
-    ran, after_prefix = padded_tokens(f, graph_tokens), prompts_after_prefix(hot) & telling
+    ran, after_prefix = padded_tokens(f, fit.graph_tokens), prompts_after_prefix(hot) & telling
     sizes, pair_times = np.unique(ran[whole]), 0.0
     for _ in range(_ROUNDS):
         of_tokens = np.clip(times / (1.0 + pair_times * attending), *_TIMES)
@@ -126,12 +131,13 @@ def with_kernels(
         more = times[after_prefix] / np.interp(ran[after_prefix], sizes, means) - 1.0
         pair_times = _slope(attending[after_prefix], more)
     few = few_decodes(hot) & telling
+    fewness = np.array([few_share(count) for count in f.decode_requests[few].tolist()])
     return msgspec.structs.replace(
         fit,
         prompt_tokens=tuple(sizes.tolist()),
         prompt_times=tuple(means.tolist()),
         pair_times=min(_TIMES[1], pair_times),
-        few_times=float(np.clip(np.mean(times[few]), *_TIMES)) if few.any() else 1.0,
+        few_times=min(_TIMES[1], 1.0 + _slope(fewness, times[few] - 1.0)),
     )
 
 
@@ -142,6 +148,7 @@ def _times(fit: PowerFit, samples: PowerSamples, hot: HotSamples) -> tuple[Float
     # Which share gives that ratio, of what is slow after prompts to what is after light steps?
     share = (ratio - 1.0) / np.maximum(slow_hot - ratio * slow_cool, _LEAST_SLOWER)
     telling: Rows = slow_hot >= _TELLING
+    telling &= ~waited_for_host(hot)
     return share / of_law, telling
 
 

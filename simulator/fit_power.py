@@ -30,6 +30,7 @@ _FEWEST: Final = 5  # steps of a kind that tell its time
 _OF_A_LOAD: Final = 10  # that tell what a load does: fewer were met in passing, when clocks lagged
 _NOTHING: Final = 0.005  # slower by less than that is as good as not at all
 _NOT_TOLD: Final = 0.002  # nor can less than that be told from nothing, by any number of steps
+_ROUNDING: Final = 1e-6  # of a load: light steps tell the lowest themselves
 _SIGMA: Final = 1.4826  # standard deviation of what typically differs so much from its median
 
 
@@ -53,7 +54,10 @@ def fit_power(
     if samples is None or not len(samples) or token_ns == 0.0:
         return None
     fit = _fit_of(token_ns, pair_ns, samples)
-    return fit if fit is None or hot is None else with_kernels(fit, samples, hot, graph_tokens)
+    if fit is None:
+        return None
+    fit = msgspec.structs.replace(fit, graph_tokens=tuple(graph_tokens))
+    return fit if hot is None else with_kernels(fit, samples, hot)
 
 
 def _fit_of(token_ns: float, pair_ns: float, samples: PowerSamples) -> PowerFit | None:
@@ -159,8 +163,13 @@ def _fit_of_kinds(token_ns: float, computing: _Kind, reading: _Kind) -> PowerFit
         load=tuple(loads.tolist()),
         slowdown=tuple(np.where(longer < _NOT_TOLD, 0.0, whole).tolist()),
         memory_share=memory_share,
-        light_busy=min(1.0, DECODING * reading.busy),
+        light_busy=_snapped(min(1.0, DECODING * reading.busy), float(loads[0])),
     )
+
+
+def _snapped(value: float, place: float) -> float:
+    """The place, if a value is that but for rounding."""
+    return place if abs(value - place) < _ROUNDING else value
 
 
 def _curve(computing: _Kind, reading: _Kind, ratio: float) -> tuple[Float64, Float64]:

@@ -24,6 +24,7 @@ _KNOTS: Final = (0, 512, 1024, 2048, 8192)  # tokens that an item shares
 # How firmly the second table is held at 1, where steps hardly tell: as if a difference of 0.1 were
 # an error of 0.5 % of a step.
 _HELD: Final = 0.05
+_ROUNDING: Final = 1.0 + 1e-9  # so that nothing saves more than there is, however sums are rounded
 _ROUNDS: Final = 20  # in turn for both tables
 _FEWEST: Final = 6  # steps that tell what the table says
 _FOLDS: Final = 5
@@ -112,7 +113,7 @@ def _fit(steps: Steps, predictions: _Predictions) -> SharedFit:
         shares = _factors(upto * (rows @ times)[:, None], saving)
         columns = np.vstack([rows * (upto @ shares)[:, None], once])
         times = _factors(columns, np.append(saving, np.full(len(once), _HELD)))
-    shares /= max(1.0, shares.sum() * times.max())
+    shares /= max(1.0, _ROUNDING * shares.sum() * times.max())
     saved = np.minimum(ends[:, None], ends) @ shares
     return SharedFit(
         shared=_KNOTS, saved=(0.0, *saved.tolist()), requests=requests, times=tuple(times.tolist())

@@ -16,7 +16,8 @@ The law is simple on purpose. Let a step take `gpu_ns` where it was calibrated, 
     follows  memory_share + (1 - memory_share) * busy; of a step with prompts that times
              times(tokens), as kernels differ, and more by pair_times the more of it is attention;
              FEW requests that decode cannot keep the memory busy, so what they take longer than a
-             light step counts as arithmetic there, and all of that times few_times
+             light step counts as arithmetic there; of a single one all of that times few_times,
+             of more the less so, up to twice FEW
     longer   1 + slow * follows
 
 Then with what it meets, the step takes gpu_ns * longer / (longer where it was calibrated). While
@@ -83,7 +84,8 @@ class PowerFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         prompt_times: how many times as much as the law says a step of so many follows the clocks;
             linear in between, constant outside. Without any: once.
         pair_times: how many times more, if all of it is attention of prompts.
-        few_times: how many times as much FEW decoding requests or fewer do.
+        few_times: how many times as much a single token that is decoded does; less and less of
+            more, and once from twice FEW on.
     """
 
     token_ns: Cost
@@ -198,11 +200,16 @@ def follows(fit: PowerFit, gpu_ns: float, tokens: int, decodes: int, pairs: int)
         if fit.prompt_tokens:
             share *= interpolated(computed, fit.prompt_tokens, fit.prompt_times)
         return share * (1.0 + fit.pair_times * min(1.0, pairs * fit.pair_ns / gpu_ns))
-    if decodes > FEW:
+    if decodes >= 2 * FEW:
         return usual_share(fit, busy)
-    if gpu_ns > fit.light_ns > 0.0:
+    if decodes <= FEW and gpu_ns > fit.light_ns > 0.0:
         busy = max(busy, 1.0 - fit.light_ns / gpu_ns)
-    return usual_share(fit, busy) * fit.few_times
+    return usual_share(fit, busy) * (1.0 + (fit.few_times - 1.0) * few_share(decodes))
+
+
+def few_share(decodes: int) -> float:
+    """How few tokens are decoded: 1 of one, less and less of more, 0 of twice FEW."""
+    return (2 * FEW - decodes) / (2 * FEW - 1)
 
 
 def computed_tokens(fit: PowerFit, tokens: int, decodes: int) -> int:

@@ -125,7 +125,7 @@ def _problem(profile: Profile) -> str | None:
             return f"the table of decode_context {problem}"
     if problem := _shared_problem(fit.shared):
         return f"the table of shared context {problem}"
-    if fit.power is not None and (problem := power_problem(fit.power)):
+    if problem := _clocks_problem(fit.power, profile.engine.graph_tokens):
         return f"the table of slowdowns {problem}"
     if fit.wake is not None and (problem := _wake_problem(fit.wake)):
         return f"the table of idle times {problem}"
@@ -142,8 +142,13 @@ def _shared_problem(fit: SharedFit) -> str | None:
         return f"has {len(fit.requests)} numbers of requests and {len(fit.times)} values"
     if np.any(np.diff(fit.requests) <= 0):
         return "has numbers of requests that do not ascend"
+    if fit.shared[0] or fit.saved[0]:
+        return "does not begin with nothing"
     most = max(fit.times, default=1.0)
-    if any(most * saved > shared for shared, saved in zip(fit.shared, fit.saved, strict=True)):
+    steepest = most * (fit.saved[-1] - fit.saved[-2]) > fit.shared[-1] - fit.shared[-2]
+    if steepest or any(
+        most * saved > shared for shared, saved in zip(fit.shared, fit.saved, strict=True)
+    ):
         return "saves more than there is"
     return None
 
@@ -154,6 +159,14 @@ def _decode_problem(table: DecodeTable) -> str | None:
     if table.idle_row_ns * table.graph_batch > table.ns[0]:
         return f"the rows of graph batch {table.graph_batch} take more than all of it"
     return None
+
+
+def _clocks_problem(fit: PowerFit | None, graph_tokens: tuple[int, ...]) -> str | None:
+    if fit is None:
+        return None
+    if fit.graph_tokens not in ((), graph_tokens):
+        return "pads steps otherwise than its engine"
+    return power_problem(fit)
 
 
 def power_problem(fit: PowerFit) -> str | None:

@@ -83,7 +83,9 @@ def test_without_a_tool_its_command_is_told(tool: str, monkeypatch: pytest.Monke
     assert result.exit_code == 0
     commands = result.stdout.splitlines()
     assert shlex.split(commands[0])[1] == tool[2:]  # after NVTX's setting
-    assert commands[-1].startswith("workbench profile import profile/")
+    report = {"--nsys": "step.sqlite", "--ncu": "ncu.csv"}[tool]
+    back = f"workbench profile import profile/{report} --model Qwen3-0.6B --step decode:1x8"
+    assert commands[-1] == back
     assert result.stderr.startswith(f"{tool[2:]} (Nsight ")
     assert "is not installed here" in result.stderr
     result = invoke(*asked, "--json")
@@ -109,6 +111,30 @@ def test_with_a_tool_its_commands_stay_beside_the_result(
     assert result.exit_code == 0, result.stderr
     assert len(json.loads(result.stdout)["kernels"]) == 2
     assert "$ workbench profile import profile/ncu.csv" in result.stderr
+
+
+def test_counters_are_compared_with_what_ran() -> None:
+    """With as many layers, and with the class alone that was asked for; nothing is guessed."""
+    counters = str(Path(__file__).parent / "fixtures" / "ncu_qkv_h200.csv")
+    ran = ("--model", "Llama-3.1-8B", "--step", "decode:32x1024")
+    whole, two = (
+        invoke("profile", "import", counters, *ran, *more) for more in ((), ("--layers", "2"))
+    )
+    assert whole.exit_code == two.exit_code == 0
+    assert re.search(r"^qkv +2 .* 100\.66 +1\.05$", two.stdout, re.MULTILINE), "as an H200 read it"
+    assert re.search(r"^qkv +2 .* 1,610\.61 +0\.07  <-$", whole.stdout, re.MULTILINE)
+    only = invoke("profile", "import", counters, *ran, "--only", "qkv")
+    assert "DRAM/counted" in only.stdout
+    assert only.stdout != whole.stdout
+    for wrong, said in (
+        (("--layers", "2"), "--layers goes with --model"),
+        (("--model", "Nope"), "--model Nope: "),
+        ((*ran, "--layers", "99"), "the model has 32 layers"),
+        ((*ran, "--only", "nothing"), "is one of"),
+    ):
+        result = invoke("profile", "import", counters, *wrong)
+        assert result.exit_code == 2
+        assert said in result.stderr
 
 
 def test_a_roofline_can_be_predicted() -> None:

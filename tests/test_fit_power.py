@@ -98,7 +98,7 @@ def test_any_steps_after_prompts_leave_a_fit_that_can_be_kept(steps, graph_token
         heat_ns=tuple(ran for _, _, ran in steps),
     )
     samples = samples_of(np.array([True] * 9 + [False]), np.ones(10))
-    fit = with_kernels(LAW, samples, hot, graph_tokens)
+    fit = with_kernels(msgspec.structs.replace(LAW, graph_tokens=graph_tokens), samples, hot)
     assert power_problem(fit) is None
     assert np.isfinite(fit.prompt_times).all()
     assert min(fit.prompt_times, default=0.25) >= 0.25
@@ -154,8 +154,21 @@ def test_attention_and_few_requests_may_follow_the_clocks_more():
     for pair_times, few_times in ((0.0, 1.0), (0.6, 1.0), (0.0, 1.7), (0.6, 1.7)):
         law = msgspec.structs.replace(plain, pair_times=pair_times, few_times=few_times)
         hot = measured_hot(law, shapes)
-        fit = with_kernels(plain, HEATING, hot, ())
+        fit = with_kernels(plain, HEATING, hot)
         assert fit.pair_times == pytest.approx(pair_times, abs=0.2)
         assert fit.few_times == pytest.approx(few_times, rel=0.15)
         assert np.max(np.abs(hot_errors(fit, HEATING, hot))) < 1.6
         assert len(unseen_hot_errors(fit, HEATING, hot)) == 1, "of 64 requests"
+
+
+def test_a_step_that_waited_for_the_host_tells_nothing_of_clocks():
+    """It took longer after light steps, which no clocks explain: nor is the fit blamed for it."""
+    shapes = [prefill(512), prefill(64), prefill(512, requests=16), decode(64, 500, 64)]
+    hot = measured_hot(LAW, shapes)
+    cool_ns = list(hot.cool_ns)
+    cool_ns[1], cool_ns[2] = 2 * hot.hot_ns[1], 2 * hot.hot_ns[2]
+    waited = msgspec.structs.replace(hot, cool_ns=tuple(cool_ns))
+    fit = with_kernels(LAW, HEATING, waited)
+    assert fit.prompt_tokens == (512,)
+    assert np.max(np.abs(unseen_hot_errors(fit, HEATING, waited))) < 1.6
+    assert len(unseen_hot_errors(fit, HEATING, waited)) == 1

@@ -129,7 +129,7 @@ def test_attention_and_few_requests_may_follow_the_clocks_more() -> None:
     plain = msgspec.structs.replace(FIT, pair_ns=1.0)
     for tokens, decodes, pairs, times in (
         (400, 0, 0, 1.0), (300, 0, 6_000_000, 1.25), (400, 50, 3_000_000, 1.125),
-        (550, 550, 0, 1.0), (4, 4, 0, 1.5), (5, 5, 0, 1.0),
+        (550, 550, 0, 1.0), (1, 1, 0, 1.5), (4, 4, 0, 1 + 2 / 7), (8, 8, 0, 1.0),
     ):  # fmt: skip
         after_prompts = []
         for each in (plain, fit):

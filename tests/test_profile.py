@@ -136,6 +136,10 @@ def test_an_older_profile_knows_nothing_of_idle_times(tmp_path):
     assert read_profile(path).fit.wake is not None
 
 
+POWER = {
+    "token_ns": 2e4, "load": [0.2, 0.6], "slowdown": [0.0, 0.1], "memory_share": 0.2,
+    "light_busy": 0.1,
+}  # fmt: skip
 FAULTS = {
     "unknown field": (
         lambda p: p.update(colour="red"),
@@ -208,6 +212,18 @@ FAULTS = {
     "shared context": (
         lambda p: p["fit"]["shared"].update(shared=[0, 9], saved=[0, 8], requests=[1], times=[2]),
         ": the table of shared context saves more than there is",
+    ),
+    "shared from where": (
+        lambda p: p["fit"]["shared"].update(shared=[5, 10], saved=[0, 5]),
+        ": the table of shared context does not begin with nothing",
+    ),
+    "shared beyond": (
+        lambda p: p["fit"]["shared"].update(shared=[0, 9, 10], saved=[0, 0, 10]),
+        ": the table of shared context saves more than there is",
+    ),
+    "padding": (
+        lambda p: p["fit"].update(power={**POWER, "graph_tokens": [7]}),
+        ": the table of slowdowns pads steps otherwise than its engine",
     ),
     "shared lengths": (
         lambda p: p["fit"]["shared"].update(requests=[1, 8], times=[1.0]),

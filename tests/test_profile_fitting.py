@@ -31,6 +31,7 @@ from simulator.fit_base import nonnegative_costs
 from simulator.fit_decode import ascending
 from simulator.fitting import fit_profile
 from simulator.profile import LaunchFit, ProfileError, SharedFit
+from simulator.profile_file import encode_profile
 from simulator.samples import HostSamples, Samples
 
 SAMPLES = samples_of(gpu_shapes())
@@ -237,6 +238,15 @@ def test_what_shared_context_costs_is_found():
     of_sharing = next(r for r in PROFILE.fit.residuals if r.region == "shared context")
     assert of_sharing.count == 14
     assert of_sharing.median_percent < 1.5
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_all_shared_context_may_be_saved(seed):
+    """And however sums are rounded, no more than that: or the profile could not be kept."""
+    truth = Truth(shared_share=0.0)
+    fitted = profile_of(samples_of(gpu_shapes(), truth=truth, seed=seed))
+    encode_profile(fitted)  # reads it back
+    assert fitted.fit.shared.saved[1] > 400
 
 
 def test_a_cpu_has_one_fit_for_all():

@@ -259,5 +259,7 @@ def test_the_last_layer_computes_only_tokens_whose_logits_are_wanted(name: str) 
     assert counted_work(model, nobody_looks)["output"].num_bytes == pytest.approx(
         whole["output"].num_bytes * (1 - 1 / layers)
     )
+    attended = counted_work(model, nobody_looks)["attention_prefill"]
+    assert attended.flops == pytest.approx(whole["attention_prefill"].flops * (1 - 1 / layers))
     decode = shape_of(parse_step("decode:32x1024"))
     assert counted_work(model, decode) == counted_work(model, decode, whole_last_layer=True)

@@ -71,7 +71,7 @@ def measure_steps(
     """Measure all steps in several passes, as far as time allows.
 
     The first pass goes by the order of `designs`, later ones by chance. Where clocks rest, the last
-    is of steps with prompts alone.
+    is of steps with prompts only.
 
     Args:
         executor: to be measured.
@@ -182,7 +182,7 @@ def repeat_rested(
         turns = [*rest, *[plan] * _RESTED_LIGHT[number]]
     else:
         turns = [*rest, plan] * _RESTED[number]
-    return [ns for ran, ns in run_in_turn(executor, turns) if ran is plan]
+    return [ns for step, ns in run_in_turn(executor, turns) if step is plan]
 
 
 def run_in_turn(executor: Executor, plans: Iterable[StepPlan]) -> Iterator[tuple[StepPlan, int]]:

@@ -235,16 +235,24 @@ def import_report(
         str | None, typer.Option(help="What ran, to count bytes and FLOPs; default: as it says.")
     ] = None,
     step: StepOption = None,
-    layers: LayersOption = None,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="With --model: how many of its layers ran.")
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="CLASS", help="Of a CSV of ncu: the class whose kernels it has."),
+    ] = None,
     kernels: KernelsOption = 12,
     as_json: AsJson = False,
 ) -> None:
     """Read a report back into the same tables: of torch's profiler, nsys or ncu."""
-    from workbench.cli.profile_options import check_layers
+    from workbench.cli.profile_options import check_class, check_what_ran
     from workbench.cli.profile_tools import read_report, what_ran
 
-    check_layers(model, layers)
-    read_report(report, what_ran(model, layers), step, kernels, as_json=as_json)
+    check_what_ran(model, layers)
+    check_class(only, with_ncu=report.suffix == ".csv")
+    ran = what_ran(model, layers)
+    read_report(report, ran, step, kernels, as_json=as_json, only=only)
 
 
 @app.command("step", hidden=True)

@@ -122,10 +122,30 @@ def check_layers(model: str | None, layers: int | None) -> None:
         raise UsageError(str(error)) from None
 
 
+def check_what_ran(model: str | None, layers: int | None) -> None:
+    """Refuse a model of which nothing is known, and layers of none.
+
+    Raises:
+        UsageError: what is wrong.
+    """
+    from engine.core.model_spec import load_model_spec
+    from workbench.cli.failures import UsageError
+    from workbench.profile.traced_model import TINY
+
+    if model is None and layers is not None:
+        raise UsageError("--layers goes with --model: how many of its layers ran")
+    if model is not None and model != TINY:
+        try:
+            load_model_spec(model)
+        except (ValueError, OSError) as error:
+            raise UsageError(f"--model {model}: {error}") from None
+    check_layers(model, layers)
+
+
 def check_class(only: str | None, *, with_ncu: bool) -> None:
     """Refuse a class that no kernel has, or that nobody asks for."""
     from engine.profiling.op_classes import GROUP_OF
     from workbench.cli.failures import UsageError
 
     if only is not None and (only not in GROUP_OF or not with_ncu):
-        raise UsageError(f"--only goes with --ncu, and is one of {', '.join(GROUP_OF)}")
+        raise UsageError(f"--only goes with --ncu or its CSV, and is one of {', '.join(GROUP_OF)}")

@@ -38,6 +38,17 @@ def arguments_of(request: StepRequest) -> list[str]:
     return found
 
 
+def _import_arguments(request: StepRequest, only: str | None = None) -> list[str]:
+    """The arguments with which `workbench profile import` knows what ran."""
+    if request.model is None:
+        return []
+    found = ["--model", request.model, "--step", request.text]
+    for name, value in (("--layers", request.layers), ("--only", only)):
+        if value is not None:
+            found += [name, str(value)]
+    return found
+
+
 def run_nsys(request: StepRequest, output: Path, *, as_json: bool) -> None:
     """Record and read a step with Nsight Systems; without it, the commands to type."""
     from workbench.profile.nsight import find_tool, nsys_commands, run_tool
@@ -45,7 +56,8 @@ def run_nsys(request: StepRequest, output: Path, *, as_json: bool) -> None:
 
     here = find_tool("nsys") is not None
     python = None if here else "python"
-    commands = nsys_commands(arguments_of(request), str(output / "step"), python=python)
+    back = _import_arguments(request)
+    commands = nsys_commands(arguments_of(request), str(output / "step"), back, python=python)
     if not here:
         _give(commands, "nsys", as_json=as_json)
         return
@@ -95,7 +107,8 @@ def _ncu_commands(
         if ncu is None or metrics is None
         else ncu_command(arguments_of(request), log, metrics=metrics, only=only, ncu=ncu)
     )
-    return [command, Command(("workbench", "profile", "import", str(log)))], ncu is not None
+    back = ("workbench", "profile", "import", str(log), *_import_arguments(request, only))
+    return [command, Command(back)], ncu is not None
 
 
 def _run_ncu(commands: Sequence[Command], output: Path) -> Path:

@@ -78,7 +78,9 @@ def counted_work(
     last = logits if step.prefill_tokens and not whole_last_layer else rows
     weights = weight_dtype or model.weight_dtype
     found = _products(model, step, _Rows(rows, last, logits), tp, weights)
-    found |= _attention(model, step, tp, kv_dtype)
+    attends = Fraction(model.num_layers - (last == 0), model.num_layers)  # else nobody looks at it
+    for kind, work in _attention(model, step, tp, kv_dtype).items():
+        found[kind] = Work(float(attends * work.num_bytes), float(attends * Fraction(work.flops)))
     norms = found.pop(ELEMENTWISE).num_bytes
     moved = rows * elementwise_bytes_per_row(model, kv_dtype, tp)
     moved -= (rows - last) * elementwise_bytes_of_last_rows(model, tp)

@@ -62,13 +62,18 @@ def step_command(arguments: Sequence[str], python: str | None = None) -> tuple[s
 
 
 def nsys_commands(
-    arguments: Sequence[str], name: str, *, python: str | None = None
+    arguments: Sequence[str],
+    name: str,
+    ran: Sequence[str] = (),
+    *,
+    python: str | None = None,
 ) -> list[Command]:
     """Record a step with Nsight Systems, export it, and read it back.
 
     Args:
         arguments: of `workbench profile step`.
         name: of the report, without its ending.
+        ran: further arguments of `workbench profile import`, of what ran.
         python: that runs it; None: this one.
     """
     environment = tuple(NVTX.items())
@@ -84,7 +89,7 @@ def nsys_commands(
     return [
         Command(record, environment),
         Command(export),
-        Command(("workbench", "profile", "import", f"{name}.sqlite")),
+        Command(("workbench", "profile", "import", f"{name}.sqlite", *ran)),
     ]
 
 
