@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cost_model import Int64, StepFeatures, whole_ns
-from simulator.power_state import interpolated
+from simulator.interpolation import interpolated
 from simulator.profile import DecodeTable, SharedFit
 
 
@@ -185,12 +185,7 @@ class SharedContext:
         return attended
 
     def _times_of(self, requests: Int64) -> NDArray[np.float64]:
-        """`interpolated` of many numbers of requests, by the same operations."""
-        at, values = np.array(self._requests), np.array(self._times)
-        right = np.minimum(np.searchsorted(at, requests, side="right"), len(at) - 1)
-        left = np.maximum(right - 1, 0)
-        share = (requests - at[left]) / np.maximum(at[right] - at[left], 1)
-        inside = values[left] + (values[right] - values[left]) * share
-        beyond = np.where(requests >= at[-1], values[-1], inside)
-        times: NDArray[np.float64] = np.where(requests <= at[0], values[0], beyond)
-        return times
+        """How many times as much is saved by so many: float64[n]."""
+        found, places = np.unique(requests, return_inverse=True)
+        times = [interpolated(count, self._requests, self._times) for count in found.tolist()]
+        return np.array(times, np.float64)[places]

@@ -54,7 +54,7 @@ def elementwise_bytes_per_row(
     """
     tp, hidden = tensor_parallel_size, model.hidden_size
     heads = model.num_heads // tp
-    add_and_norm = 4 * hidden  # read residual and increment, write both residual and its norm
+    add_and_norm = _add_and_norm(model)
     if model.mla is None:
         kv_heads = max(1, model.num_kv_heads // tp)
         rotary = (2 * heads + 2 * kv_heads) * model.head_dim
@@ -71,14 +71,25 @@ def elementwise_bytes_per_row(
 
 def elementwise_bytes_of_last_rows(model: ModelSpec, tensor_parallel_size: int) -> int:
     """Of these, the bytes after the last layer's attention: two norms and the activation."""
-    tp, moe = tensor_parallel_size, model.moe
-    is_mixture = moe is not None and model.num_layers - 1 in moe.layers
-    activations = 8 * model.hidden_size
-    if moe is not None and is_mixture:
-        activations += _mixture_activations(model, moe, tp)
-    else:
-        activations += _dense_activations(model, tp)
+    last = last_mixture(model)
+    activations = 2 * _add_and_norm(model)
+    activations += (
+        _dense_activations(model, tensor_parallel_size)
+        if last is None
+        else _mixture_activations(model, last, tensor_parallel_size)
+    )
     return activations * dtype_bytes(model.dtype)
+
+
+def last_mixture(model: ModelSpec) -> MoeSpec | None:
+    """The mixture of the last layer; None: that is a dense one."""
+    moe = model.moe
+    return moe if moe is not None and model.num_layers - 1 in moe.layers else None
+
+
+def _add_and_norm(model: ModelSpec) -> int:
+    """Read residual and increment, write both residual and its norm."""
+    return 4 * model.hidden_size
 
 
 def _dense_activations(model: ModelSpec, tp: int) -> int:

@@ -34,12 +34,14 @@ results are the same integers.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Annotated, Final, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+from simulator.interpolation import interpolated
 
 # Steps right after prompts are missed least with 18 ms on an H200; what an older engine served on
 # another is explained best by 24, by little.
@@ -256,17 +258,6 @@ def calibrated_longer(fit: PowerFit, gpu_ns: float, share: float, heat: float) -
         else:
             times += longer(fit, gpu_ns, share, heat, load)
     return times * 0.5
-
-
-def interpolated(place: float, at: Sequence[float], values: Sequence[float]) -> float:
-    """A table's value, linear between ascending places and constant outside."""
-    if place <= at[0]:
-        return values[0]
-    for index in range(1, len(at)):
-        if place < at[index]:
-            share = (place - at[index - 1]) / (at[index] - at[index - 1])
-            return values[index - 1] + (values[index] - values[index - 1]) * share
-    return values[-1]
 
 
 def lengthened(

@@ -16,6 +16,8 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from measured_loads import Place
+
     from workbench.tui.opened_run import OpenedRun
 
 # How long an example takes says more about the machine than about the code.
@@ -51,6 +53,14 @@ def run(own_folder: Path) -> "OpenedRun":
     del own_folder
     reader = recorded("workload.num_requests=150", "load.warmup_requests=0", detail="pages")
     return OpenedRun.recorded(reader.path)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> "Place":
+    """Where loads are measured on a made-up H200, and judged."""
+    from measured_loads import Place
+
+    return Place(tmp_path)
 
 
 @pytest.fixture(scope="module")

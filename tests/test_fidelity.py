@@ -234,4 +234,5 @@ def test_each_shipped_profile_has_a_suite_of_its_own_gpu(path: Path, tmp_path: P
     suite = open_suite(tmp_path / "fidelity", few, profile, path)
     scenario = suite.loaded(few.loads[0], str(path)).scenario
     assert is_gpu(scenario.hardware.gpu, profile.identity.gpu)
-    assert all(rate > 1 for rate in suite.capacities.values())
+    (rate,) = suite.capacities.values()
+    assert rate > 1

@@ -30,11 +30,6 @@ from workbench.profile_match import OtherProfileError
 from workbench.trace_errors import TraceError
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
-
-
 def test_measured_once_and_judged_ever_after(place: Place) -> None:
     """One engine for all loads; a second call, and a judgement, need none and say the same."""
     first = place.run(OFFLINE, HALF, repeats=2)

@@ -20,11 +20,6 @@ from workbench.fidelity.picture import draw
 from workbench.fidelity.table import table_lines
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
-
-
 def test_what_a_judgement_says(place: Place) -> None:
     """The engine is as calibrated: its steps are predicted, by the analytic model less so."""
     judgement = place.run(OFFLINE, HALF, repeats=1)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import simulator
+from simulator.interpolation import interpolated
 from simulator.power_state import (
     DECODING,
     REST_NS,
@@ -20,7 +21,6 @@ from simulator.power_state import (
     PowerFit,
     PowerState,
     after,
-    interpolated,
     lengthened,
 )
 from simulator.profile_file import read_profile

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from engine.core.hardware_spec import HardwareSpec, load_hardware_spec
+from engine.core.hardware_spec import load_hardware_spec
 from engine.core.hf_config import ModelConfigError
 from engine.core.model_spec import ModelSpec, load_model_spec, model_card_names
 from engine.demo import DEMO_MODELS
@@ -178,15 +178,6 @@ def file_name(gpu: str) -> str:
     return gpu_file_name(PREFIX, gpu)
 
 
-def hardware_of(gpu: str) -> HardwareSpec:
-    """What is known of a GPU that calls itself so; of a CPU, what scenarios take its profiles for.
-
-    Raises:
-        ProfileError: nothing is.
-    """
-    return load_hardware_spec(gpu_called(gpu))
-
-
 def _tables_of(identity: KernelIdentity, path: Path) -> KernelFile:
     """Tables to which something is to be added.
 
@@ -252,7 +243,9 @@ def _write(kernels: KernelFile, path: Path) -> KernelFile:
         kernels = msgspec.structs.replace(kernels, exchange=exchange)
     names = [*model_card_names(), *kernels.conditions.get("models", ())]
     measured = _measured_models(kernels.identity, path.parent, _shapes(names))
-    kernels = fit_composition(kernels, measured, hardware_of(kernels.identity.gpu))
+    kernels = fit_composition(
+        kernels, measured, load_hardware_spec(gpu_called(kernels.identity.gpu))
+    )
     write_atomic(path, encode_kernel_file(kernels))
     return kernels
 

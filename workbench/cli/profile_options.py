@@ -90,7 +90,7 @@ def step_request(
         raise UsageError(f"--step: {error}") from None
     if model is not None and layers is None and needs_weights:  # else it is a card
         check_model_name(model, load_format)
-    check_layers(model, layers)
+    _check_layers(model, layers)
     return StepRequest(
         text=step,
         design=design,
@@ -104,7 +104,7 @@ def step_request(
     )
 
 
-def check_layers(model: str | None, layers: int | None) -> None:
+def _check_layers(model: str | None, layers: int | None) -> None:
     """Refuse more layers than a model has; a model that is not to be found is told later."""
     from engine.core.model_spec import load_model_spec
     from workbench.cli.failures import UsageError
@@ -139,7 +139,7 @@ def check_what_ran(model: str | None, layers: int | None) -> None:
             load_model_spec(model)
         except (ValueError, OSError) as error:
             raise UsageError(f"--model {model}: {error}") from None
-    check_layers(model, layers)
+    _check_layers(model, layers)
 
 
 def check_class(only: str | None, *, with_ncu: bool) -> None:

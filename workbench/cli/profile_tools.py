@@ -24,13 +24,10 @@ _NAMES = {"nsys": "Nsight Systems", "ncu": "Nsight Compute"}
 
 def arguments_of(request: StepRequest) -> list[str]:
     """The arguments with which `workbench profile step` runs the same."""
-    found = ["--step", request.text]
-    for name, value in (
-        ("--model", request.model), ("--device", request.device), ("--dtype", request.dtype),
-        ("--steps", request.steps), ("--layers", request.layers),
-    ):  # fmt: skip
-        if value is not None:
-            found += [name, str(value)]
+    found = _options(
+        ("--step", request.text), ("--model", request.model), ("--device", request.device),
+        ("--dtype", request.dtype), ("--steps", request.steps), ("--layers", request.layers),
+    )  # fmt: skip
     if request.load_format != "auto":
         found += ["--load-format", request.load_format]
     if request.eager:
@@ -42,11 +39,15 @@ def _import_arguments(request: StepRequest, only: str | None = None) -> list[str
     """The arguments with which `workbench profile import` knows what ran."""
     if request.model is None:
         return []
-    found = ["--model", request.model, "--step", request.text]
-    for name, value in (("--layers", request.layers), ("--only", only)):
-        if value is not None:
-            found += [name, str(value)]
-    return found
+    return _options(
+        ("--model", request.model), ("--step", request.text), ("--layers", request.layers),
+        ("--only", only),
+    )  # fmt: skip
+
+
+def _options(*options: tuple[str, object]) -> list[str]:
+    """Those that have a value, as they are typed."""
+    return [word for name, value in options if value is not None for word in (name, str(value))]
 
 
 def run_nsys(request: StepRequest, output: Path, *, as_json: bool) -> None:

@@ -9,9 +9,9 @@ logits are wanted, as nobody looks at the others, and that model lets it compute
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Final, NamedTuple
 
 from engine.core.model_spec import ModelSpec
@@ -19,6 +19,7 @@ from simulator.cost_model import StepShape
 from simulator.layer_kernels import (
     elementwise_bytes_of_last_rows,
     elementwise_bytes_per_row,
+    last_mixture,
     sampling_bytes_per_row,
 )
 from simulator.roofline_coefficients import expected_experts
@@ -46,6 +47,10 @@ class Work:
 
     num_bytes: float
     flops: float
+
+    def times(self, factor: float) -> Work:
+        """So many times as much."""
+        return Work(factor * self.num_bytes, factor * self.flops)
 
     @property
     def intensity(self) -> float:
@@ -78,9 +83,10 @@ def counted_work(
     last = logits if step.prefill_tokens and not whole_last_layer else rows
     weights = weight_dtype or model.weight_dtype
     found = _products(model, step, _Rows(rows, last, logits), tp, weights)
-    attends = Fraction(model.num_layers - (last == 0), model.num_layers)  # else nobody looks at it
-    for kind, work in _attention(model, step, tp, kv_dtype).items():
-        found[kind] = Work(float(attends * work.num_bytes), float(attends * Fraction(work.flops)))
+    found |= _attention(model, step, tp, kv_dtype)
+    if not last:  # the last layer attends to nothing that nobody looks at
+        for kind in found.keys() & {"attention_prefill", "attention_decode"}:
+            found[kind] = found[kind].times(1 - 1 / model.num_layers)
     norms = found.pop(ELEMENTWISE).num_bytes
     moved = rows * elementwise_bytes_per_row(model, kv_dtype, tp)
     moved -= (rows - last) * elementwise_bytes_of_last_rows(model, tp)
@@ -101,36 +107,35 @@ class _Rows(NamedTuple):
 def _products(
     model: ModelSpec, step: StepShape, rows: _Rows, tp: int, weight_dtype: str
 ) -> dict[str, Work]:
-    found: dict[str, Work] = {}
+    found: defaultdict[str, Work] = defaultdict(lambda: Work(0, 0))
     for matrix in model.weights:
         kind = _CLASS_OF.get(matrix.name) or _class_of_group(matrix.group, matrix.name)
         if kind is None:
             continue
-        stored: float = matrix.local_bytes(model.dtype, weight_dtype, tp)
+        stored = matrix.local_bytes(model.dtype, weight_dtype, tp)
         flops = matrix.local_flops_per_token(tp)
-        before = found.get(kind, Work(0, 0))
-        at_end = _share_at_end(model, matrix.group, kind)
-        moved, done = Fraction(before.num_bytes), Fraction(before.flops)
+        at_end = _share_at_end(model, matrix.group, kind) if rows.last != rows.all else 0.0
         others = rows.logits if kind == "lm_head" else rows.all
+        moved, done = found[kind].num_bytes, found[kind].flops
         for share, count in ((1 - at_end, others), (at_end, rows.last)):
             if share and count:
-                visited = _share_of_experts(model, step, count) if kind == "experts" else 1.0
-                moved += share * Fraction(visited * stored)
-                done += share * count * Fraction(flops)
-        found[kind] = Work(float(moved), float(done))
+                visited = _share_of_experts(model, step, count) if kind == "experts" else 1
+                moved += share * visited * stored
+                done += share * count * flops
+        found[kind] = Work(moved, done)
     return found
 
 
-def _share_at_end(model: ModelSpec, group: str, kind: str) -> Fraction:
+def _share_at_end(model: ModelSpec, group: str, kind: str) -> float:
     """The share of a kind of weights that multiply after the last layer's attention."""
-    last, mixtures = model.num_layers - 1, model.moe.layers if model.moe else ()
+    mixture = last_mixture(model)
     if kind == "output":
-        return Fraction(1, model.num_layers)
-    if group == "mlp" and last not in mixtures:
-        return Fraction(1, model.num_dense_layers)
-    if group in ("router", "experts", "shared_experts") and last in mixtures:
-        return Fraction(1, len(mixtures))
-    return Fraction(0)
+        return 1 / model.num_layers
+    if group == "mlp" and mixture is None:
+        return 1 / model.num_dense_layers
+    if group in ("router", "experts", "shared_experts") and mixture is not None:
+        return 1 / len(mixture.layers)
+    return 0.0
 
 
 def _class_of_group(group: str, name: str) -> str | None:
