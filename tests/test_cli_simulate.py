@@ -328,12 +328,17 @@ def test_progress_fits_a_narrow_terminal() -> None:
     """Of a line that wraps only the last row could be cleared, so it never wraps."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 20, 0, 0))
-    with os.fdopen(theirs, "w") as stream, ProgressLine(stream) as line:
-        line.say("a line that is far too long for this terminal")
-        line.say("a line that is fine")
-    shown = os.read(ours, 1000).decode().replace("\x1b[K", "").split("\r")
-    os.close(ours)
-    assert shown == ["", "a line that is far…", "a line that is fine", ""]
+    with os.fdopen(ours, "rb", buffering=0) as screen, os.fdopen(theirs, "w") as stream:
+        with ProgressLine(stream) as line:
+            line.say("a line that is far too long for this terminal")
+            line.say("a line that is fine")
+        stream.write("\0")  # what is written arrives in pieces: this is the last
+        stream.flush()
+        shown = b""
+        while not shown.endswith(b"\0"):
+            shown += screen.read(1000)
+    lines = shown[:-1].decode().replace("\x1b[K", "").split("\r")
+    assert lines == ["", "a line that is far…", "a line that is fine", ""]
 
 
 def test_fork_says_of_which_run_and_step() -> None:
