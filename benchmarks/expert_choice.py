@@ -25,7 +25,7 @@ from engine.demo import demo_model_folder, held_out_text
 from engine.kernels import moe_routing
 from engine.runtime.llm import LLM
 from engine.sampling_params import SamplingParams
-from simulator.kernel_experts import expected_choice
+from simulator.composition.kernel_experts import expected_choice
 
 BATCHES = (4, 8, 16, 32, 64)
 PROMPT, WRITTEN = 200, 40  # characters, tokens

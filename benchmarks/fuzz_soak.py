@@ -30,7 +30,7 @@ from simulator.replica import Replica
 from simulator.router import RouterConfig
 from simulator.world import Outcome, ReplicaConfig, World
 from workbench.fuzz.hashed_costs import HashedCosts
-from workbench.provenance import source_commit
+from workbench.record.provenance import source_commit
 
 RESULT = Path(__file__).parent / "results" / "fuzz_soak.json"
 STRETCH = 100_000

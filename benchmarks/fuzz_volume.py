@@ -23,7 +23,7 @@ os.environ["WORKBENCH_NATIVE"] = "0"
 from workbench.fuzz.campaign import BLOCK_RUNS, run_block
 from workbench.fuzz.canary import runs_until_found
 from workbench.fuzz.machines import FAULTS, MACHINES
-from workbench.provenance import source_commit
+from workbench.record.provenance import source_commit
 
 LEDGER = Path(__file__).parent / "results" / "fuzz_ledger.json"
 WRITE_EVERY_S = 20.0

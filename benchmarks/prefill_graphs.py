@@ -29,7 +29,7 @@ from engine.runtime import prefill_graphs
 from engine.runtime.build import build_runner
 from engine.runtime.model_runner import ModelRunner
 from engine.runtime.runner_config import RunnerConfig
-from workbench.provenance import source_commit
+from workbench.record.provenance import source_commit
 
 _DECODES = 64
 _LAUNCHES = 5

@@ -43,8 +43,8 @@ def run_here(name: str) -> Result:
 
     from engine.core.events import Detail, EventLog
     from simulator.world import World
-    from workbench.metrics import SummaryTables, summarize
-    from workbench.run_header import LoadFacts, ReplicaFacts, RunHeader
+    from workbench.metrics.run_metrics import SummaryTables, summarize
+    from workbench.record.header import LoadFacts, ReplicaFacts, RunHeader
 
     build = CASES[name].build
     if build is None:
@@ -145,7 +145,7 @@ def provenance() -> Result:
     import numpy as np
 
     from engine.compiled import active_build
-    from workbench.provenance import source_commit
+    from workbench.record.provenance import source_commit
 
     return {
         "commit": source_commit(),

@@ -20,10 +20,10 @@ from engine.core.workload import Workload
 from simulator.roofline import RooflineCostModel
 from simulator.router import RouterConfig, RouterPolicy
 from simulator.world import ReplicaConfig
-from workbench.arrivals import poisson_arrivals
-from workbench.lengths import Distribution, Fixed, Lognormal
-from workbench.prompts import Requests, shared_prefix_requests, synthetic_requests
-from workbench.random_streams import Stream, generator
+from workbench.workload.arrivals import poisson_arrivals
+from workbench.workload.lengths import Distribution, Fixed, Lognormal
+from workbench.workload.prompts import Requests, shared_prefix_requests, synthetic_requests
+from workbench.workload.random_streams import Stream, generator
 
 SEED: Final = 1
 MODEL: Final = "Llama-3.1-8B"

@@ -35,8 +35,8 @@ from engine.profiling.step_shapes import Chunk, EngineLimits, StepDesign, as_ser
 from engine.runtime.build import build_runner
 from engine.runtime.model_runner import ModelRunner
 from engine.runtime.runner_config import RunnerConfig
-from workbench.engine_driver import HostClock
-from workbench.provenance import source_commit
+from workbench.record.provenance import source_commit
+from workbench.running.engine_driver import HostClock
 
 LENGTHS = {
     "1x1024": (1024,), "2x600": (600, 590), "8x600": as_served(8, 600, 4096),

@@ -33,9 +33,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from textual.driver import Driver
 
-from workbench.provenance import source_commit
-from workbench.scenario_source import load_scenario
-from workbench.simulate import prepare
+from workbench.record.provenance import source_commit
+from workbench.running.simulate import prepare
+from workbench.scenario.source import load_scenario
 from workbench.tui.app import WorkbenchApp
 from workbench.tui.chart_screen import ChartScreen
 from workbench.tui.compare.screen import CompareScreen

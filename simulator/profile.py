@@ -193,7 +193,7 @@ class Residual(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How far predictions were from samples that the fit had not seen, in percent of the sample.
 
     Attributes:
-        region: which steps, as `simulator.fitting` names them.
+        region: which steps, as `simulator.fitting.profile_fit` names them.
         count: how many samples.
         median_percent, p90_percent, p99_percent: of the absolute errors.
         bias_percent: median of the signed errors; above 0 where predictions are too long.

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
-from simulator.kernel_file import PREFIX, KernelIdentity
+from simulator.composition.kernel_file import PREFIX, KernelIdentity
 from simulator.measured_file import read_measured_bytes
 from simulator.profile import Identity, ProfileError
 

@@ -12,16 +12,16 @@ from fake_executor import MS, FakeClock, FakeRunner, Faults, continuation
 from engine.core.events import Segment, concatenate
 from engine.core.journal import Journal, read_calls, replay
 from engine.core.scheduler import Scheduler
-from workbench.capacity import Capacity
-from workbench.deployment import scheduler_config
-from workbench.engine_prompts import RealPrompts
-from workbench.engine_run import EngineRun, prepare
-from workbench.engine_setup import EngineOptions
-from workbench.execution import DetailName, Ended
-from workbench.run_header import RunHeader
-from workbench.run_record import JOURNAL, RunReader
-from workbench.scenario_source import load_resolved, load_scenario
-from workbench.workload import build_workload
+from workbench.record.header import RunHeader
+from workbench.record.run_record import JOURNAL, RunReader
+from workbench.running.capacity import Capacity
+from workbench.running.deployment import scheduler_config
+from workbench.running.engine_prompts import RealPrompts
+from workbench.running.engine_run import EngineRun, prepare
+from workbench.running.engine_setup import EngineOptions
+from workbench.running.execution import DetailName, Ended
+from workbench.scenario.source import load_resolved, load_scenario
+from workbench.workload.workload import build_workload
 
 DUMMY = EngineOptions(load_format="dummy")
 SMALL = (

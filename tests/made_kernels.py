@@ -10,16 +10,22 @@ from engine.core.hardware_spec import load_hardware_spec
 from engine.core.model_spec import ModelSpec, load_model_spec
 from engine.profiling.kernel_cases import KernelCase, KernelLimits, design_kernels
 from engine.profiling.kernel_tables import KernelTimes
-from simulator.composed import ComposedCostModel
+from simulator.composition.composed import ComposedCostModel
+from simulator.composition.kernel_file import (
+    SCHEMA,
+    Composition,
+    Correction,
+    KernelFile,
+    KernelIdentity,
+)
 from simulator.cost_model import StepFeatures, StepShape
-from simulator.fit_composition import Measured, fit_composition
-from simulator.fitting import fit_profile
-from simulator.kernel_file import SCHEMA, Composition, Correction, KernelFile, KernelIdentity
+from simulator.fitting.composition import Measured, fit_composition
+from simulator.fitting.profile_fit import fit_profile
 from simulator.profile import SCHEMA as PROFILE_SCHEMA
 from simulator.profile import Identity, Profile
 from simulator.samples import Samples
-from workbench.kernel_measurements import series_of
-from workbench.profile_match import model_digest
+from workbench.calibration.kernel_measurements import series_of
+from workbench.running.profile_match import model_digest
 
 H200 = load_hardware_spec("h200")
 CARDS = ("Llama-3.1-8B", "Qwen3-0.6B", "Qwen3-30B-A3B")

@@ -14,8 +14,8 @@ from engine.profiling.measuring import features_of
 from engine.runtime.executor import StepOutput
 from engine.runtime.runner_config import RunnerConfig
 from simulator.cost_model import UNKNOWN, StepShape
-from workbench import served_times
-from workbench.calibrate import Calibration, calibrate
+from workbench.calibration import served_times
+from workbench.calibration.calibrate import Calibration, calibrate
 
 GRAPHS = (1, 2, 4, 8, 16)
 CONFIG = RunnerConfig(

@@ -14,11 +14,11 @@ from engine.core.plan import StepPlan
 from engine.profiling.measuring import features_of
 from simulator.cost_model import UNKNOWN, StepShape
 from simulator.profile_file import encode_profile
-from workbench.engine_setup import EngineOptions
 from workbench.fidelity.judge import Judgement
 from workbench.fidelity.loads import Load
 from workbench.fidelity.run import run_suite
 from workbench.fidelity.suite import Basis, open_suite
+from workbench.running.engine_setup import EngineOptions
 
 TRACES = Path(__file__).parent / "fixtures" / "traces"
 SHORT = """workload={kind: synthetic, num_requests: 40,

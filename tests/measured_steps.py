@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from simulator.cost_model import StepFeatures, StepShape
-from simulator.fitting import fit_profile
+from simulator.fitting.profile_fit import fit_profile
 from simulator.mixed_costs import launch_kinds, padded_tokens
 from simulator.profile import SCHEMA, EngineFacts, Identity, LaunchFit, Profile
 from simulator.samples import HostSamples, Samples

@@ -8,11 +8,11 @@ import numpy as np
 
 from engine.core.events import TABLES, Columns
 from workbench.cli.simulation import Outputs, carry_out
-from workbench.execution import DetailName
-from workbench.fork import ForkPoint, prepare_fork
-from workbench.run_record import RunReader
-from workbench.scenario_source import load_scenario
-from workbench.simulate import Simulation, prepare
+from workbench.record.run_record import RunReader
+from workbench.running.execution import DetailName
+from workbench.running.fork import ForkPoint, prepare_fork
+from workbench.running.simulate import Simulation, prepare
+from workbench.scenario.source import load_scenario
 
 SYNTHETIC = """{
   kind: synthetic, num_requests: 60, prompt_len: {kind: uniform, min: 1, max: 400},

@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.core.enums import AdmissionBlock, FinishReason, ItemKind, RequestEvent
 from engine.core.events import TABLES, Columns, Detail, recorded_tables
-from workbench.run_header import LoadFacts, ReplicaFacts, RunHeader
+from workbench.record.header import LoadFacts, ReplicaFacts, RunHeader
 
 MS = 1_000_000
 Row = dict[str, int]

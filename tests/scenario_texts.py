@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from workbench.scenario_errors import ScenarioError, ScenarioErrors
-from workbench.scenario_source import load_scenario
+from workbench.scenario.errors import ScenarioError, ScenarioErrors
+from workbench.scenario.source import load_scenario
 
 BASE = """\
 schema: workbench/scenario/v1

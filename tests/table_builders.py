@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from engine.core.enums import AdmissionBlock, FinishReason, ItemKind, RequestEvent
 from engine.core.events import TABLES, Detail, EventLog, Segment
-from workbench.run_header import LoadFacts, MeasureFacts, ReplicaFacts, RunHeader, SloFacts
+from workbench.record.header import LoadFacts, MeasureFacts, ReplicaFacts, RunHeader, SloFacts
 
 MS = 1_000_000
 S = 1_000_000_000

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.atomic_file import read_whole_lines
+from workbench.record.atomic_file import read_whole_lines
 
 
 @pytest.mark.parametrize(

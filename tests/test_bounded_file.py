@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from engine.core.bounded_file import MOST_JSON_BYTES, FileTooLargeError, read_bounded
 from engine.core.model_spec import load_model_spec
 from workbench.cli import app
-from workbench.run_record import RunReader
+from workbench.record.run_record import RunReader
 
 SIZE = 1 << 40  # of a sparse file
 MOST_TAKEN_BYTES = 1 << 20  # by refusing it
@@ -68,8 +68,8 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "tokenizer": ("tokenizer.json", tokenizer),
     "profile": ("it.json", reads("simulator.profile_file.read_profile")),
     "identity": ("it.json", reads("simulator.shipped_profiles.read_identity")),
-    "kernel tables": ("it.json", reads("simulator.kernel_file.read_kernel_file")),
-    "exchange": ("it.json", reads("simulator.kernel_exchange.read_exchange")),
+    "kernel tables": ("it.json", reads("simulator.composition.kernel_file.read_kernel_file")),
+    "exchange": ("it.json", reads("simulator.composition.kernel_exchange.read_exchange")),
     "their identity": ("it.json", reads("simulator.shipped_profiles.read_kernel_identity")),
     "kernel lab": ("it.json", reads("engine.kernels.lab.results.read_results")),
     "gaps": ("it.json", reads("workbench.profile.gap_story.read_stories")),

@@ -23,8 +23,8 @@ from engine.core.scheduler import Scheduler
 from engine.native import build, cache_choice
 from engine.native.cache_choice import choose, figures_with, inject, put_native, speed_file
 from workbench.cli import app
-from workbench.scenario_source import load_scenario
-from workbench.simulate import prepare
+from workbench.running.simulate import prepare
+from workbench.scenario.source import load_scenario
 
 FASTER = {"native_us": 1.0, "python_us": 2.0}
 SLOWER = {"native_us": 3.0, "python_us": 2.0}
@@ -56,7 +56,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Scheduler]:
         found.append(Scheduler(*arguments, **named))
         return found[-1]
 
-    for module in ("workbench.engine_driver", "workbench.parity", "simulator.world",
+    for module in ("workbench.running.engine_driver", "workbench.running.parity", "simulator.world",
                    "engine.runtime.local_engine"):  # fmt: skip
         monkeypatch.setattr(f"{module}.Scheduler", make)
     return found

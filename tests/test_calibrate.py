@@ -19,12 +19,12 @@ from simulator.cost_model import StepFeatures, StepShape
 from simulator.power_state import PowerFit, PowerState, lengthened
 from simulator.profile import ProfileError
 from simulator.profile_file import encode_profile, read_profile
-from workbench import calibrate as calibration
 from workbench.analysis.rebuilt_models import rebuild_cost_models
-from workbench.calibrate import Calibration, calibrate
-from workbench.profile_match import identity_of
-from workbench.run_errors import RunRecordError
-from workbench.run_record import RunReader
+from workbench.calibration import calibrate as calibration
+from workbench.calibration.calibrate import Calibration, calibrate
+from workbench.record.errors import RunRecordError
+from workbench.record.run_record import RunReader
+from workbench.running.profile_match import identity_of
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_a_folder_that_cannot_be_written_is_refused_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the engine starts: measuring for minutes and keeping nothing helps nobody."""
-    monkeypatch.setattr("workbench.result_folder.os.access", lambda *_: False)
+    monkeypatch.setattr("workbench.record.result_folder.os.access", lambda *_: False)
     engine = MadeUpEngine(CONFIG)
     monkeypatch.setattr(engine, "launch", None)
     build: Any = lambda *_: engine  # noqa: E731

@@ -21,11 +21,11 @@ from engine.runtime.runner_config import RunnerConfig
 from simulator.calibrated import CalibratedCostModel
 from simulator.cost_model import UNKNOWN, StepFeatures, StepShape
 from simulator.profile_file import read_profile
-from workbench import calibrate as calibration
-from workbench import served_times
-from workbench.calibrate import Calibration, calibrate
-from workbench.run_record import RunReader
-from workbench.scenario_source import load_scenario
+from workbench.calibration import calibrate as calibration
+from workbench.calibration import served_times
+from workbench.calibration.calibrate import Calibration, calibrate
+from workbench.record.run_record import RunReader
+from workbench.scenario.source import load_scenario
 
 
 def test_calibrate_on_a_cpu(tmp_path: Path) -> None:

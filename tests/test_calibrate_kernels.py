@@ -15,17 +15,17 @@ from engine.core.model_spec import load_model_spec
 from engine.profiling.kernel_cases import KernelCase, KernelLimits
 from engine.profiling.kernel_tables import KernelTimes, measure_kernels
 from simulator import shipped_profiles
-from simulator.kernel_file import KernelFile, encode_kernel_file, read_kernel_file
+from simulator.composition.kernel_file import KernelFile, encode_kernel_file, read_kernel_file
 from simulator.profile import ProfileError
 from simulator.profile_file import encode_profile
 from simulator.roofline import NAME as ANALYTIC
 from workbench.analysis.rebuilt_models import rebuild_cost_models
-from workbench.calibrate_kernels import calibrate_kernels, file_name, refit_kernels, teach
-from workbench.deployment import resolve_deployment
-from workbench.kernel_measurements import PartialKernels
-from workbench.run_record import RunReader
-from workbench.scenario_errors import ScenarioErrors
-from workbench.scenario_source import load_scenario
+from workbench.calibration.kernel_measurements import PartialKernels
+from workbench.calibration.kernels import calibrate_kernels, file_name, refit_kernels, teach
+from workbench.record.run_record import RunReader
+from workbench.running.deployment import resolve_deployment
+from workbench.scenario.errors import ScenarioErrors
+from workbench.scenario.source import load_scenario
 
 CARDS = ("Llama-3.1-8B", "Qwen3-0.6B")
 

@@ -19,7 +19,7 @@ from workbench.cli.overrides import (
     num_prompts_override,
     percentiles_override,
 )
-from workbench.trace_errors import TooLongError, TooLongRowsError
+from workbench.workload.trace_errors import TooLongError, TooLongRowsError
 
 COMMANDS = get_command(app).commands
 WORKBENCH = [sys.executable, "-m", "workbench"]
@@ -170,7 +170,7 @@ def test_full_disk_is_said_once(arguments: list[str]) -> None:
 
 def test_init_writes_a_scenario_that_is_valid(tmp_path: Path) -> None:
     """`init` writes a valid scenario named after the file and leaves stdout alone."""
-    from workbench.scenario_source import load_scenario
+    from workbench.scenario.source import load_scenario
 
     file = tmp_path / "_my load!.yaml"
     result = invoke("init", str(file))
@@ -180,7 +180,7 @@ def test_init_writes_a_scenario_that_is_valid(tmp_path: Path) -> None:
 
 def test_init_copies_a_shipped_scenario(tmp_path: Path) -> None:
     """`init --template` writes the text of a shipped scenario, comments and all."""
-    from workbench.scenario_source import shipped_text
+    from workbench.scenario.source import shipped_text
 
     file = tmp_path / "mine.yaml"
     assert invoke("init", str(file), "--template", "quickstart").exit_code == 0
@@ -189,7 +189,7 @@ def test_init_copies_a_shipped_scenario(tmp_path: Path) -> None:
 
 def test_init_writes_to_stdout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`init -` prints the scenario and makes no file."""
-    from workbench.scenario_source import shipped_text
+    from workbench.scenario.source import shipped_text
 
     monkeypatch.chdir(tmp_path)
     assert invoke("init", "-", "--template", "quickstart").stdout == shipped_text("quickstart")
@@ -216,7 +216,7 @@ def test_init_suggests_the_template_that_was_meant(tmp_path: Path) -> None:
 
 def test_scenarios_lists_all_with_their_lesson() -> None:
     """`scenarios` prints each shipped scenario with the first line of its comment."""
-    from workbench.scenario_source import shipped_scenarios
+    from workbench.scenario.source import shipped_scenarios
 
     lines = invoke("scenarios").stdout.splitlines()
     assert [line.split()[0] for line in lines] == [name for name, _ in shipped_scenarios()]

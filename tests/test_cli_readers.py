@@ -9,8 +9,8 @@ import msgspec
 import pytest
 from command_line import SMALL, invoke
 
-from workbench.run_header import Status, encode_header
-from workbench.run_record import RunReader
+from workbench.record.header import Status, encode_header
+from workbench.record.run_record import RunReader
 
 
 @pytest.fixture(autouse=True)

@@ -18,8 +18,8 @@ from typer.testing import CliRunner, Result
 from engine.models.model_folder import ModelNotFoundError
 from engine.runtime.executor import EngineError
 from workbench.cli import app
-from workbench.run_record import RunReader
-from workbench.run_stream import HeaderFrame, SegmentFrame, SummaryFrame, read_frames
+from workbench.record.run_record import RunReader
+from workbench.record.stream import HeaderFrame, SegmentFrame, SummaryFrame, read_frames
 
 SMALL = [
     "run", "quickstart", "--load-format", "dummy", "--num-prompts", "40",
@@ -61,8 +61,8 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """Each test runs in an empty directory, with an engine without tensors."""
     monkeypatch.chdir(tmp_path)
     fake = Engine()
-    monkeypatch.setattr("workbench.engine_run.build_runner", fake.build)
-    monkeypatch.setattr("workbench.engine_run.HostClock", FakeClock)
+    monkeypatch.setattr("workbench.running.engine_run.build_runner", fake.build)
+    monkeypatch.setattr("workbench.running.engine_run.HostClock", FakeClock)
     return fake
 
 

@@ -13,7 +13,7 @@ from engine_runs import replay_record
 from typer.testing import CliRunner, Result
 
 from workbench.cli import app
-from workbench.run_record import RunReader
+from workbench.record.run_record import RunReader
 
 TINY = {
     "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "vocab_size": 97,
@@ -90,7 +90,7 @@ def test_a_device_that_is_not_there_is_one_line() -> None:
 
 def test_a_killed_run_keeps_what_it_measured(tmp_path: Path) -> None:
     """SIGKILL leaves a record of all but the last seconds, which `explain` reads."""
-    patch = "import workbench.execution as e; e.KEPT_EVERY_S = 0.1\n"
+    patch = "import workbench.running.execution as e; e.KEPT_EVERY_S = 0.1\n"
     patch += "import workbench.cli.recording as r; r.KEPT_EVERY_S = 0.1\n"
     patch += "from workbench.cli import main; main()"
     flags = ["engine_on_cpu", "--load-format", "dummy", "--device", "cpu", "--quiet"]

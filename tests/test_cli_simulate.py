@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 from command_line import SMALL, WORKBENCH, invoke
 
-from workbench.atomic_file import write_atomic
 from workbench.cli.progress import ProgressLine
-from workbench.run_errors import RunRecordError
-from workbench.run_record import RunReader
-from workbench.run_stream import HeaderFrame, SummaryFrame, read_frames
+from workbench.record.atomic_file import write_atomic
+from workbench.record.errors import RunRecordError
+from workbench.record.run_record import RunReader
+from workbench.record.stream import HeaderFrame, SummaryFrame, read_frames
 
 
 @pytest.fixture(autouse=True)
@@ -218,7 +218,7 @@ def test_full_disk_costs_the_record_and_not_the_result(
         write_atomic(path, data)
 
     expected = invoke(*SMALL, "--no-record").stdout
-    monkeypatch.setattr("workbench.run_record.write_atomic", write)
+    monkeypatch.setattr("workbench.record.run_record.write_atomic", write)
     result = invoke(*SMALL, "--trace", "t.json")
     assert (result.exit_code, result.stdout) == (1, expected)
     assert result.stderr.count("error: cannot write runs/quickstart-1/") == 1

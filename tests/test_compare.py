@@ -1,4 +1,4 @@
-"""Laws of `workbench.compare`: what differs between two runs, and what came of it."""
+"""Laws of `workbench.analysis.compare`: what differs between two runs, and what came of it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from engine.core.workload import Workload
 from simulator.cost_model import StepCosts, StepFeatures
 from simulator.waking import WakeFit
 from simulator.world import ReplicaConfig, RouterConfig, World
-from workbench import latency
 from workbench.analysis.bootstrap import (
     Blocks,
     block_numbers,
     draw_blocks,
     interval_of,
 )
+from workbench.analysis.compare import compare_runs, render
 from workbench.analysis.samples import samples_of
-from workbench.compare import compare_runs, render
-from workbench.percentiles import WeightedSamples
-from workbench.run_record import RunReader, RunWriter
+from workbench.metrics import latency
+from workbench.metrics.percentiles import WeightedSamples
+from workbench.record.run_record import RunReader, RunWriter
 
 
 class TablesInMemory:
@@ -171,7 +171,7 @@ def test_differences_between_seeds_are_noise():
 
 def test_point_values_are_those_of_the_summary(wide, narrow):
     """The comparison shows the very figures that each run's summary has."""
-    from workbench.metrics import summarize
+    from workbench.metrics.run_metrics import summarize
 
     comparison = compare_runs(wide, narrow)
     for run, side in ((wide, "a"), (narrow, "b")):

@@ -1,4 +1,4 @@
-"""The first decision in which two runs differ, as `workbench.compare` finds it."""
+"""The first decision in which two runs differ, as `workbench.analysis.compare` finds it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 from run_tables import MS, HandMadeRun, header, random_run
 
 from engine.core.enums import RequestEvent
+from workbench.analysis.compare import compare_runs, render
 from workbench.analysis.divergence import first_divergence
-from workbench.compare import compare_runs, render
 
 
 def _batches(num_steps: int = 4) -> HandMadeRun:

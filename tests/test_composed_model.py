@@ -12,14 +12,14 @@ from made_kernels import CARDS, H200, TRUE, made_kernels, measured_whole, with_c
 from measured_steps import decode, mixed, prefill, random_features
 
 from engine.core.model_spec import load_model_spec
-from simulator.composed import ComposedCostModel, expected_error
-from simulator.composing import mixed_small
+from simulator.composition.composed import ComposedCostModel, expected_error
+from simulator.composition.composing import mixed_small
+from simulator.composition.kernel_file import Correction
+from simulator.composition.kernel_parts import KernelParts
+from simulator.composition.kernel_tables import KernelTables
 from simulator.cost_model import CostModel, StepFeatures, StepShape
-from simulator.fit_composition import Measured, fit_composition
-from simulator.fitting import DECODE, MIXED, PREFILL, PREFIX, SHARED
-from simulator.kernel_file import Correction
-from simulator.kernel_parts import KernelParts
-from simulator.kernel_tables import KernelTables
+from simulator.fitting.composition import Measured, fit_composition
+from simulator.fitting.profile_fit import DECODE, MIXED, PREFILL, PREFIX, SHARED
 from simulator.power_state import PowerFit
 from simulator.profile import ProfileError, SharedFit
 from simulator.waking import WakeFit

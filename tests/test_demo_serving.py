@@ -19,16 +19,16 @@ from engine.core.token_ids import TokenBuffer
 from engine.demo import DEMO_MODELS, demo_model_folder, recorded_behaviour
 from workbench.cli import app
 from workbench.cli.demo_load import CPU_REQUESTS, overrides_for_demo
-from workbench.engine_prompts import RealPrompts, TextPrompts
-from workbench.engine_setup import EngineOptions, is_demo, runner_config
-from workbench.lengths import Recorded
-from workbench.run_record import RunReader
-from workbench.scenario_errors import ScenarioErrors
-from workbench.scenario_source import load_scenario
+from workbench.record.run_record import RunReader
+from workbench.running.engine_prompts import RealPrompts, TextPrompts
+from workbench.running.engine_setup import EngineOptions, is_demo, runner_config
+from workbench.scenario.errors import ScenarioErrors
+from workbench.scenario.source import load_scenario
 from workbench.tui.app import WorkbenchApp
 from workbench.tui.scenarios.draft import Draft, assess
 from workbench.tui.scenarios.form_rows import form_rows
-from workbench.workload import build_workload
+from workbench.workload.lengths import Recorded
+from workbench.workload.workload import build_workload
 
 CPU = EngineOptions(model="demo-dense", device="cpu")
 SHORT = ("--set", "workload.output_len=4", "--set", "workload.prompt_len=40")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from scenario_texts import underlined
 
-from workbench.deployment import resolve_deployment
-from workbench.scenario_errors import ScenarioError, ScenarioErrors
-from workbench.scenario_source import LoadedScenario, load_scenario
-from workbench.simulate import prepare
+from workbench.running.deployment import resolve_deployment
+from workbench.running.simulate import prepare
+from workbench.scenario.errors import ScenarioError, ScenarioErrors
+from workbench.scenario.source import LoadedScenario, load_scenario
 
 TRACE = """\
 TIMESTAMP,ContextTokens,GeneratedTokens

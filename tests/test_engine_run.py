@@ -13,13 +13,13 @@ from fake_executor import MS, Faults
 from engine.core.enums import FinishReason
 from engine.core.events import Segment
 from engine.runtime.executor import ExecutorDiedError
-from workbench.engine_prompts import RealPrompts
-from workbench.engine_run import COST_MODEL, build_runner
-from workbench.engine_setup import EngineOptions
-from workbench.prompt_bounds import settings_that_fit
-from workbench.scenario_errors import ScenarioErrors
-from workbench.scenario_source import load_scenario, shipped_names
-from workbench.simulate import prepare as prepare_simulation
+from workbench.running.engine_prompts import RealPrompts
+from workbench.running.engine_run import COST_MODEL, build_runner
+from workbench.running.engine_setup import EngineOptions
+from workbench.running.simulate import prepare as prepare_simulation
+from workbench.scenario.errors import ScenarioErrors
+from workbench.scenario.source import load_scenario, shipped_names
+from workbench.workload.prompt_bounds import settings_that_fit
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
     f"2023-11-16 18:17:0{i % 10}.{i:03},{30 + 7 * i},{3 + i}\n" for i in range(9)
@@ -426,7 +426,7 @@ def test_the_runner_is_closed_when_the_workload_cannot_be_built(tmp_path: Path) 
         made.append(FakeRunner(config, clock, num_pages=4))
         return made[0]
 
-    from workbench.engine_run import prepare
+    from workbench.running.engine_run import prepare
 
     with pytest.raises(ScenarioErrors, match="4 pages"):
         prepare(load_scenario("quickstart", SMALL), "items", DUMMY, build=build)

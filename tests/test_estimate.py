@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from engine.core.workload import Workload
-from workbench.estimate import Estimate, estimate, shared_prefix_share
-from workbench.scenario_source import load_scenario
-from workbench.simulate import Simulation, prepare
+from workbench.running.estimate import Estimate, estimate, shared_prefix_share
+from workbench.running.simulate import Simulation, prepare
+from workbench.scenario.source import load_scenario
 
 STEADY = [
     ("quickstart", ()),

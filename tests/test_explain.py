@@ -1,4 +1,4 @@
-"""What `workbench.explain` says of a run: totals, the worst, advice, and in words."""
+"""What `workbench.analysis.explain` says of a run: totals, the worst, advice, and in words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from table_builders import Ask, Server, play, poisson
 
 from engine.core.enums import AdmissionBlock, FinishReason, RejectReason
 from workbench.analysis.causes import CAUSES, label
-from workbench.explain import (
+from workbench.analysis.explain import (
     MissingDetailError,
     RequestExplanation,
     UnknownRequestError,
@@ -63,7 +63,7 @@ def test_requests_outside_the_measurement_are_left_out():
     run.table = played.tables.__getitem__
     measure = msgspec.structs.replace(run.header.measure, warmup_requests=15)
     run.header = msgspec.structs.replace(run.header, measure=measure)
-    from workbench.metrics import summarize
+    from workbench.metrics.run_metrics import summarize
 
     summary = summarize(played.tables, run.header)
     explanation = explain_run(run)

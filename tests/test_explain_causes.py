@@ -1,4 +1,4 @@
-"""How `workbench.explain` divides the latency of a request into causes."""
+"""How `workbench.analysis.explain` divides the latency of a request into causes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from table_builders import asks, play, servers
 from engine.core.enums import AdmissionBlock, RequestEvent
 from simulator.cost_model import StepCosts, StepFeatures
 from workbench.analysis.attribution import attribute, times_ns
-from workbench.explain import explain_request, render
+from workbench.analysis.explain import explain_request, render
 
 GPU_CAUSES = (
     "pipeline",

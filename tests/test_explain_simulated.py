@@ -18,11 +18,11 @@ from simulator.world import ReplicaConfig, World
 from workbench.analysis.advice import Evidence, advise
 from workbench.analysis.attribution import attribute, times_ns
 from workbench.analysis.causes import DECODE_OWN
+from workbench.analysis.compare import compare_runs
+from workbench.analysis.explain import explain_request, explain_run
 from workbench.analysis.launches import eager_launch_share
-from workbench.compare import compare_runs
-from workbench.explain import explain_request, explain_run
-from workbench.metrics import summarize
-from workbench.run_header import ReplicaFacts
+from workbench.metrics.run_metrics import summarize
+from workbench.record.header import ReplicaFacts
 
 GRAPHS = (1, 2, 4, 8, 16, 32)
 NO_RETRACTIONS = {"retractions": np.zeros(1, np.int64)}

@@ -30,8 +30,8 @@ from workbench.fidelity.step_errors import (
     step_errors,
 )
 from workbench.fidelity.suite import open_suite
-from workbench.profile_match import is_gpu
-from workbench.scenario_source import load_scenario
+from workbench.running.profile_match import is_gpu
+from workbench.scenario.source import load_scenario
 
 SHIPPED = Path(simulator.__file__).with_name("profiles")
 

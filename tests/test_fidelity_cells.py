@@ -26,8 +26,8 @@ from simulator.cost_model import StepShape
 from workbench.fidelity.cells import SCHEMA, engine_digest, read_cell
 from workbench.fidelity.errors import FidelityError
 from workbench.fidelity.suite import Basis, open_suite
-from workbench.profile_match import OtherProfileError
-from workbench.trace_errors import TraceError
+from workbench.running.profile_match import OtherProfileError
+from workbench.workload.trace_errors import TraceError
 
 
 def test_measured_once_and_judged_ever_after(place: Place) -> None:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from measured_steps import GPU_ENGINE, decode, host_samples, samples_of
 
-from simulator.fit_base import Steps
-from simulator.fit_decode import knots_by_graph
-from simulator.fitting import fit_profile
+from simulator.fitting.base import Steps
+from simulator.fitting.decode import knots_by_graph
+from simulator.fitting.profile_fit import fit_profile
 
 HOST = host_samples()
 

@@ -9,7 +9,7 @@ from measured_steps import host_samples
 
 from simulator.calibrated import HostCosts
 from simulator.cost_model import StepShape
-from simulator.fit_host import fit_host, fit_result_ns
+from simulator.fitting.host import fit_host, fit_result_ns
 from simulator.samples import HostSamples
 
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from measured_steps import columns_of, decode, mixed, prefill
 
 from simulator.cost_model import StepShape
-from simulator.fit_base import Steps
-from simulator.fit_hot import hot_errors, unseen_hot_errors, with_kernels
-from simulator.fit_power import fit_power
+from simulator.fitting.base import Steps
+from simulator.fitting.hot import hot_errors, unseen_hot_errors, with_kernels
+from simulator.fitting.power import fit_power
 from simulator.power_state import PowerFit, PowerState
 from simulator.profile_file import power_problem
 from simulator.samples import HotSamples, PowerSamples

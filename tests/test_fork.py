@@ -24,12 +24,12 @@ from typer.testing import CliRunner, Result
 from engine.core.events import Columns
 from engine.core.journal import Op, read_calls, replay
 from engine.core.scheduler import Scheduler
+from workbench.analysis.compare import compare_runs
 from workbench.cli import app
-from workbench.compare import compare_runs
-from workbench.fork import CHANGEABLE, ForkError, ForkPoint, prepare_fork
-from workbench.replay_check import ReplayError, check_replay
-from workbench.run_record import JOURNAL, RunReader
-from workbench.scenario_errors import ScenarioErrors
+from workbench.record.run_record import JOURNAL, RunReader
+from workbench.running.fork import CHANGEABLE, ForkError, ForkPoint, prepare_fork
+from workbench.running.replay_check import ReplayError, check_replay
+from workbench.scenario.errors import ScenarioErrors
 
 CHANGES = {
     "scheduler.policy": "lpm",

@@ -29,7 +29,7 @@ from workbench.fuzz.machines import FAULTS, MACHINES, machine_of
 from workbench.fuzz.rig import LawError
 from workbench.fuzz.shrink import shrink
 from workbench.fuzz.watchdog import HangError, watchdog
-from workbench.run_record import RunReader
+from workbench.record.run_record import RunReader
 from workbench.tui.app import WorkbenchApp
 from workbench.tui.opened_run import OpenedRun
 

@@ -95,14 +95,10 @@ def test_only_fitting_needs_scipy() -> None:
     """Who predicts with a profile does not need what it was fitted with."""
     users = [path.name for path in (ROOT / "simulator").rglob("*.py")
              if "scipy" in roots(imported_by(path))]  # fmt: skip
-    assert users == ["fit_base.py"]
-    parts = {
-        "fit_composition.py", "fit_decode.py", "fit_host.py", "fit_hot.py", "fit_mixed.py",
-        "fit_power.py", "fit_shared.py", "fit_waking.py", "fitting.py",
-    }  # fmt: skip
+    assert users == ["base.py"]
     for path in (ROOT / "simulator").rglob("*.py"):
-        fits = {name for name in imported_by(path) if name.startswith("simulator.fit")}
-        assert not fits or path.name in parts, f"{path} imports {fits}"
+        fits = {name for name in imported_by(path) if name.startswith("simulator.fitting")}
+        assert not fits or path.parent.name == "fitting", f"{path} imports {fits}"
 
 
 def test_simulator_sees_only_the_core_of_the_engine() -> None:

@@ -12,9 +12,14 @@ from made_kernels import H200, made_kernels
 from measured_steps import decode, prefill
 
 from engine.core.model_spec import load_model_spec
-from simulator.composed import ComposedCostModel
-from simulator.exchange_curves import AnalyticExchange, MeasuredExchange, NoExchange, knows
-from simulator.kernel_exchange import (
+from simulator.composition.composed import ComposedCostModel
+from simulator.composition.exchange_curves import (
+    AnalyticExchange,
+    MeasuredExchange,
+    NoExchange,
+    knows,
+)
+from simulator.composition.kernel_exchange import (
     SCHEMA,
     ExchangeSeries,
     ExchangeTables,
@@ -22,9 +27,9 @@ from simulator.kernel_exchange import (
     likeliest,
     read_exchange,
 )
-from simulator.kernel_file import encode_kernel_file, read_kernel_file
+from simulator.composition.kernel_file import encode_kernel_file, read_kernel_file
 from simulator.profile import ProfileError
-from workbench.calibrate_kernels import refit_kernels
+from workbench.calibration.kernels import refit_kernels
 
 BARE = made_kernels(("Llama-3.1-8B",))
 LLAMA = load_model_spec("Llama-3.1-8B")

@@ -10,9 +10,9 @@ from measured_steps import decode
 
 from engine.core.model_spec import load_model_spec
 from engine.profiling.kernel_cases import Draw, draw_experts
-from simulator.composed import ComposedCostModel
-from simulator.kernel_experts import ExpertChoice, chances, expected_choice
-from simulator.kernel_file import KernelFile, Series
+from simulator.composition.composed import ComposedCostModel
+from simulator.composition.kernel_experts import ExpertChoice, chances, expected_choice
+from simulator.composition.kernel_file import KernelFile, Series
 
 TABLES = made_kernels(("Qwen3-30B-A3B", "Mixtral-8x7B"))
 MIXTURES = tuple(each for each in TABLES.series if each.op == "moe_mlp")

@@ -14,7 +14,7 @@ from engine.profiling.kernel_cases import OPS as MEASURED_OPS
 from engine.profiling.kernel_cases import SHARDS, Draw, KernelLimits, design_kernels, draw_experts
 from engine.profiling.kernel_cases import weight_bytes as weights_of
 from simulator import shipped_profiles
-from simulator.kernel_file import (
+from simulator.composition.kernel_file import (
     OPS,
     encode_kernel_file,
     is_kernel_file,

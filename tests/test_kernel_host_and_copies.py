@@ -12,8 +12,8 @@ from measured_steps import decode
 
 from engine.core.model_spec import load_model_spec
 from engine.profiling.kernel_cases import COPIES, HOST_WORK, KernelCase
-from simulator.composed import ComposedCostModel
-from simulator.kernel_tables import KernelTables
+from simulator.composition.composed import ComposedCostModel
+from simulator.composition.kernel_tables import KernelTables
 from simulator.roofline import HostCosts
 
 TABLES = made_kernels(("Llama-3.1-8B",))

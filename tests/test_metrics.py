@@ -12,11 +12,11 @@ from table_builders import MS, Ask, Played, S, Server, asks, make_header, play, 
 
 from engine.core.enums import FinishReason
 from engine.core.events import Detail, empty_columns
-from workbench.latency import IterationTimes, MetricsError, itl
-from workbench.metrics import SummaryTables, summarize
-from workbench.percentiles import WeightedSamples
-from workbench.run_header import MeasureFacts, SloFacts
-from workbench.throughput import peak_concurrent_requests, peak_output_throughput
+from workbench.metrics.latency import IterationTimes, MetricsError, itl
+from workbench.metrics.percentiles import WeightedSamples
+from workbench.metrics.run_metrics import SummaryTables, summarize
+from workbench.metrics.throughput import peak_concurrent_requests, peak_output_throughput
+from workbench.record.header import MeasureFacts, SloFacts
 
 PERCENTS = (0.0, 1.0, 50.0, 90.0, 99.0, 99.9, 100.0)
 

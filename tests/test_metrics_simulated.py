@@ -16,12 +16,12 @@ from engine.core.model_spec import load_model_spec
 from engine.core.workload import Workload
 from simulator.roofline import RooflineCostModel
 from simulator.world import ReplicaConfig, World
-from workbench.latency import IterationTimes, itl, successful
-from workbench.metrics import summarize
-from workbench.occupancy import Timeline, waiting_by_reason, waiting_for_next_step
-from workbench.run_header import LoadFacts, ReplicaFacts, RunHeader
-from workbench.run_record import RunReader, RunWriter
-from workbench.throughput import select
+from workbench.metrics.latency import IterationTimes, itl, successful
+from workbench.metrics.occupancy import Timeline, waiting_by_reason, waiting_for_next_step
+from workbench.metrics.run_metrics import summarize
+from workbench.metrics.throughput import select
+from workbench.record.header import LoadFacts, ReplicaFacts, RunHeader
+from workbench.record.run_record import RunReader, RunWriter
 
 Setup = tuple[Segment, RunHeader]
 

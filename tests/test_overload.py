@@ -10,9 +10,9 @@ from table_builders import Ask, S, Server, play, poisson
 
 from engine.core.enums import FinishReason
 from engine.core.events import Columns, empty_columns
-from workbench.metrics import summarize
-from workbench.overload import LoadVerdict, judge_load
-from workbench.run_header import LoadFacts
+from workbench.metrics.overload import LoadVerdict, judge_load
+from workbench.metrics.run_metrics import summarize
+from workbench.record.header import LoadFacts
 
 SEEDS = range(10)
 

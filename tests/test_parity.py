@@ -14,8 +14,8 @@ from test_engine_run import CONVERSATION, LOADS, few
 
 from engine.core.journal import Journal, Op, read_calls
 from engine.core.plan import StepPlan
-from workbench.parity import Parity, ParityError, follow
-from workbench.scenario_source import shipped_names
+from workbench.running.parity import Parity, ParityError, follow
+from workbench.scenario.source import shipped_names
 
 PRESSURE = (
     "deployment.pools.0.num_pages=160",

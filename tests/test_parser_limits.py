@@ -22,12 +22,12 @@ from outside_values import DEEP, VALUES, bounded
 from engine.core.errors import OutOfPagesError
 from engine.core.journal import read_calls
 from engine.runtime.prompts import parse_prompt
-from workbench.run_errors import RunRecordError
-from workbench.run_header import HeaderError, decode_header
-from workbench.run_record import RunReader, _read_arrays
-from workbench.run_stream import read_frames
-from workbench.trace_errors import TraceError
-from workbench.traces import read_trace
+from workbench.record.errors import RunRecordError
+from workbench.record.header import HeaderError, decode_header
+from workbench.record.run_record import RunReader, _read_arrays
+from workbench.record.stream import read_frames
+from workbench.workload.trace_errors import TraceError
+from workbench.workload.traces import read_trace
 
 # ---- run records, streams, journals --------------------------------------------------------------
 

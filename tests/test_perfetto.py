@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from table_builders import MS, Ask, Played, Server, asks, play, poisson, servers
 
 from engine.core.enums import FinishReason
-from workbench.metrics import summarize
-from workbench.perfetto import TraceSize, write_trace
-from workbench.run_errors import RunRecordError
-from workbench.run_record import RunReader, RunWriter
+from workbench.metrics.run_metrics import summarize
+from workbench.record.errors import RunRecordError
+from workbench.record.run_record import RunReader, RunWriter
+from workbench.reports.perfetto import TraceSize, write_trace
 
 Event = dict[str, Any]
 

@@ -23,13 +23,13 @@ from measured_steps import (
     samples_of,
 )
 
-from simulator import fitting
 from simulator.calibrated import CalibratedCostModel
 from simulator.cost_model import StepShape
 from simulator.curves import SharedContext
-from simulator.fit_base import nonnegative_costs
-from simulator.fit_decode import ascending
-from simulator.fitting import fit_profile
+from simulator.fitting import profile_fit as fitting
+from simulator.fitting.base import nonnegative_costs
+from simulator.fitting.decode import ascending
+from simulator.fitting.profile_fit import fit_profile
 from simulator.profile import LaunchFit, ProfileError, SharedFit
 from simulator.profile_file import encode_profile
 from simulator.samples import HostSamples, Samples

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.provenance import source_commit
+from workbench.record.provenance import source_commit
 
 
 def git(folder: Path, *arguments: str) -> str:

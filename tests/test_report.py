@@ -12,12 +12,12 @@ import pytest
 from table_builders import Ask, Played, S, Server, play, poisson
 
 from engine.core.enums import AdmissionBlock
-from workbench.metrics import summarize
-from workbench.report import draw_report
-from workbench.report_data import report_data
-from workbench.run_errors import RunRecordError
-from workbench.run_header import LoadFacts, MeasureFacts, SloFacts
-from workbench.run_record import RunReader, RunWriter
+from workbench.metrics.run_metrics import summarize
+from workbench.record.errors import RunRecordError
+from workbench.record.header import LoadFacts, MeasureFacts, SloFacts
+from workbench.record.run_record import RunReader, RunWriter
+from workbench.reports.report import draw_report
+from workbench.reports.report_data import report_data
 
 
 def recorded(tmp_path: Path, played: Played, detail: str = "steps") -> RunReader:
@@ -132,7 +132,8 @@ def test_an_unwritable_place_is_an_error(tmp_path: Path, busy: Played) -> None:
 def test_matplotlib_is_loaded_only_to_draw() -> None:
     """Importing the report costs no matplotlib; pyplot and its globals are never used."""
     code = (
-        "import sys, workbench.report, workbench.perfetto, workbench.summary;"
+        "import sys, workbench.reports.report, workbench.reports.perfetto;"
+        "import workbench.metrics.summary_text;"
         "sys.exit(any(name.split('.')[0] == 'matplotlib' for name in sys.modules))"
     )
     root = Path(__file__).parents[1]

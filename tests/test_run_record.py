@@ -14,11 +14,11 @@ from hypothesis import given
 from table_builders import Ask, Played, Server, asks, make_header, play, poisson, servers
 
 from engine.core.events import TABLES, Detail, EventLog, Segment, recorded_tables
-from workbench.columns import narrow
-from workbench.metrics import summarize
-from workbench.run_errors import RunRecordError
-from workbench.run_header import FORMAT_VERSION, RunHeader, scenario_digest
-from workbench.run_record import RunReader, RunWriter
+from workbench.metrics.run_metrics import summarize
+from workbench.record.columns import narrow
+from workbench.record.errors import RunRecordError
+from workbench.record.header import FORMAT_VERSION, RunHeader, scenario_digest
+from workbench.record.run_record import RunReader, RunWriter
 
 
 def halves(tables: Segment) -> list[Segment]:

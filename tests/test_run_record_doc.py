@@ -10,15 +10,15 @@ import pytest
 from table_builders import Ask, play
 
 from engine.core.events import TABLES
-from workbench.metrics import summarize
-from workbench.run_header import RunHeader, SloFacts
-from workbench.run_record_doc import _MEANINGS, _comments, meaning, unit, updated
+from workbench.metrics.run_metrics import summarize
+from workbench.record.doc import _MEANINGS, _comments, meaning, unit, updated
+from workbench.record.header import RunHeader, SloFacts
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "run_record.md").read_text(encoding="utf-8")
 
 
 def test_the_tables_in_the_document_are_those_of_the_code() -> None:
-    """After any change to tables or enums, `python -m workbench.run_record_doc` must be run."""
+    """After any change to tables or enums, `python -m workbench.record.doc` must be run."""
     assert updated(DOCUMENT) == DOCUMENT
 
 

@@ -13,8 +13,8 @@ from table_builders import Played, Server, make_header, play, poisson
 from test_run_record import assert_same_tables, halves
 
 from engine.core.events import TABLES, Detail, concatenate, recorded_tables
-from workbench.run_errors import RunRecordError
-from workbench.run_stream import (
+from workbench.record.errors import RunRecordError
+from workbench.record.stream import (
     Frame,
     FrameWriter,
     HeaderFrame,

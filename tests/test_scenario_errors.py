@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from scenario_texts import BASE, changed, error_of, errors_of, underlined, write
 
-from workbench.deployment import resolve_deployment
-from workbench.scenario_errors import (
+from workbench.running.deployment import resolve_deployment
+from workbench.scenario.errors import (
     CODES,
     MAX_SHOWN,
     ScenarioError,
@@ -17,7 +17,7 @@ from workbench.scenario_errors import (
     Span,
     closest,
 )
-from workbench.scenario_source import load_scenario
+from workbench.scenario.source import load_scenario
 
 
 def test_an_error_looks_like_a_compiler_error(tmp_path: Path, monkeypatch) -> None:
@@ -184,7 +184,7 @@ def test_files_that_are_no_scenario(
 
 def test_the_largest_file_is_still_read(tmp_path: Path) -> None:
     """Exactly 1 MiB is accepted: the limit is no off-by-one."""
-    from workbench.scenario_source import MAX_BYTES, load_scenario
+    from workbench.scenario.source import MAX_BYTES, load_scenario
 
     filler = "#" * (MAX_BYTES - len(BASE) - 1) + "\n"
     assert load_scenario(write(tmp_path, filler + BASE)).scenario.name == "base"
@@ -275,7 +275,7 @@ def test_yaml_that_explodes_is_refused(tmp_path: Path, text: str, message: str) 
 
 def test_aliases_within_reason_are_allowed(tmp_path: Path) -> None:
     """An anchor may be used again, and an error in it is shown once, where it is written."""
-    from workbench.scenario_source import load_scenario
+    from workbench.scenario.source import load_scenario
 
     text = changed("prompt_len: 512", "prompt_len: &len {kind: uniform, min: 1, max: 9}")
     text = text.replace("output_len: {kind: lognormal, mean: 100, std_dev: 50, max: 400}",

@@ -12,9 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scenario_texts import BASE
 
-from workbench.scenario_errors import CODES, ScenarioError, ScenarioErrors
-from workbench.scenario_source import load_scenario, shipped_names, shipped_text
-from workbench.scenario_template import scenario_template
+from workbench.scenario.errors import CODES, ScenarioError, ScenarioErrors
+from workbench.scenario.source import load_scenario, shipped_names, shipped_text
+from workbench.scenario.template import scenario_template
 
 TEXTS = [BASE, scenario_template(), *map(shipped_text, shipped_names())]
 JARGON = re.compile(r"pydantic|validator|Input should|discriminat|literal\[|ScenarioModel|ctx")

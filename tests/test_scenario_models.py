@@ -14,7 +14,8 @@ from scenario_texts import BASE, changed, underlined, write
 
 from engine.core.config import SchedulerConfig
 from engine.core.dtypes import DTYPE_BYTES
-from workbench.scenario import (
+from workbench.scenario.errors import ScenarioErrors
+from workbench.scenario.schema import (
     SLO_PRESETS,
     FixedLength,
     LognormalLength,
@@ -26,9 +27,8 @@ from workbench.scenario import (
     UniformLength,
     ZipfLength,
 )
-from workbench.scenario_errors import ScenarioErrors
-from workbench.scenario_shape import choices, keys_of
-from workbench.scenario_source import canonical_json, load_scenario
+from workbench.scenario.shape import choices, keys_of
+from workbench.scenario.source import canonical_json, load_scenario
 
 
 def test_a_short_scenario_is_enough(tmp_path: Path) -> None:
@@ -151,9 +151,9 @@ def test_later_stages_place_their_errors(tmp_path: Path) -> None:
 
 
 def test_the_types_import_no_more_than_pydantic() -> None:
-    """`import workbench.scenario` loads neither YAML nor numpy, so `workbench schema` is quick."""
+    """The types load neither YAML nor numpy, so `workbench schema` is quick."""
     code = (
-        "import sys, workbench.scenario\n"
+        "import sys, workbench.scenario.schema\n"
         "heavy = {'numpy', 'ruamel', 'simpy', 'torch', 'textual', 'matplotlib'}\n"
         "print(sorted(heavy & {name.split('.')[0] for name in sys.modules}))"
     )

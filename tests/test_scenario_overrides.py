@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from scenario_texts import BASE, error_of, errors_of, underlined, write
 
-from workbench.scenario import ClosedLoopLoad, FixedLength, Slo
-from workbench.scenario_source import load_scenario
+from workbench.scenario.schema import ClosedLoopLoad, FixedLength, Slo
+from workbench.scenario.source import load_scenario
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from scenario_texts import BASE, write
 
 from engine.core.hardware_spec import gpu_names
 from engine.core.model_spec import model_card_names
-from workbench.scenario import scenario_json_schema
-from workbench.scenario_errors import Source
-from workbench.scenario_source import ScenarioErrors, load_scenario, shipped_names, shipped_text
-from workbench.scenario_template import scenario_template
-from workbench.scenario_yaml import parse_yaml
+from workbench.scenario.errors import Source
+from workbench.scenario.schema import scenario_json_schema
+from workbench.scenario.source import ScenarioErrors, load_scenario, shipped_names, shipped_text
+from workbench.scenario.template import scenario_template
+from workbench.scenario.yaml_text import parse_yaml
 
 
 @pytest.fixture(scope="module")

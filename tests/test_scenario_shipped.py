@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from scenario_texts import error_of, write
 
-from workbench.scenario import Scenario
-from workbench.scenario_errors import Source
-from workbench.scenario_shape import branches, keys_of, model_of
-from workbench.scenario_source import load_scenario, shipped_names, shipped_scenarios, shipped_text
-from workbench.scenario_template import scenario_template
-from workbench.scenario_yaml import parse_yaml
+from workbench.scenario.errors import Source
+from workbench.scenario.schema import Scenario
+from workbench.scenario.shape import branches, keys_of, model_of
+from workbench.scenario.source import load_scenario, shipped_names, shipped_scenarios, shipped_text
+from workbench.scenario.template import scenario_template
+from workbench.scenario.yaml_text import parse_yaml
 
 TRACES = {"mooncake_trace", "azure_trace"}
 TRIES = re.compile(r"--set (?:'([^']+)'|(\S+))")

@@ -11,8 +11,8 @@ from fake_executor import MS, FakeClock
 from engine.core.config import SchedulerConfig
 from engine.core.plan import StepPlan
 from engine.runtime.executor import StepOutput
-from simulator.fit_host import FEWEST_HOST
-from workbench.served_times import BATCHES, Service
+from simulator.fitting.host import FEWEST_HOST
+from workbench.calibration.served_times import BATCHES, Service
 
 LAUNCH_NS, RESULT_NS, STEP_NS, TOKEN_NS = 300_000, 120_000, 5 * MS, 20_000
 CONFIG = SchedulerConfig(

@@ -20,12 +20,12 @@ from simulator.profile_file import encode_profile, read_profile
 from simulator.roofline import NAME as ANALYTIC
 from workbench.analysis.header_diff import header_differences
 from workbench.analysis.rebuilt_models import rebuild_cost_models
-from workbench.deployment import resolve_deployment
-from workbench.profile_match import is_gpu, model_digest
-from workbench.run_header import decode_header, encode_header
-from workbench.run_record import HEADER, RunReader
-from workbench.scenario_errors import ScenarioErrors
-from workbench.scenario_source import load_resolved, load_scenario
+from workbench.record.header import decode_header, encode_header
+from workbench.record.run_record import HEADER, RunReader
+from workbench.running.deployment import resolve_deployment
+from workbench.running.profile_match import is_gpu, model_digest
+from workbench.scenario.errors import ScenarioErrors
+from workbench.scenario.source import load_resolved, load_scenario
 
 NAME = "nvidia-h200-llama-3.1-8b-bf16-tp1"
 

@@ -23,16 +23,16 @@ from recorded_runs import (
 )
 from typer.testing import CliRunner, Result
 
-import workbench.atomic_file
+import workbench.record.atomic_file
 from engine.core.events import TABLES, Detail, Segment, concatenate, recorded_tables
 from simulator.world import Progress
 from workbench.cli import app
-from workbench.replay_check import check_replay
-from workbench.run_record import JOURNAL, RunReader
-from workbench.run_stream import SegmentFrame, SummaryFrame, read_frames
-from workbench.scenario_source import load_scenario, shipped_names
-from workbench.segment_buffer import SegmentBuffer
-from workbench.simulate import prepare
+from workbench.record.run_record import JOURNAL, RunReader
+from workbench.record.segment_buffer import SegmentBuffer
+from workbench.record.stream import SegmentFrame, SummaryFrame, read_frames
+from workbench.running.replay_check import check_replay
+from workbench.running.simulate import prepare
+from workbench.scenario.source import load_scenario, shipped_names
 
 FIXTURES = Path(__file__).parent / "fixtures" / "traces"
 TRACE_SCENARIOS = {"azure_trace", "mooncake_trace"}
@@ -211,7 +211,7 @@ def test_a_segment_buffer_with_seconds_hands_on_what_waited_so_long(
 ) -> None:
     """Few rows leave, too, with the first segment that comes after the time."""
     clock = [0.0]
-    monkeypatch.setattr("workbench.segment_buffer.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("workbench.record.segment_buffer.time.monotonic", lambda: clock[0])
     out: list[Segment] = []
     buffer = SegmentBuffer(out.append, segment_rows=1000, seconds=10)
     small = {"radix": {name: np.zeros(2, dtype) for name, dtype in TABLES["radix"].items()}}
@@ -276,7 +276,7 @@ def test_a_full_disk_leaves_no_record_that_looks_whole(
         rename(source, target)
 
     rename = os.replace
-    monkeypatch.setattr(workbench.atomic_file.os, "replace", replace)
+    monkeypatch.setattr(workbench.record.atomic_file.os, "replace", replace)
     result = invoke("simulate", "quickstart", "--num-prompts", "150", "-q")
     if full_after == 5:  # header, events, journal, summary, header: there was room for all
         assert result.exit_code == 0

@@ -8,9 +8,9 @@ import pytest
 from table_builders import Ask, Server, play, poisson
 
 from engine.core.enums import AdmissionBlock
-from workbench.metrics import WAIT_REASONS, Summary, summarize
-from workbench.run_header import LoadFacts, MeasureFacts, SloFacts
-from workbench.summary import _WAIT_LABELS, headlines, render
+from workbench.metrics.run_metrics import WAIT_REASONS, Summary, summarize
+from workbench.metrics.summary_text import _WAIT_LABELS, headlines, render
+from workbench.record.header import LoadFacts, MeasureFacts, SloFacts
 
 
 @pytest.mark.parametrize("style", ["table", "md"])

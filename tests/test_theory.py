@@ -23,7 +23,7 @@ from engine.core.workload import NEVER, Int64, Workload
 from simulator.cost_model import CostModel
 from simulator.router import RouterConfig
 from simulator.world import Outcome, ReplicaConfig, World
-from workbench.arrivals import all_at_once, gamma_arrivals, poisson_arrivals
+from workbench.workload.arrivals import all_at_once, gamma_arrivals, poisson_arrivals
 
 STEP_NS = 10_000_000
 HOST_NS = 3_000_000

@@ -18,9 +18,9 @@ from engine.core.config import SchedulerConfig
 from engine.core.events import Columns, Detail, EventLog
 from engine.core.workload import Workload
 from simulator.world import ReplicaConfig, World
-from workbench.arrivals import all_at_once
-from workbench.prompts import trace_requests
-from workbench.traces import Trace, read_trace
+from workbench.workload.arrivals import all_at_once
+from workbench.workload.prompts import trace_requests
+from workbench.workload.traces import Trace, read_trace
 
 BLOCK = 512
 PAGE_SIZES = (1, 16, 64, 512)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.time_bins import Bins, Intervals
+from workbench.metrics.time_bins import Bins, Intervals
 
 INTERVALS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(0, 9)))
 

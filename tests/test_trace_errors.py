@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from trace_files import AZURE_HEADER, BURSTGPT_HEADER, FIXTURES, refusal, written
 
-from workbench.lengths import MAX_TOKENS
-from workbench.trace_errors import MAX_SHOWN, TraceError
-from workbench.traces import read_trace
+from workbench.workload.lengths import MAX_TOKENS
+from workbench.workload.trace_errors import MAX_SHOWN, TraceError
+from workbench.workload.traces import read_trace
 
 GOOD_AZURE = "2023-11-16 18:17:03.9799600,4808,10"
 GOOD_BURST = "5,ChatGPT,472,18,490,Conversation log"

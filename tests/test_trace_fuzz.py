@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trace_files import FIXTURES, NAMES
 
-from workbench.trace_errors import TraceError
-from workbench.traces import Trace, read_trace
+from workbench.workload.trace_errors import TraceError
+from workbench.workload.traces import Trace, read_trace
 
 FORMATS = st.sampled_from(["auto", "mooncake", "azure", "burstgpt"])
 

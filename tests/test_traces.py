@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trace_files import AZURE_HEADER, BURSTGPT_HEADER, FIXTURES, NAMES, refusal, written
 
-from workbench.lengths import MAX_TOKENS
-from workbench.trace_errors import TraceError
-from workbench.traces import Trace, read_trace
+from workbench.workload.lengths import MAX_TOKENS
+from workbench.workload.trace_errors import TraceError
+from workbench.workload.traces import Trace, read_trace
 
 MILLISECOND, SECOND = 1_000_000, 1_000_000_000
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workbench.run_record import RunReader
-from workbench.run_stream import HeaderFrame, MarkFrame, SummaryFrame
+from workbench.record.run_record import RunReader
+from workbench.record.stream import HeaderFrame, MarkFrame, SummaryFrame
 from workbench.tui.child_run import ChildRun, Crash, RunCommand, Taken
 from workbench.tui.opened_run import OpenedRun
 from workbench.tui.store import RunStore

@@ -10,8 +10,8 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 from tui_pilot import drive, shown, until
 
-from workbench.compare import compare_runs
-from workbench.run_record import RunReader
+from workbench.analysis.compare import compare_runs
+from workbench.record.run_record import RunReader
 from workbench.tui.app import WorkbenchApp
 from workbench.tui.chart_pane import ChartPane
 from workbench.tui.compare.fork import ForkDialog, settings_of

@@ -11,7 +11,7 @@ from textual.pilot import Pilot
 from tui_pilot import drive, shown, types, until
 
 from engine.core.events import Segment
-from workbench.run_stream import HeaderFrame
+from workbench.record.stream import HeaderFrame
 from workbench.tui.app import WorkbenchApp
 from workbench.tui.chart_pane import ChartPane
 from workbench.tui.frame_rate import FrameRate

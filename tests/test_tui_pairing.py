@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from recorded_runs import forked, record, recorded, simulation_of
 
 from workbench.analysis.divergence import first_divergence
-from workbench.run_record import RunReader
+from workbench.record.run_record import RunReader
 from workbench.tui.store import RunStore
 from workbench.tui.store.pairing import DELTAS, LOCKS, NONE, Pairing
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from recorded_runs import recorded
 
 from engine.core.events import TABLES, Columns
-from workbench.explain import RequestExplainer, explain_request, explain_run
-from workbench.run_record import RunReader
+from workbench.analysis.explain import RequestExplainer, explain_request, explain_run
+from workbench.record.run_record import RunReader
 from workbench.tui.requests.breakdown import breakdown, tenths_of_percents, token_gaps_ms
 from workbench.tui.requests.figures import FIGURES, STATES, state_codes
 from workbench.tui.requests.filter_language import FilterError, parse_filter

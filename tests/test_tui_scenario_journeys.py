@@ -11,8 +11,8 @@ from textual.pilot import Pilot
 from textual.widgets import Static, TextArea
 from tui_pilot import current, drive, listed, mode, shown, types, until
 
-from workbench.run_record import RunReader
-from workbench.scenario_source import shipped_text
+from workbench.record.run_record import RunReader
+from workbench.scenario.source import shipped_text
 from workbench.tui.app import WorkbenchApp
 from workbench.tui.dialogs import FailureDialog
 from workbench.tui.opened_run import OpenedRun

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 from recorded_runs import recorded
 
-from workbench.scenario_source import load_scenario, shipped_names, shipped_text
-from workbench.simulate import prepare
+from workbench.running.simulate import prepare
+from workbench.scenario.source import load_scenario, shipped_names, shipped_text
 from workbench.tui.scenarios.catalogue import (
     RunShelf,
     file_entries,

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from recorded_runs import record, simulation_of
 
 from engine.core.events import TABLES, Segment
-from workbench import latency
-from workbench.run_header import RunHeader
-from workbench.run_record import RunReader
-from workbench.run_stream import FrameWriter, MarkFrame, read_frames
+from workbench.metrics import latency
+from workbench.record.header import RunHeader
+from workbench.record.run_record import RunReader
+from workbench.record.stream import FrameWriter, MarkFrame, read_frames
 from workbench.tui.store import SPEEDS, Player, RunStore
 from workbench.tui.store.happenings import FILTERS, last_happenings
 from workbench.tui.store.latency_window import itl_samples, latency_rows

@@ -11,7 +11,7 @@ import pytest
 from recorded_runs import recorded
 from tmux_terminal import TMUX, Terminal
 
-from workbench.run_record import RunReader
+from workbench.record.run_record import RunReader
 
 pytestmark = pytest.mark.skipif(TMUX is None, reason="tmux is not installed")
 

@@ -13,9 +13,9 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.color import Color
 
-from workbench.scenario_errors import Source
-from workbench.scenario_source import load_scenario, shipped_names
-from workbench.scenario_yaml import parse_yaml
+from workbench.scenario.errors import Source
+from workbench.scenario.source import load_scenario, shipped_names
+from workbench.scenario.yaml_text import parse_yaml
 from workbench.tui.app import WorkbenchApp
 from workbench.tui.ascii_lines import AsciiLines, ascii_text
 from workbench.tui.goto_target import (

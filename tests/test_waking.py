@@ -12,7 +12,7 @@ from constant_costs import ConstantCosts
 from engine.core.config import SchedulerConfig
 from engine.core.events import EventLog
 from engine.core.workload import Workload
-from simulator.fit_waking import fit_waking
+from simulator.fitting.waking import fit_waking
 from simulator.samples import WakeSamples
 from simulator.waking import SOON_NS, WakeFit, Waking, longer_after_idling
 from simulator.world import ReplicaConfig, RouterConfig, World

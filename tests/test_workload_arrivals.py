@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.core.workload import Int64
-from workbench import arrivals
+from workbench.workload import arrivals
 
 N = 100_000
 KS_LIMIT = 1.95 / math.sqrt(N)  # exceeded by chance once in a thousand

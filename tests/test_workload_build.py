@@ -14,10 +14,15 @@ import numpy as np
 import pytest
 
 from engine.core.workload import NEVER, PromptSegments, Workload
-from workbench.random_streams import Stream, generator
-from workbench.scenario import Scenario
-from workbench.trace_errors import TooLongError, TooLongRowsError, TraceError, WorkloadError
-from workbench.workload import BuiltWorkload, build_workload
+from workbench.scenario.schema import Scenario
+from workbench.workload.random_streams import Stream, generator
+from workbench.workload.trace_errors import (
+    TooLongError,
+    TooLongRowsError,
+    TraceError,
+    WorkloadError,
+)
+from workbench.workload.workload import BuiltWorkload, build_workload
 
 TRACES = Path(__file__).parent / "fixtures" / "traces"
 SECOND = 1_000_000_000

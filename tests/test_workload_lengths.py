@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from workbench.lengths import (
+from workbench.workload.lengths import (
     MAX_TOKENS,
     Distribution,
     Fixed,

@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.core.workload import NEVER
-from workbench.lengths import Distribution, Fixed, Lognormal, Uniform, UniformWhole
-from workbench.prompts import (
+from workbench.workload.lengths import Distribution, Fixed, Lognormal, Uniform, UniformWhole
+from workbench.workload.prompts import (
     Requests,
     conversation_requests,
     shared_prefix_requests,
     synthetic_requests,
     trace_requests,
 )
-from workbench.trace_errors import WorkloadError
-from workbench.traces import read_trace
+from workbench.workload.trace_errors import WorkloadError
+from workbench.workload.traces import read_trace
 
 MOONCAKE = Path(__file__).parent / "fixtures" / "traces" / "mooncake.jsonl"
 VOCAB = 32_000

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from workbench.trace_errors import TraceError
-from workbench.traces import read_trace
+from workbench.workload.trace_errors import TraceError
+from workbench.workload.traces import read_trace
 
 FIXTURES = Path(__file__).parent / "fixtures" / "traces"
 NAMES = ("azure_2023.csv", "azure_2024.csv", "burstgpt_v1.csv", "burstgpt_v2.csv", "mooncake.jsonl")

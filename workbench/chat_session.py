@@ -20,8 +20,8 @@ from engine.runtime.executor import EngineError
 from engine.runtime.outputs import RequestOutput
 from engine.runtime.tokenizer import FILE_NAME, Tokenizer, TokenizerError
 from engine.sampling_params import SamplingParams
-from workbench.engine_packages import import_engine, use_one_thread
-from workbench.engine_setup import checkpoint_of
+from workbench.running.engine_packages import import_engine, use_one_thread
+from workbench.running.engine_setup import checkpoint_of
 
 _TEXTS_IN_CACHE: Final = 4  # of the longest kind
 

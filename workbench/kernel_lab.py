@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Sequence
 
 from engine.kernels.lab.results import LabResults
-from workbench.provenance import source_commit
+from workbench.record.provenance import source_commit
 
 _PACKAGES = ("torch", "triton")
 

@@ -21,9 +21,9 @@ from engine.native.cache_choice import (
     speed_file,
 )
 from engine.native.cache_speed import measure_cache_speed
-from workbench.atomic_file import write_atomic
-from workbench.scenario_source import load_scenario
-from workbench.simulate import prepare
+from workbench.record.atomic_file import write_atomic
+from workbench.running.simulate import prepare
+from workbench.scenario.source import load_scenario
 
 _SIMULATED: Final = "prefix_cache_chat"
 _ROUNDS: Final = 5

@@ -23,7 +23,7 @@ from workbench.analysis.causes import (
 )
 from workbench.analysis.run_facts import pool_of, replica_values, scheduler_setting
 from workbench.analysis.source import Bool, Int64, int64
-from workbench.run_header import RunHeader
+from workbench.record.header import RunHeader
 
 DOMINANT: Final = 0.2
 RETRACTIONS_MATTER: Final = 0.05

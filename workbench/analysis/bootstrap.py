@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from workbench.analysis.source import Float64, Int64
-from workbench.percentiles import WeightedSamples
+from workbench.metrics.percentiles import WeightedSamples
 
 DRAWS: Final = 500
 CONFIDENCE: Final = 0.95

@@ -16,7 +16,7 @@ from engine.core.events import Detail
 from workbench.analysis.source import Int64, RunTables, detail_of, int64
 from workbench.analysis.step_batches import BATCH, STATE, ReplicaSteps, StepBatch, replica_steps
 from workbench.analysis.timeline import NEVER
-from workbench.run_header import STATUS_TEXTS
+from workbench.record.header import STATUS_TEXTS
 
 Where = Literal["equal", "routing", "batch", "length", "unknown"]
 

@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from engine.core.events import Columns
-from workbench import latency
 from workbench.analysis.divergence import Divergence
 from workbench.analysis.predicted_steps import (
     predicted_leads_ns,
@@ -41,7 +40,8 @@ from workbench.analysis.run_facts import pool_of
 from workbench.analysis.samples import samples_of
 from workbench.analysis.source import Bool, Float64, Int64, RunTables, int64
 from workbench.analysis.step_batches import ReplicaSteps, replica_steps
-from workbench.run_header import RunHeader
+from workbench.metrics import latency
+from workbench.record.header import RunHeader
 
 if TYPE_CHECKING:
     from simulator.cost_model import CostModel

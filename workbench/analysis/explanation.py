@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from engine.core.enums import FinishReason, RejectReason
 from workbench.analysis.blame import CauseShare
 from workbench.analysis.waiting import WaitReason, WorstStep
-from workbench.run_header import Status
+from workbench.record.header import Status
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from workbench.analysis.blame import BlamedStep, CauseShare
 from workbench.analysis.causes import label
 from workbench.analysis.explanation import CauseTotal, RequestExplanation, RunExplanation
 from workbench.analysis.waiting import WaitReason, WorstStep
-from workbench.run_header import STATUS_TEXTS
+from workbench.record.header import STATUS_TEXTS
 
 _NS_PER_MS = 1e6
 _NAMED_OTHERS = 3

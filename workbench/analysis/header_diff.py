@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from workbench.analysis.source import RunTables, int64
-from workbench.run_header import RunHeader
+from workbench.record.header import RunHeader
 
 _ABSENT: Final = "-"
 # Of the record itself, or told elsewhere.

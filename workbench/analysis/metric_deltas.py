@@ -9,7 +9,6 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from engine.core.events import Columns, Segment
-from workbench import latency
 from workbench.analysis.bootstrap import (
     DRAWS,
     Blocks,
@@ -20,7 +19,8 @@ from workbench.analysis.bootstrap import (
 )
 from workbench.analysis.samples import RunSamples, samples_of
 from workbench.analysis.source import Float64, Int64, RunTables, int64
-from workbench.metrics import Summary, summarize
+from workbench.metrics import latency
+from workbench.metrics.run_metrics import Summary, summarize
 
 Verdict = Literal["better", "worse", "noise", "equal", "unjudged"]
 Draws = tuple[Float64, Float64]  # a statistic of each draw of A and of B

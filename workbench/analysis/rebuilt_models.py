@@ -10,14 +10,14 @@ import numpy as np
 from engine.core.events import Columns
 from workbench.analysis.predicted_steps import predicted_ns
 from workbench.analysis.source import RunTables
-from workbench.provenance import input_file, place_now
-from workbench.run_header import RunHeader
+from workbench.record.header import RunHeader
+from workbench.record.provenance import input_file, place_now
 
 if TYPE_CHECKING:
     from engine.core.hardware_spec import HardwareSpec
     from engine.core.model_spec import ModelSpec
+    from simulator.composition.kernel_file import KernelFile
     from simulator.cost_model import CostModel
-    from simulator.kernel_file import KernelFile
     from simulator.profile import Profile
 
 _CHECKED_STEPS: Final = 4096
@@ -43,7 +43,7 @@ def rebuild_cost_models(run: RunTables) -> dict[int, CostModel]:
 def _measured(header: RunHeader) -> Profile | KernelFile | None:
     """What the run was made with, if the file is still that one."""
     from simulator.profile import ProfileError
-    from workbench.step_times import read_measured
+    from workbench.running.step_times import read_measured
 
     file = header.inputs.get("hardware.profile")
     if file is None:
@@ -62,7 +62,7 @@ def _of_file(
 ) -> CostModel | None:
     """The cost model of what was measured; None if that is not the run's."""
     from simulator.calibrated import CalibratedCostModel
-    from simulator.composed import ComposedCostModel
+    from simulator.composition.composed import ComposedCostModel
     from simulator.profile import Profile
 
     found: CostModel | None = None

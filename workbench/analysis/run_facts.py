@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from workbench.run_header import RunHeader
+from workbench.record.header import RunHeader
 
 
 def scheduler_setting(header: RunHeader, key: str) -> Any:

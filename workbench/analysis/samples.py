@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.core.events import Columns
-from workbench import latency, throughput
 from workbench.analysis.source import Float64, Int64, RunTables, int64
-from workbench.latency import IterationTimes
+from workbench.metrics import latency, throughput
+from workbench.metrics.latency import IterationTimes
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class RunSamples:
 
 
 def samples_of(run: RunTables) -> RunSamples:
-    """Samples of `run`, by the definitions of `workbench.metrics`."""
+    """Samples of `run`, by the definitions of `workbench.metrics.run_metrics`."""
     requests, steps = run.table("requests"), run.table("steps")
     run_end = int(max(steps["end_ns"].max(initial=0), requests["finish_ns"].max(initial=0)))
     subject = throughput.measured(requests, run.header.measure, run_end)
@@ -70,7 +70,7 @@ def _by_arrival(requests: Columns) -> Columns:
 
 
 def _gaps(completed: Columns, spans: Columns, steps: Columns) -> Gaps:
-    """The gaps that `workbench.latency.itl` pools, with their times."""
+    """The gaps that `workbench.metrics.latency.itl` pools, with their times."""
     none = np.empty(0, np.int64)
     if not len(steps["step"]):
         return Gaps(none.astype(np.float64), none, none)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from engine.core.enums import ItemKind
 from engine.core.events import Columns, Detail, recorded_tables
-from workbench.run_header import RunHeader
+from workbench.record.header import RunHeader
 
 Int64 = NDArray[np.int64]
 Float64 = NDArray[np.float64]
@@ -18,7 +18,7 @@ Bool = NDArray[np.bool_]
 
 
 class RunTables(Protocol):
-    """A finished or interrupted run; `workbench.run_record.RunReader` is one."""
+    """A finished or interrupted run; `workbench.record.run_record.RunReader` is one."""
 
     header: RunHeader
 

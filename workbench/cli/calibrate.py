@@ -11,8 +11,8 @@ import typer
 
 if TYPE_CHECKING:
     from engine.runtime.runner_config import RunnerConfig
-    from workbench.calibrate import Calibration
-    from workbench.calibrate_kernels import KernelCalibration
+    from workbench.calibration.calibrate import Calibration
+    from workbench.calibration.kernels import KernelCalibration
 
 EPILOG = """\b
 Examples:
@@ -26,7 +26,7 @@ Examples:
 
 _CPU_MINUTES, _GPU_MINUTES, _KERNEL_MINUTES = 0.5, 5.0, 4.0
 _FOLDER = Path("profiles")
-_EXCHANGE = "workbench.calibrate_exchange"
+_EXCHANGE = "workbench.calibration.exchange"
 
 
 def run(
@@ -170,17 +170,17 @@ def run(
         done = calibrate(config, output_dir, limit, say=line.say)
     _tell(done)
     if done.complete:
-        taught = _module("workbench.calibrate_kernels").teach(done.profile, output_dir)
+        taught = _module("workbench.calibration.kernels").teach(done.profile, output_dir)
         if taught is not None:
             _tell_of_kernels(taught)
 
 
 def _refit(path: Path, expert_skew: float | None) -> None:
-    from simulator.kernel_file import is_kernel_file
+    from simulator.composition.kernel_file import is_kernel_file
     from workbench.cli.failures import UsageError
 
     if is_kernel_file(path):
-        module = _module("workbench.calibrate_kernels")
+        module = _module("workbench.calibration.kernels")
         _tell_of_kernels(module.refit_kernels(path, expert_skew=expert_skew))
     elif expert_skew is not None:
         raise UsageError(f"--expert-skew is of kernel tables, and {path} is a profile")
@@ -208,7 +208,7 @@ def _calibrate_kernels(
     from workbench.cli.interrupt import kept_on_interrupt
     from workbench.cli.progress import ProgressLine
 
-    module = _module("workbench.calibrate_kernels")
+    module = _module("workbench.calibration.kernels")
     cpu = device == "cpu"
     models = [str(_tiny_model())] if cpu else list(module.measured_cards())
     limit = minutes or (_CPU_MINUTES if cpu else _KERNEL_MINUTES)
@@ -220,7 +220,7 @@ def _calibrate_kernels(
     _tell_of_kernels(done)
 
 
-def _module(name: str = "workbench.calibrate") -> ModuleType:
+def _module(name: str = "workbench.calibration.calibrate") -> ModuleType:
     """What measures and fits.
 
     Raises:
@@ -262,7 +262,7 @@ def _config(
     from engine.core.graph_sizes import default_graph_batch_sizes
     from engine.runtime.runner_config import RunnerConfig
     from workbench.cli.model_names import check_model_name
-    from workbench.engine_setup import checkpoint_of
+    from workbench.running.engine_setup import checkpoint_of
 
     check_model_name(model, load_format)
     model = checkpoint_of(model, load_format)

@@ -31,11 +31,11 @@ def run(
 
     First what was different, then metrics with noise, then the first decision that differs.
     """
+    from workbench.analysis.compare import compare_runs, render
     from workbench.cli.failures import REGRESSION_EXIT_CODE
     from workbench.cli.json_text import to_json
     from workbench.cli.percent import parse_percent
     from workbench.cli.runs import open_run
-    from workbench.compare import compare_runs, render
 
     limit_percent = None if fail_over is None else parse_percent("--fail-over", fail_over)
     comparison = compare_runs(open_run(a), open_run(b), limit_percent)

@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from workbench.cli.overrides import NUM_PROMPTS_KEYS
-from workbench.engine_packages import import_engine
-from workbench.engine_run import refuse_too_long_prompts
-from workbench.engine_setup import EngineOptions, is_demo
-from workbench.scenario_errors import ScenarioErrors
+from workbench.running.engine_packages import import_engine
+from workbench.running.engine_run import refuse_too_long_prompts
+from workbench.running.engine_setup import EngineOptions, is_demo
+from workbench.scenario.errors import ScenarioErrors
 
 if TYPE_CHECKING:
-    from workbench.scenario import Scenario
-    from workbench.scenario_source import LoadedScenario
+    from workbench.scenario.schema import Scenario
+    from workbench.scenario.source import LoadedScenario
 
 CPU_REQUESTS: Final = 16
 _CPU_WARM_UP_REQUESTS: Final = 4

@@ -29,15 +29,15 @@ def run(
 
     The causes of a latency sum to it exactly.
     """
-    from workbench.cli.json_text import to_json
-    from workbench.cli.runs import open_run
-    from workbench.explain import (
+    from workbench.analysis.explain import (
         RequestExplanation,
         RunExplanation,
         explain_request,
         explain_run,
         render,
     )
+    from workbench.cli.json_text import to_json
+    from workbench.cli.runs import open_run
 
     wanted = None if request is None else _request_id(request)
     recorded = open_run(run_directory)

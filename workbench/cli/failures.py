@@ -73,8 +73,8 @@ def _say_where_models_go(error: Exception) -> None:
 
 def report_failure(error: Exception) -> int:
     """Say on stderr what went wrong; return the exit code."""
-    from workbench.scenario_errors import ScenarioErrors
-    from workbench.trace_errors import TooLongError
+    from workbench.scenario.errors import ScenarioErrors
+    from workbench.workload.trace_errors import TooLongError
 
     with suppress(OSError):
         flush_stdout()

@@ -10,8 +10,8 @@ import typer
 if TYPE_CHECKING:
     from engine.runtime.runner_config import LoadFormat
     from simulator.profile import Profile
-    from workbench.engine_setup import EngineOptions
     from workbench.fidelity.suite import Basis
+    from workbench.running.engine_setup import EngineOptions
 
 EPILOG = """\b
 Examples:
@@ -119,10 +119,10 @@ def _set_up(
     profile: Profile, model: str | None, load_format: LoadFormat, cpu: bool
 ) -> tuple[Basis, EngineOptions]:
     """What is varied, and which engine does it."""
-    from workbench.engine_setup import EngineOptions
     from workbench.fidelity.loads import CPU_LOADS, GPU_LOADS
     from workbench.fidelity.suite import Basis
-    from workbench.profile_match import gpu_called
+    from workbench.running.engine_setup import EngineOptions
+    from workbench.running.profile_match import gpu_called
 
     if cpu:
         options = EngineOptions(load_format="dummy", device="cpu")

@@ -11,9 +11,9 @@ from workbench.cli.failures import UsageError
 from workbench.cli.runs import open_run
 
 if TYPE_CHECKING:
-    from workbench.execution import DetailName
-    from workbench.run_header import RunHeader
-    from workbench.simulate import Simulation
+    from workbench.record.header import RunHeader
+    from workbench.running.execution import DetailName
+    from workbench.running.simulate import Simulation
 
 
 def fork_of(
@@ -24,7 +24,7 @@ def fork_of(
     Raises:
         UsageError: `text` is neither, or the run has no such replica.
     """
-    from workbench.fork import ForkPoint, prepare_fork
+    from workbench.running.fork import ForkPoint, prepare_fork
 
     found = re.fullmatch(r"(.+)@(?:(\d+):)?(\d+)", text)
     if found is None:

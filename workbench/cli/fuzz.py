@@ -93,7 +93,7 @@ def _explore(
     from workbench.fuzz.campaign import HOUR_S, Plan, carry_out
     from workbench.fuzz.canary import runs_until_found
     from workbench.fuzz.machines import FAULTS, MACHINES
-    from workbench.provenance import source_commit
+    from workbench.record.provenance import source_commit
 
     _check_names("--machines", machines, MACHINES)
     there = frozenset().union(*(MACHINES[name].faults for name in machines)) or FAULTS
@@ -180,8 +180,8 @@ def _keep(failure: Failure, output_dir: Path, runs_dir: Path) -> None:
     from workbench.fuzz.case_file import write_case
     from workbench.fuzz.failure_record import record_failure
     from workbench.fuzz.shrink import shrink
-    from workbench.provenance import source_commit
-    from workbench.result_folder import make_folder
+    from workbench.record.provenance import source_commit
+    from workbench.record.result_folder import make_folder
 
     started_s = time.monotonic()
     small = shrink(failure, lambda: time.monotonic() - started_s > _SHRINK_S)

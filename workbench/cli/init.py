@@ -29,8 +29,8 @@ def run(
 
     It holds every key with its default and meaning.
     """
-    from workbench.atomic_file import write_atomic
     from workbench.cli.failures import UsageError
+    from workbench.record.atomic_file import write_atomic
 
     text = _template_text(file) if template is None else _shipped_text(template)
     if str(file) == "-":
@@ -46,7 +46,7 @@ def _template_text(file: Path) -> str:
     """The template, named after the file as far as a scenario's name may be."""
     import re
 
-    from workbench.scenario_template import scenario_template
+    from workbench.scenario.template import scenario_template
 
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).lstrip("._-")
     return scenario_template(name) if name else scenario_template()
@@ -54,8 +54,8 @@ def _template_text(file: Path) -> str:
 
 def _shipped_text(name: str) -> str:
     from workbench.cli.failures import UsageError
-    from workbench.scenario_errors import did_you_mean, listed
-    from workbench.scenario_source import shipped_names, shipped_text
+    from workbench.scenario.errors import did_you_mean, listed
+    from workbench.scenario.source import shipped_names, shipped_text
 
     names = shipped_names()
     if name not in names:

@@ -86,9 +86,9 @@ def bench(
     except ValueError as error:
         raise UsageError(str(error)) from None
     from engine.kernels.lab.results import to_json
-    from workbench.atomic_file import write_atomic
     from workbench.kernel_lab import measure_ladders
     from workbench.kernel_lab_text import ladder_table, provenance
+    from workbench.record.atomic_file import write_atomic
 
     results = measure_ladders(ops, device, lambda text: typer.echo(text, err=True))
     if output is not None:

@@ -26,7 +26,7 @@ def check_model_name(
     """
     from engine.demo import DEMO_MODELS
     from engine.models import model_folder
-    from workbench.scenario_errors import did_you_mean, listed, quoted
+    from workbench.scenario.errors import did_you_mean, listed, quoted
 
     if name is None:
         return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from workbench.execution import Runnable
+    from workbench.running.execution import Runnable
 
 ScenarioArgument = Annotated[
     str | None,
@@ -139,7 +139,7 @@ class ResultFlags:
         """
         from workbench.cli.failures import REGRESSION_EXIT_CODE
         from workbench.cli.simulation import Outputs, carry_out
-        from workbench.summary import render
+        from workbench.metrics.summary_text import render
 
         outputs = Outputs(
             runs_directory=self.runs_dir if self.record else None,

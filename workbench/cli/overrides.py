@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from workbench.cli.failures import UsageError
 
 if TYPE_CHECKING:
-    from workbench.scenario_source import LoadedScenario
+    from workbench.scenario.source import LoadedScenario
 
 # What `--num-prompts` sets, by the kind of the workload.
 NUM_PROMPTS_KEYS: Final = {
@@ -34,7 +34,7 @@ def load_with_flags(
         UsageError: a flag makes no sense.
         ScenarioErrors: the scenario does not, or an override.
     """
-    from workbench.scenario_source import load_scenario
+    from workbench.scenario.source import load_scenario
 
     changes = [*overrides, *goodput_overrides(goodput)]
     if seed is not None:
@@ -54,7 +54,7 @@ def check_run_name(name: str) -> None:
     Raises:
         UsageError: it is one.
     """
-    from workbench.scenario import NAME_LENGTH, NAME_PATTERN
+    from workbench.scenario.schema import NAME_LENGTH, NAME_PATTERN
 
     if not re.fullmatch(NAME_PATTERN, name) or len(name) > NAME_LENGTH:
         raise UsageError(

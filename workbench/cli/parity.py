@@ -22,7 +22,7 @@ def run(
     Every plan must be the engine's; the first that is not is an error.
     """
     from workbench.cli.runs import open_run
-    from workbench.parity import check_parity
+    from workbench.running.parity import check_parity
 
     found = open_run(recorded, runs_dir)
     same = check_parity(found)

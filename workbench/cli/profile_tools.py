@@ -53,7 +53,7 @@ def _options(*options: tuple[str, object]) -> list[str]:
 def run_nsys(request: StepRequest, output: Path, *, as_json: bool) -> None:
     """Record and read a step with Nsight Systems; without it, the commands to type."""
     from workbench.profile.nsight import find_tool, nsys_commands, run_tool
-    from workbench.result_folder import make_folder
+    from workbench.record.result_folder import make_folder
 
     here = find_tool("nsys") is not None
     python = None if here else "python"
@@ -115,7 +115,7 @@ def _ncu_commands(
 def _run_ncu(commands: Sequence[Command], output: Path) -> Path:
     """Its CSV."""
     from workbench.profile.nsight import run_tool
-    from workbench.result_folder import make_folder
+    from workbench.record.result_folder import make_folder
 
     _tell(commands)
     make_folder(output)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from workbench.profile.roofline import Roofline
     from workbench.profile.timeline import Timeline
     from workbench.profile.trace import Trace
-    from workbench.scenario_source import LoadedScenario
+    from workbench.scenario.source import LoadedScenario
 
 _RUN_DTYPES = Literal["bf16", "fp16", "fp32"]
 
@@ -75,8 +75,8 @@ def time_run(
     from workbench.cli.demo_load import load_for_demo
     from workbench.cli.overrides import load_with_flags
     from workbench.cli.progress import ProgressLine
-    from workbench.engine_setup import EngineOptions
     from workbench.profile.recording import record_run
+    from workbench.running.engine_setup import EngineOptions
 
     def load(added: Sequence[str]) -> LoadedScenario:
         return load_with_flags(scenario, [*added, *overrides], None, num_prompts, [], None)
@@ -136,7 +136,7 @@ def measure_roofline(
 
 def _refuse_cpu(device: str | None) -> None:
     from engine.runtime.executor import EngineError
-    from workbench.engine_packages import import_engine
+    from workbench.running.engine_packages import import_engine
 
     if import_engine("engine.runtime.build").find_device(device).type == "cpu":
         raise EngineError(
@@ -224,7 +224,7 @@ def show_gaps(
     )
     from workbench.profile.gap_text import stories_text
     from workbench.profile.pictures import draw_gaps
-    from workbench.provenance import source_commit
+    from workbench.record.provenance import source_commit
 
     if model is not None and workload == "all":
         raise UsageError("--model needs --workload decode or --workload denoise")
@@ -255,14 +255,14 @@ def show_gaps(
 
 def _in(folder: Path, name: str) -> Path:
     """A file in a folder, which is made if it is not there."""
-    from workbench.result_folder import make_folder
+    from workbench.record.result_folder import make_folder
 
     make_folder(folder)
     return folder / name
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
-    from workbench.atomic_file import write_atomic
+    from workbench.record.atomic_file import write_atomic
 
     write_atomic(path, (json.dumps(data, indent=1) + "\n").encode())
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import typer
 
 from engine.core.events import Segment
-from workbench.execution import KEPT_EVERY_S, Ended
-from workbench.run_errors import RunRecordError
-from workbench.run_record import JOURNAL, RunWriter
-from workbench.segment_buffer import SegmentBuffer
+from workbench.record.errors import RunRecordError
+from workbench.record.run_record import JOURNAL, RunWriter
+from workbench.record.segment_buffer import SegmentBuffer
+from workbench.running.execution import KEPT_EVERY_S, Ended
 
 
 class Recording:

@@ -55,14 +55,14 @@ def run(
         raise UsageError(f"--out {out} is to be a directory; --format {kind} draws no other format")
     recorded = open_run(run_directory)
     if perfetto is None:
-        from workbench.report import ImageFormat, draw_report
+        from workbench.reports.report import ImageFormat, draw_report
 
         both: tuple[ImageFormat, ...] = ("png", "svg")
         formats = both if picture_format == "both" else (picture_format,)
         for path in draw_report(recorded, out or recorded.path, formats, separate):
             typer.echo(path)
         return
-    from workbench.perfetto import write_trace
+    from workbench.reports.perfetto import write_trace
 
     size = write_trace(recorded, perfetto, max_requests, max_steps)
     typer.echo(perfetto)

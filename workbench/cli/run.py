@@ -31,8 +31,8 @@ from workbench.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from workbench.engine_prompts import ShownText
-    from workbench.scenario_source import LoadedScenario
+    from workbench.running.engine_prompts import ShownText
+    from workbench.scenario.source import LoadedScenario
 
 EPILOG = """\b
 Examples:
@@ -110,9 +110,9 @@ def run(
     from workbench.cli.model_names import check_model_name
     from workbench.cli.overrides import load_with_flags
     from workbench.cli.progress import ProgressLine
-    from workbench.engine_run import prepare
-    from workbench.engine_setup import EngineOptions
-    from workbench.execution import slo_facts
+    from workbench.running.engine_run import prepare
+    from workbench.running.engine_setup import EngineOptions
+    from workbench.running.execution import slo_facts
 
     check_model_name(model, load_format)
 

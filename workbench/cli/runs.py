@@ -6,10 +6,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.run_errors import RunRecordError
+from workbench.record.errors import RunRecordError
 
 if TYPE_CHECKING:
-    from workbench.run_record import RunReader
+    from workbench.record.run_record import RunReader
 
 RUNS_DIRECTORY = Path("runs")
 _NEWEST = 5  # that an error names
@@ -21,7 +21,7 @@ def open_run(path: Path, runs_directory: Path = RUNS_DIRECTORY) -> RunReader:
     Raises:
         RunRecordError: there is no readable run.
     """
-    from workbench.run_record import RunReader
+    from workbench.record.run_record import RunReader
 
     if path.exists():
         return RunReader(path)

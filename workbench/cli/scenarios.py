@@ -12,7 +12,7 @@ Example:
 
 def run() -> None:
     """List the shipped scenarios and what they teach."""
-    from workbench.scenario_source import shipped_scenarios
+    from workbench.scenario.source import shipped_scenarios
 
     shipped = shipped_scenarios()
     width = max(len(scenario.name) for scenario in shipped)

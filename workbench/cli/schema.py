@@ -15,6 +15,6 @@ def run() -> None:
     """Print the JSON Schema of a scenario file."""
     import json
 
-    from workbench.scenario import scenario_json_schema
+    from workbench.scenario.schema import scenario_json_schema
 
     typer.echo(json.dumps(scenario_json_schema(), indent=2, ensure_ascii=False))

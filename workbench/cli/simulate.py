@@ -29,7 +29,7 @@ from workbench.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from workbench.simulate import Simulation
+    from workbench.running.simulate import Simulation
 
 EPILOG = """\b
 Examples:
@@ -96,7 +96,7 @@ def run(
         raise UsageError(WHICH_SCENARIO)
     else:
         from workbench.cli.overrides import load_with_flags
-        from workbench.simulate import prepare
+        from workbench.running.simulate import prepare
 
         loaded = load_with_flags(
             scenario, overrides or [], seed, num_prompts, goodput or [], metric_percentiles

@@ -17,11 +17,11 @@ from workbench.cli.failures import FAILURE_EXIT_CODE
 from workbench.cli.interrupt import stop_on_interrupt
 from workbench.cli.progress import ProgressLine
 from workbench.cli.recording import Recording
-from workbench.execution import Ended, Runnable
-from workbench.run_errors import RunRecordError
-from workbench.run_header import RunHeader
-from workbench.run_record import RunReader, RunWriter
-from workbench.run_stream import RECORDED_IN, FrameWriter, MarkFrame
+from workbench.record.errors import RunRecordError
+from workbench.record.header import RunHeader
+from workbench.record.run_record import RunReader, RunWriter
+from workbench.record.stream import RECORDED_IN, FrameWriter, MarkFrame
+from workbench.running.execution import Ended, Runnable
 
 LONG_RUN_S: Final = 20.0  # from there on it is worth a minute to compile
 
@@ -152,7 +152,7 @@ def _after(record: Recording, ended: Ended, outputs: Outputs) -> None:
         return
     path = record.writer.path
     if outputs.trace is not None:
-        from workbench.perfetto import write_trace
+        from workbench.reports.perfetto import write_trace
 
         write_trace(RunReader(path), outputs.trace)
     if ended.stopped_early is not None:

@@ -63,7 +63,7 @@ def _resolved(target: str | None) -> tuple[Path | None, str | None]:
     path = Path(target)
     if path.is_dir() or (RUNS_DIRECTORY / path).is_dir():
         return open_run(path).path, None
-    from workbench.scenario_source import scenario_text
+    from workbench.scenario.source import scenario_text
 
     scenario_text(target)
     return None, str(path)

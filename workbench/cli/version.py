@@ -14,7 +14,7 @@ def run() -> None:
 
     from engine.compiled import active_build
     from engine.native.cache_choice import described_choices
-    from workbench.provenance import workbench_version
+    from workbench.record.provenance import workbench_version
 
     typer.echo(f"workbench {workbench_version()}")
     typer.echo(f"python    {platform.python_version()} ({platform.system()} {platform.machine()})")

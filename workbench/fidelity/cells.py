@@ -20,11 +20,11 @@ import engine
 from engine.core.events import Columns
 from engine.core.workload import Workload
 from simulator.cost_model import StepFeatures
-from workbench.atomic_file import open_atomic, write_atomic
-from workbench.columns import narrow
 from workbench.fidelity.errors import FidelityError
 from workbench.fidelity.loads import Load
 from workbench.fidelity.suite import read_json
+from workbench.record.atomic_file import open_atomic, write_atomic
+from workbench.record.columns import narrow
 
 SCHEMA: Final = "fidelity-cell/v2"
 OTHER_SOURCES: Final = "other sources of the engine"

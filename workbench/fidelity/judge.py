@@ -12,7 +12,6 @@ import numpy as np
 
 from simulator.profile import Profile
 from simulator.shipped_profiles import read_kernel_identity, shipped_kernels
-from workbench.atomic_file import write_atomic
 from workbench.fidelity.cells import (
     OTHER_SOURCES,
     Cell,
@@ -37,8 +36,9 @@ from workbench.fidelity.step_errors import (
     step_errors,
 )
 from workbench.fidelity.suite import Suite
-from workbench.provenance import input_file, source_commit
-from workbench.scenario_serving import ANALYTIC
+from workbench.record.atomic_file import write_atomic
+from workbench.record.provenance import input_file, source_commit
+from workbench.scenario.serving import ANALYTIC
 
 SCHEMA: Final = "fidelity-judgement/v4"
 CALIBRATED: Final = "calibrated"

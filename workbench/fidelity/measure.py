@@ -13,9 +13,6 @@ import msgspec
 from engine.core.events import Segment, concatenate
 from engine.core.journal import Journal
 from simulator.profile import Profile
-from workbench.engine_driver import HostClock, WallClock
-from workbench.engine_run import Build, EngineRun, Runner, Say, build_runner, prepare
-from workbench.engine_setup import EngineOptions
 from workbench.fidelity.cells import (
     Cell,
     Key,
@@ -27,10 +24,13 @@ from workbench.fidelity.cells import (
 from workbench.fidelity.errors import FidelityError
 from workbench.fidelity.loads import Load
 from workbench.fidelity.suite import Suite
-from workbench.parity import ParityError, follow
-from workbench.profile_match import identity_of, refuse_other_engine
-from workbench.provenance import source_commit
-from workbench.scenario_source import load_scenario
+from workbench.record.provenance import source_commit
+from workbench.running.engine_driver import HostClock, WallClock
+from workbench.running.engine_run import Build, EngineRun, Runner, Say, build_runner, prepare
+from workbench.running.engine_setup import EngineOptions
+from workbench.running.parity import ParityError, follow
+from workbench.running.profile_match import identity_of, refuse_other_engine
+from workbench.scenario.source import load_scenario
 
 
 class _Kept:

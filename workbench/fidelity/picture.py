@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from workbench.atomic_file import open_atomic
 from workbench.fidelity.goals import GOALS, P99_REQUESTS, STEP_GOALS
 from workbench.fidelity.judge import CALIBRATED, COMPOSED, Judgement
 from workbench.fidelity.step_errors import REGIONS
 from workbench.fidelity.table import sources_told
-from workbench.report_panels import GREY, STYLE
-from workbench.scenario_serving import ANALYTIC
+from workbench.record.atomic_file import open_atomic
+from workbench.reports.report_panels import GREY, STYLE
+from workbench.scenario.serving import ANALYTIC
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

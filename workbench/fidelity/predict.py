@@ -10,7 +10,7 @@ from simulator.power_state import PowerFit
 from simulator.waking import WakeFit
 from workbench.fidelity.loads import Load
 from workbench.fidelity.suite import Suite
-from workbench.simulate import Simulation, prepare
+from workbench.running.simulate import Simulation, prepare
 
 
 class Longer:

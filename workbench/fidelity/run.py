@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from simulator.profile import Profile
-from workbench.engine_driver import WallClock
-from workbench.engine_run import Build, Say, build_runner
-from workbench.engine_setup import EngineOptions
 from workbench.fidelity.cells import cell_files, engine_digest
 from workbench.fidelity.errors import FidelityError
 from workbench.fidelity.judge import Found, Judgement, find_cell, judge, write_judgement
 from workbench.fidelity.loads import Load
 from workbench.fidelity.measure import Bench
 from workbench.fidelity.suite import Suite
+from workbench.running.engine_driver import WallClock
+from workbench.running.engine_run import Build, Say, build_runner
+from workbench.running.engine_setup import EngineOptions
 
 _NO_TRACE = "left out, --trace FILE brings it"
 

@@ -14,14 +14,14 @@ from typing import Any, Final
 
 from engine.core.bounded_file import FileTooLargeError, read_bounded
 from simulator.profile import Identity, Profile
-from workbench.atomic_file import write_atomic
 from workbench.fidelity.errors import FidelityError
 from workbench.fidelity.loads import AT_ONCE, TRACE, Load
 from workbench.fidelity.trace_window import TraceWindow, find_window
-from workbench.provenance import input_file
-from workbench.result_folder import make_folder
-from workbench.scenario_source import LoadedScenario, load_scenario
-from workbench.simulate import prepare
+from workbench.record.atomic_file import write_atomic
+from workbench.record.provenance import input_file
+from workbench.record.result_folder import make_folder
+from workbench.running.simulate import prepare
+from workbench.scenario.source import LoadedScenario, load_scenario
 
 SCHEMA: Final = "fidelity-suite/v1"
 FILE: Final = "suite.json"

@@ -8,7 +8,7 @@ from typing import Any, Final
 from workbench.fidelity.cells import OTHER_SOURCES
 from workbench.fidelity.goals import GOALS, JUDGED_STEPS, P99_REQUESTS, STEP_GOALS
 from workbench.fidelity.judge import AMPLIFIED, CALIBRATED, COMPOSED, Judgement
-from workbench.scenario_serving import ANALYTIC
+from workbench.scenario.serving import ANALYTIC
 
 _NAME, _CELL, _NUMBER = 20, 15, 10  # widths
 _WITHOUT_PROFILE: Final = {COMPOSED: "  kernel tables", ANALYTIC: "  analytic model"}

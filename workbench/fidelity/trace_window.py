@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from workbench.atomic_file import write_atomic
 from workbench.fidelity.errors import FidelityError
 from workbench.fidelity.loads import TRACE_ROWS
-from workbench.trace_lines import read_lines
-from workbench.traces import read_trace
+from workbench.record.atomic_file import write_atomic
+from workbench.workload.trace_lines import read_lines
+from workbench.workload.traces import read_trace
 
 _FILE: Final = "trace-window.txt"
 

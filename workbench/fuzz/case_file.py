@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from engine.core.bounded_file import read_bounded
-from workbench.atomic_file import write_atomic
 from workbench.fuzz.explore import Failure, repeat
 from workbench.fuzz.machine import Machine, Operation
+from workbench.record.atomic_file import write_atomic
 
 FORMAT: Final = 1
 _LONGEST_FILE_BYTES: Final = 1 << 24

@@ -11,11 +11,11 @@ import numpy as np
 from engine.core.config import SchedulerConfig
 from engine.core.events import Detail, EventLog
 from workbench.fuzz.explore import Failure
-from workbench.latency import MetricsError
-from workbench.metrics import summarize
-from workbench.provenance import source_commit, workbench_version
-from workbench.run_header import LoadFacts, ReplicaFacts, RunHeader
-from workbench.run_record import RunWriter
+from workbench.metrics.latency import MetricsError
+from workbench.metrics.run_metrics import summarize
+from workbench.record.header import LoadFacts, ReplicaFacts, RunHeader
+from workbench.record.provenance import source_commit, workbench_version
+from workbench.record.run_record import RunWriter
 
 
 def record_failure(failure: Failure, runs_directory: Path) -> Path | None:

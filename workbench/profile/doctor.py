@@ -19,7 +19,7 @@ from engine.native.cache_choice import described_choices
 from workbench.profile.ncu_report import READ, read_ncu
 from workbench.profile.nsight import Command, ToolError, find_tool, run_tool
 from workbench.profile.trace import TraceFileError
-from workbench.provenance import source_commit, workbench_version
+from workbench.record.provenance import source_commit, workbench_version
 
 GOOD, MISSING, INFO = "works", "missing", "is"
 _PACKAGES: Final = ("torch", "triton", "nvtx", "tokenizers")

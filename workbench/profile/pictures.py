@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from workbench.atomic_file import open_atomic
 from workbench.profile.ceilings import LINK
 from workbench.profile.gap_story import GapStory, Steady
 from workbench.profile.gap_text import verdict
 from workbench.profile.roofline import Point, Roofline
-from workbench.report_panels import GREY, STYLE
+from workbench.record.atomic_file import open_atomic
+from workbench.reports.report_panels import GREY, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,12 +20,12 @@ from engine.profiling.measuring import features_of
 from engine.profiling.step_shapes import EngineLimits, StepDesign
 from engine.runtime.executor import EngineError
 from engine.runtime.runner_config import LoadFormat, RunnerConfig
-from workbench.engine_driver import HostClock
-from workbench.engine_run import Runner, Say, build_runner, prepare
-from workbench.engine_setup import EngineOptions, checkpoint_of
 from workbench.profile.traced_model import TINY
-from workbench.provenance import source_commit
-from workbench.scenario_source import LoadedScenario
+from workbench.record.provenance import source_commit
+from workbench.running.engine_driver import HostClock
+from workbench.running.engine_run import Runner, Say, build_runner, prepare
+from workbench.running.engine_setup import EngineOptions, checkpoint_of
+from workbench.scenario.source import LoadedScenario
 
 _GPU_STEPS, _CPU_STEPS, _WATCHED_STEPS = 30, 5, 5
 

@@ -23,8 +23,8 @@ from simulator.profile import CPU
 from workbench.profile.ceilings import Ceilings, assumed_ceilings
 from workbench.profile.predicted import PredictedStep, StepPredictor
 from workbench.profile.roofline import Roofline, place
-from workbench.profile_match import is_gpu
-from workbench.run_header import RunHeader
+from workbench.record.header import RunHeader
+from workbench.running.profile_match import is_gpu
 
 _NO_CPU = (
     "this run is one of a CPU, and nothing is known of a CPU's ceilings: rooflines are of GPUs. "

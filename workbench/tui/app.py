@@ -15,8 +15,8 @@ from textual.binding import Binding, BindingType
 from textual.filter import LineFilter
 from textual.screen import Screen
 
-from workbench.run_errors import RunRecordError
-from workbench.run_stream import HeaderFrame
+from workbench.record.errors import RunRecordError
+from workbench.record.stream import HeaderFrame
 from workbench.tui.ascii_lines import AsciiLines
 from workbench.tui.child_run import ChildRun, Crash, RunCommand
 from workbench.tui.dialogs import FailureDialog, GoToPrompt, HelpDialog, keys_of

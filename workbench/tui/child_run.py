@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from engine.core.events import Segment
-from workbench.run_errors import RunRecordError
-from workbench.run_stream import (
+from workbench.record.errors import RunRecordError
+from workbench.record.stream import (
     RECORDED_IN,
     HeaderFrame,
     MarkFrame,

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.run_stream import HeaderFrame
+from workbench.record.stream import HeaderFrame
 from workbench.tui.child_run import ChildRun
 from workbench.tui.store import Player, RunStore
 

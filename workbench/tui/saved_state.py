@@ -13,8 +13,8 @@ import msgspec
 from platformdirs import user_state_path
 
 from engine.core.bounded_file import read_bounded
-from workbench.atomic_file import write_atomic
-from workbench.run_errors import RunRecordError
+from workbench.record.atomic_file import write_atomic
+from workbench.record.errors import RunRecordError
 from workbench.tui.themes import DEFAULT_THEME
 
 STATE_FILE_VARIABLE: Final = "WORKBENCH_TUI_STATE"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from workbench.run_errors import RunRecordError
+from workbench.record.errors import RunRecordError
 from workbench.tui.app import WorkbenchApp
 from workbench.tui.opened_run import OpenedRun
 

@@ -12,10 +12,10 @@ from textual.containers import Vertical
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from workbench.fork import CHANGEABLE
-from workbench.run_header import RunHeader
-from workbench.scenario_errors import ScenarioErrors
-from workbench.scenario_source import load_resolved
+from workbench.record.header import RunHeader
+from workbench.running.fork import CHANGEABLE
+from workbench.scenario.errors import ScenarioErrors
+from workbench.scenario.source import load_resolved
 from workbench.tui.child_run import RunCommand
 from workbench.tui.dialogs import Dialog
 from workbench.tui.store import Player, RunStore

@@ -13,7 +13,7 @@ from textual.widgets import Footer
 from textual.worker import Worker, WorkerState
 
 from workbench.analysis.source import RunTables
-from workbench.run_record import RunReader
+from workbench.record.run_record import RunReader
 from workbench.tui.chart_pane import StepChosen
 from workbench.tui.chart_screen import ChartScreen
 from workbench.tui.compare.deltas import DeltaPane
@@ -109,7 +109,7 @@ class CompareScreen(Transport, ChartScreen):
     @work(thread=True, exclusive=True, group="compare", exit_on_error=False)
     def _compare(self, a: OpenedRun, b: OpenedRun) -> None:
         """Ask for the verdict in the background."""
-        from workbench.compare import compare_runs
+        from workbench.analysis.compare import compare_runs
 
         found = compare_runs(_tables(a), _tables(b))
         self.app.call_from_thread(self._take, found, None)

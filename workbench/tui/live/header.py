@@ -6,7 +6,7 @@ from collections.abc import Hashable
 
 import numpy as np
 
-from workbench.run_header import STATUS_TEXTS, RunHeader
+from workbench.record.header import STATUS_TEXTS, RunHeader
 from workbench.tui.chart_pane import ChartPane
 from workbench.tui.live.state import LiveState
 from workbench.tui.plots.canvas import Canvas

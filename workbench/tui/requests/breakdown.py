@@ -22,7 +22,7 @@ from workbench.analysis.causes import (
     RECOMPUTE,
     label,
 )
-from workbench.explain import RequestExplanation
+from workbench.analysis.explain import RequestExplanation
 from workbench.tui.store import RunStore
 
 Float64 = NDArray[np.float64]

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from engine.core.events import Columns
 from workbench.analysis.attribution import NEEDED_TABLES
+from workbench.analysis.explain import RequestExplainer, UnknownRequestError
 from workbench.analysis.source import MissingDetailError, RunTables
-from workbench.explain import RequestExplainer, UnknownRequestError
-from workbench.run_header import RunHeader
+from workbench.record.header import RunHeader
 from workbench.tui.requests.breakdown import MOST_STEPS, Breakdown, breakdown
 from workbench.tui.store import RunStore
 

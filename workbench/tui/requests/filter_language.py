@@ -20,7 +20,7 @@ from typing import Final
 
 import numpy as np
 
-from workbench.scenario_errors import closest
+from workbench.scenario.errors import closest
 from workbench.tui.requests.figures import FIGURES, STATES, Bool, Float64, state_codes
 from workbench.tui.store.request_book import RequestBook
 

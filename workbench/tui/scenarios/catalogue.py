@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
-    from workbench.run_header import RunHeader
+    from workbench.record.header import RunHeader
 
 Kind = Literal["shipped", "file", "run"]
 
@@ -121,7 +121,7 @@ def listed_as(entries: Iterable[Entry], name: str) -> str:
 
 def shipped_entries() -> list[Entry]:
     """The shipped scenarios, by name."""
-    from workbench.scenario_source import shipped_scenarios
+    from workbench.scenario.source import shipped_scenarios
 
     return [Entry("shipped", name, name, lesson) for name, lesson in shipped_scenarios()]
 
@@ -144,7 +144,7 @@ def named_entry(name: str) -> list[Entry]:
 
 
 def _is_shipped_text(path: Path, name: str) -> bool:
-    from workbench.scenario_source import shipped_text
+    from workbench.scenario.source import shipped_text
 
     text = shipped_text(name).encode()
     try:
@@ -201,8 +201,8 @@ class RunShelf:
 
 
 def _run_entry(path: Path) -> Entry:
-    from workbench.run_errors import RunRecordError
-    from workbench.run_record import RunReader
+    from workbench.record.errors import RunRecordError
+    from workbench.record.run_record import RunReader
 
     try:
         reader = RunReader(path)

@@ -18,12 +18,12 @@ from workbench.tui.child_run import RunCommand
 from workbench.tui.scenarios.settings import settings_between
 
 if TYPE_CHECKING:
-    from workbench.deployment import Deployment
-    from workbench.estimate import Estimate
-    from workbench.run_header import RunHeader
-    from workbench.scenario_errors import ScenarioError
-    from workbench.scenario_source import LoadedScenario
-    from workbench.simulate import Simulation
+    from workbench.record.header import RunHeader
+    from workbench.running.deployment import Deployment
+    from workbench.running.estimate import Estimate
+    from workbench.running.simulate import Simulation
+    from workbench.scenario.errors import ScenarioError
+    from workbench.scenario.source import LoadedScenario
     from workbench.tui.scenarios.workload_preview import WorkloadPreview
 
 Executor = Literal["simulate", "run"]
@@ -71,7 +71,7 @@ class Draft:
     @classmethod
     def of(cls, name: str, executor: Executor, detail: DetailName) -> Draft:
         """An unchanged scenario. Raises ScenarioErrors if it cannot be read."""
-        from workbench.scenario_source import scenario_text
+        from workbench.scenario.source import scenario_text
 
         path, text = scenario_text(name)
         return cls(name, path, text, text, {}, executor, detail)
@@ -142,10 +142,10 @@ class Assessment:
 
 def assess(draft: Draft) -> Assessment:
     """Everything that can be said of a draft without running it."""
-    from workbench.scenario_errors import ScenarioErrors
-    from workbench.scenario_source import load_text
-    from workbench.simulate import prepare
-    from workbench.trace_errors import WorkloadError
+    from workbench.running.simulate import prepare
+    from workbench.scenario.errors import ScenarioErrors
+    from workbench.scenario.source import load_text
+    from workbench.workload.trace_errors import WorkloadError
 
     label = str(draft.path) if draft.path else f"{draft.name}.yaml"
     try:
@@ -170,11 +170,11 @@ def assess_run(header: RunHeader) -> Assessment:
 
     Of a run on a CPU only what it was asked: memory and pace of the scenario's GPU are not its own.
     """
-    from workbench.provenance import place_now
-    from workbench.scenario_errors import ScenarioErrors
-    from workbench.scenario_source import load_resolved
-    from workbench.simulate import prepare
-    from workbench.trace_errors import WorkloadError
+    from workbench.record.provenance import place_now
+    from workbench.running.simulate import prepare
+    from workbench.scenario.errors import ScenarioErrors
+    from workbench.scenario.source import load_resolved
+    from workbench.workload.trace_errors import WorkloadError
 
     draft = Draft(header.name, None, "", "")
     try:
@@ -191,7 +191,7 @@ def assess_run(header: RunHeader) -> Assessment:
 
 
 def _assessment(draft: Draft, loaded: LoadedScenario, simulation: Simulation) -> Assessment:
-    from workbench.estimate import estimate
+    from workbench.running.estimate import estimate
     from workbench.tui.scenarios.workload_preview import preview
 
     return Assessment(
@@ -206,8 +206,8 @@ def _assessment(draft: Draft, loaded: LoadedScenario, simulation: Simulation) ->
 
 def _deployment(loaded: LoadedScenario) -> Deployment | None:
     """The deployment alone, where only the requests are at fault."""
-    from workbench.deployment import resolve_deployment
-    from workbench.scenario_errors import ScenarioErrors
+    from workbench.running.deployment import resolve_deployment
+    from workbench.scenario.errors import ScenarioErrors
 
     try:
         return resolve_deployment(loaded)
@@ -236,7 +236,7 @@ def _before_and_after(
     draft: Draft, loaded: LoadedScenario
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The file and the draft, resolved; paths that changed as the current folder sees them."""
-    from workbench.scenario_source import load_scenario
+    from workbench.scenario.source import load_scenario
 
     before = load_scenario(draft.name).resolved
     after = copy.deepcopy(loaded.resolved)

@@ -102,7 +102,7 @@ class Drafting(WorkbenchScreen):
         self.query_one(FormPane if inside else CataloguePane).focus()
 
     def open_draft(self, entry: Entry) -> None:
-        from workbench.scenario_errors import ScenarioErrors
+        from workbench.scenario.errors import ScenarioErrors
 
         saved = self.saved
         try:

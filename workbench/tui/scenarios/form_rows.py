@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from engine.core.hardware_spec import gpu_names
 from engine.core.model_spec import model_card_names
-from workbench.scenario import Scenario
-from workbench.scenario_shape import branches, choices, describe, keys_of, model_of
+from workbench.scenario.schema import Scenario
+from workbench.scenario.shape import branches, choices, describe, keys_of, model_of
 from workbench.tui.scenarios.draft import DETAILS, EXECUTORS, RUN_SECTION, Draft
 from workbench.tui.scenarios.settings import one_line
 
@@ -140,7 +140,7 @@ def _options(dotted: str, annotation: Any) -> tuple[str, ...]:
 
 
 def _pool_model() -> type[BaseModel]:
-    from workbench.scenario import Pool
+    from workbench.scenario.schema import Pool
 
     return Pool
 

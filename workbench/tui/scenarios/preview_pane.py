@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from workbench.lengths import Float64
 from workbench.tui.pane import Pane
 from workbench.tui.plots.bars import bars, eighths, sparkline
 from workbench.tui.plots.canvas import Canvas
@@ -14,6 +13,7 @@ from workbench.tui.plots.palette import Palette
 from workbench.tui.plots.short_text import shortened, whole_parts
 from workbench.tui.scenarios.draft import Assessment
 from workbench.tui.scenarios.workload_preview import Lengths, rebinned
+from workbench.workload.lengths import Float64
 
 SHARE_SHAPES = "▓█▒·"  # of the parts of the memory, where there are no colours
 _GIB = 1 << 30

@@ -14,7 +14,7 @@ from workbench.tui.plots.palette import Palette
 from workbench.tui.scenarios.draft import Assessment
 
 if TYPE_CHECKING:
-    from workbench.scenario_errors import ScenarioError
+    from workbench.scenario.errors import ScenarioError
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from workbench.atomic_file import write_atomic
-from workbench.run_errors import RunRecordError
-from workbench.scenario_errors import ScenarioErrors
-from workbench.scenario_source import load_text
+from workbench.record.atomic_file import write_atomic
+from workbench.record.errors import RunRecordError
+from workbench.scenario.errors import ScenarioErrors
+from workbench.scenario.source import load_text
 from workbench.tui.scenarios.draft import Draft
 
 

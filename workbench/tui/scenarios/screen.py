@@ -162,7 +162,7 @@ class ScenariosScreen(Drafting):
             self.open_draft(entry)
 
     def _show_run(self, entry: Entry, facts: RunFacts) -> None:
-        from workbench.summary import render
+        from workbench.metrics.summary_text import render
 
         self.query_one("#title", Static).update(f"{entry.title}  {facts.header.how_it_ended()}")
         text = "no summary: " + facts.header.how_it_ended()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.core.workload import NEVER, Workload
-from workbench.latency import NS_PER_S
+from workbench.metrics.latency import NS_PER_S
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -61,7 +61,7 @@ class WorkloadPreview:
 
 def preview(workload: Workload) -> WorkloadPreview:
     """What a workload looks like."""
-    from workbench.estimate import shared_prefix_share
+    from workbench.running.estimate import shared_prefix_share
 
     roots = workload.parent == NEVER
     arrivals = workload.arrival_ns[roots] / NS_PER_S

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from engine.core.enums import FinishReason, RequestEvent
 from engine.core.events import Columns
-from workbench import latency
-from workbench.percentiles import WeightedSamples
+from workbench.metrics import latency
+from workbench.metrics.percentiles import WeightedSamples
 from workbench.tui.store.replica_log import ReplicaLog
 from workbench.tui.store.run_store import RunStore
 

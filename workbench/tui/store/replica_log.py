@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from engine.core.events import TABLES, Columns
-from workbench.run_header import ReplicaFacts
+from workbench.record.header import ReplicaFacts
 from workbench.tui.store.growing_table import GrowingTable
 from workbench.tui.store.kv_fold import KvFold
 from workbench.tui.store.node_log import TreeState

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.core.events import TABLES, Columns, Detail, Segment, recorded_tables
-from workbench.columns import rows
-from workbench.run_errors import RunRecordError
-from workbench.run_header import RunHeader, Status
-from workbench.run_record import RunReader
-from workbench.run_stream import Frame, HeaderFrame, MarkFrame, SegmentFrame, SummaryFrame
+from workbench.record.columns import rows
+from workbench.record.errors import RunRecordError
+from workbench.record.header import RunHeader, Status
+from workbench.record.run_record import RunReader
+from workbench.record.stream import Frame, HeaderFrame, MarkFrame, SegmentFrame, SummaryFrame
 from workbench.tui.store.growing_table import GrowingTable
 from workbench.tui.store.replica_log import ReplicaLog
 from workbench.tui.store.request_book import RequestBook

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from workbench.analysis.causes import label
 from workbench.analysis.explanation import CauseTotal, RunExplanation, WorstRequest
 from workbench.analysis.waiting import WaitReason, WorstStep
-from workbench.run_header import STATUS_TEXTS
+from workbench.record.header import STATUS_TEXTS
 from workbench.tui.goto_target import RequestTarget, StepTarget
 from workbench.tui.requests.breakdown import COLOURS
 from workbench.tui.text_pane import TextLine

@@ -11,9 +11,9 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.widgets import Footer
 
+from workbench.analysis.explain import explain_run
 from workbench.analysis.source import MissingDetailError, RunTables
-from workbench.explain import explain_run
-from workbench.summary import render
+from workbench.metrics.summary_text import render
 from workbench.tui.mode_tabs import ModeTabs
 from workbench.tui.requests.explaining import frozen
 from workbench.tui.screen_help import ScreenHelp

@@ -1,0 +1,1 @@
+"""Steps of models that were never measured, composed of measured kernels."""

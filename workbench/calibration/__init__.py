@@ -1,0 +1,1 @@
+"""`workbench calibrate`: steps, kernels and exchange measured on a GPU, written as profiles."""

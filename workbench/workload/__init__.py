@@ -1,0 +1,1 @@
+"""What is asked and when it arrives: drawn from a scenario or read from a recorded trace."""
