@@ -138,4 +138,4 @@ def test_matplotlib_is_loaded_only_to_draw() -> None:
     )
     root = Path(__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
-    assert "pyplot" not in (root / "workbench" / "report_panels.py").read_text()
+    assert "pyplot" not in (root / "workbench" / "reports" / "report_panels.py").read_text()
