@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from tiny_engine import make_runner
 
+from engine.profiling import op_ranges
 from engine.profiling.made_plans import PlanMaker
-from engine.profiling.op_classes import GROUP_OF, MEASURED, RANGE, STEP, WAIT
+from engine.profiling.op_classes import GROUP_OF, MEASURED, NAMED, RANGE, STEP, WAIT
 from engine.profiling.op_ranges import named_ops
 from engine.profiling.step_shapes import Chunk, EngineLimits, StepDesign
 from engine.profiling.traced_steps import StepsOfARun, trace_step
@@ -52,6 +53,13 @@ def maker_of(runner: ModelRunner) -> PlanMaker:
         max_model_len=runner.max_model_len, max_num_batched_tokens=64, max_running_requests=4,
     )  # fmt: skip
     return PlanMaker(limits, runner.spec.vocab_size)
+
+
+def test_what_can_be_asked_for_alone_is_what_is_named() -> None:
+    """Of `--only`: a class without a range of its own would match no kernel."""
+    of_products = {"qkv", "output", "gate_up", "down", "router", "lm_head"}
+    assert set(NAMED) == {*op_ranges._BY_NAME.values(), *of_products}
+    assert tuple(name for name in GROUP_OF if name in NAMED) == NAMED
 
 
 def test_ops_are_named_in_the_order_of_a_step(architecture: str, tmp_path: Path) -> None:

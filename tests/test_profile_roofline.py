@@ -165,6 +165,35 @@ def roofline() -> Roofline:
     return place("a step", merged(apart), 6000.0, work, assumed_ceilings(H200, "bf16"))
 
 
+def test_what_is_never_quantized_has_a_roof_of_its_own() -> None:
+    """Attention and logits compute in bf16 beside products in fp8, and are bound by that."""
+    model, shape = load_model_spec("DeepSeek-V3"), shape_of(parse_step("decode:200x2048"))
+    step = StepPredictor(model, H200).predict(shape)
+    ceilings = assumed_ceilings(H200, "fp8", "bf16")
+    found = place("a step", step.times_us, step.gpu_us, step.work, ceilings)
+    point = {point.kind: point for point in found.points}
+    plain, quantized = H200.gemm_flops("bf16") / 1e12, H200.gemm_flops("fp8") / 1e12
+    ridge = plain / ceilings.tb_s
+    assert ridge < point["attention_decode"].intensity < quantized / ceilings.tb_s
+    assert point["attention_decode"].bound == "compute"
+    of_its_roof = point["attention_decode"].tflop_s / plain
+    assert point["attention_decode"].fraction == pytest.approx(of_its_roof)
+    assert point["lm_head"].fraction == pytest.approx(1.0, rel=0.15)
+    assert f"{plain:,.0f} TFLOP/s; ridge at {ridge:,.0f}" in roofline_text(found)
+    assert Roofline.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_columns_of_large_steps_stay_apart() -> None:
+    """Of 32,768 tokens of a prompt, too."""
+    model, shape = load_model_spec("Qwen3-30B-A3B"), shape_of(parse_step("prefill:16x2048"))
+    step = StepPredictor(model, H200).predict(shape)
+    found = place("a step", step.times_us, step.gpu_us, step.work, assumed_ceilings(H200, "bf16"))
+    text = roofline_text(found)
+    for point in found.points:
+        assert f" {point.num_bytes / 1e6:,.1f} " in text
+        assert f" {point.flops / 1e9:,.2f} " in text
+
+
 def test_kernels_that_only_move_are_one_point() -> None:
     """Their bytes are counted as one; what nothing is counted for is the rest."""
     found = roofline()
@@ -222,8 +251,10 @@ def test_steps_are_what_their_text_says() -> None:
     """Requests, tokens, pairs and the graph that replays them."""
     assert shape_of(parse_step("decode:20x100")) == StepShape(
         decode_requests=20, decode_tokens=20, decode_context=2000, decode_max_context=100,
-        sampled_tokens=20, graph_batch=20,
+        sampled_tokens=20, graph_batch=24,
     )  # fmt: skip
+    assert shape_of(parse_step("decode:300x1")).graph_batch == 300
+    assert shape_of(parse_step("decode:20x100"), ()).graph_batch == 0
     assert shape_of(parse_step("mixed:2x3+4x5"), (8,)) == StepShape(
         prefill_tokens=6, prefill_requests=2, prefill_pairs=12, prefill_max_context=3,
         decode_requests=4, decode_tokens=4, decode_context=20, decode_max_context=5,

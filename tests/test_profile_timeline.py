@@ -131,6 +131,22 @@ def test_rates_are_counted_work_over_time() -> None:
     assert not any(found.missing)
 
 
+def test_rates_without_ceilings_are_rates() -> None:
+    """As of every report of nsys: TB/s and TFLOP/s are told, and no share of what nobody knows."""
+    model, shape = replace(LLAMA, num_layers=2), shape_of(parse_step("decode:32x1024"))
+    known, unknown = (
+        analyse(parse_events(graph_steps()), model, shape, ceilings)
+        for ceilings in (CEILINGS, None)
+    )
+    for one, other in zip(known.classes, unknown.classes, strict=True):
+        if one.rate is None:
+            assert other.rate is None
+        else:
+            assert other.rate == replace(one.rate, fraction=None, bound=None)
+    assert unknown.missing == ["shares of the ceiling: none were measured with this trace"]
+    assert " -\n" in timeline_text(unknown)
+
+
 def test_the_text_says_it_all() -> None:
     """Busy time, gaps with causes, ranges, classes, kernels and the check."""
     text = timeline_text(analyse(parse_events(graph_steps()), None, None, None), kernels=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,14 @@ from recorded_runs import recorded
 from textual.pilot import Pilot
 from tui_pilot import drive, shown, until
 
+import engine.core
 from engine.core.hardware_spec import load_hardware_spec
 from engine.core.model_spec import load_model_spec
 from simulator.roofline import RooflineCostModel
 from workbench.profile.gap_text import verdict
 from workbench.profile.latest_gaps import MEASURED_HERE
 from workbench.profile.run_roofline import NoRooflineError, RunRoofline, shape_of_row
+from workbench.record.recorded_model import recorded_model
 from workbench.tui.app import WorkbenchApp
 from workbench.tui.chart_screen import ChartScreen
 from workbench.tui.gaps.pane import StoryPane
@@ -101,6 +104,37 @@ def test_what_ifs_are_predictions_of_the_same_step(run: OpenedRun) -> None:
     assert tp.step == pytest.approx(two / one)
     assert 0.5 < tp.step < 1
     assert shape_of_row(row).decode_requests == count
+
+
+def test_fp8_brings_no_class_over_a_ridge_that_it_moves(run: OpenedRun) -> None:
+    """Half the bytes is twice the intensity, and half the time of arithmetic twice the ridge."""
+    row = {"decode_requests": 100, "decode_tokens": 100, "decode_context": 51_200,
+           "decode_max_context": 512, "sampled_tokens": 100, "graph_batch": 104,
+           "gpu_ns": 9_000_000}  # fmt: skip
+    _, fp8, _ = RunRoofline(run.store.header).what_ifs(row)
+    assert (fp8.name, fp8.crossed) == ("fp8 weights", ())
+
+
+def test_a_model_is_looked_for_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in the current folder, where another may be called so; a changed one is refused."""
+    cards = Path(engine.core.__file__).with_name("model_cards")
+    there, here = tmp_path / "there", tmp_path / "here"
+    for folder, card in ((there, "Qwen3-0.6B"), (here, "Llama-3.1-8B")):
+        folder.mkdir()
+        shutil.copy(cards / f"{card}.json", folder / "own.json")
+    monkeypatch.chdir(there)
+    path = recorded(
+        "model={path: own.json}", "load.warmup_requests=0", "workload.num_requests=4"
+    ).path.absolute()
+    monkeypatch.chdir(here)
+    header = OpenedRun.recorded(path).store.header
+    assert recorded_model(header).num_layers == load_model_spec("Qwen3-0.6B").num_layers
+    with (there / "own.json").open("a") as file:
+        file.write("\n")
+    with pytest.raises(NoRooflineError, match=r"own\.json has changed since the run"):
+        RunRoofline(header)
 
 
 def test_a_run_of_an_unknown_gpu_has_none(run: OpenedRun) -> None:

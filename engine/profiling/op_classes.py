@@ -42,3 +42,9 @@ GROUP_OF: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """Class -> range, in the order in which a step goes through them."""
+
+NAMED: Final = (
+    "embedding", "page_table", "norm", "qkv", "rotary", "attention_prefill", "attention_decode",
+    "output", "gate_up", "down", "router", "routing", "experts", "lm_head", "sampling",
+)  # fmt: skip
+"""Classes whose ops are called by themselves, in ranges of their own: `op_ranges.named_ops`."""

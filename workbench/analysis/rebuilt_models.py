@@ -79,14 +79,13 @@ def _of_file(
 def _shape(header: RunHeader) -> tuple[ModelSpec, HardwareSpec] | None:
     """The model and the GPU of a run, where they can still be found."""
     from engine.core.hardware_spec import load_hardware_spec
-    from engine.core.model_spec import load_model_spec
+    from workbench.record.recorded_model import recorded_model
 
-    model, hardware = (_section(header, name) for name in ("model", "hardware"))
-    wanted = model.get("name") or model.get("path")
-    if not wanted or "gpu" not in hardware:
+    hardware = _section(header, "hardware")
+    if "gpu" not in hardware:
         return None
     try:
-        return load_model_spec(wanted), load_hardware_spec(hardware["gpu"])
+        return recorded_model(header), load_hardware_spec(hardware["gpu"])
     except (ValueError, OSError):
         return None
 

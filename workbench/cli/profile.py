@@ -74,7 +74,9 @@ def timeline(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     steps: StepsOption = None,
-    first: Annotated[int, typer.Option(min=0, help="Steps of a scenario that go by before.")] = 50,
+    first: Annotated[
+        int | None, typer.Option(min=0, help="Steps of a scenario that go by before; default: 50.")
+    ] = None,
     eager: EagerOption = False,
     layers: LayersOption = None,
     overrides: SetOption = None,
@@ -102,13 +104,20 @@ def timeline(
     from workbench.cli.profile_work import time_run, time_step
 
     check_class(only, with_ncu=ncu)
-    if scenario is not None and (step is not None or nsys or ncu or layers):
-        raise UsageError("a scenario, or --step with --nsys, --ncu and --layers: not both")
+    if scenario is not None and (step is not None or nsys or ncu or layers or eager):
+        raise UsageError(
+            "a scenario, or a --step with --nsys, --ncu, --eager and --layers: not both"
+        )
+    if scenario is None and (first is not None or overrides or num_prompts is not None):
+        raise UsageError("--first, --set and --num-prompts are of a scenario, and none is named")
+    if nsys and ncu:
+        raise UsageError("--nsys or --ncu: each watches a run of its own")
     if scenario is not None:
         check_model_name(model, load_format)
         time_run(
             scenario, overrides or [], num_prompts, model, load_format, device, dtype,
-            first, steps or 30, output, kernels, as_json=as_json, quiet=quiet,
+            50 if first is None else first, steps or 30, output, kernels,
+            as_json=as_json, quiet=quiet,
         )  # fmt: skip
         return
     request = step_request(
@@ -151,14 +160,17 @@ def roofline(
     Bytes and FLOPs are counted from the shape of the model, ceilings are measured beside the
     engine. Writes roofline.json, .svg and .png.
     """
+    from workbench.cli.failures import UsageError
     from workbench.cli.profile_work import measure_roofline, predict_roofline
 
+    if gpu is not None and (ncu or steps is not None or device is not None):
+        raise UsageError("--gpu predicts a step: --ncu, --steps and --device are of one that runs")
     request = step_request(
         step, model, load_format, device, dtype, steps,
         eager=eager, layers=layers, needs_weights=gpu is None,
     )  # fmt: skip
     if gpu is not None:
-        predict_roofline(request, gpu, output, as_json=as_json)
+        predict_roofline(request, gpu, output, as_json=as_json, quiet=quiet)
     else:
         measure_roofline(request, output, with_ncu=ncu, as_json=as_json, quiet=quiet)
 
@@ -174,8 +186,13 @@ def gaps(
     model: Annotated[
         str | None, typer.Option(help="A model card, or dit-s or dit-xl; default: two of each.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Requests, or images.")] = 8,
-    context: Annotated[int, typer.Option(min=1, help="KV tokens of each request.")] = 1024,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="With --model: requests, or images; default: 8.")
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --model: KV tokens of each request; default: 1024."),
+    ] = None,
     from_file: Annotated[
         Path | None,
         typer.Option("--from", dir_okay=False, help="Show what was measured before."),
@@ -189,8 +206,15 @@ def gaps(
     Each workload runs in a process of its own: its first call by cause, then warm and eager, then
     as a CUDA Graph. Writes gaps.json, .svg and .png; `workbench tui` shows them, too.
     """
+    from workbench.cli.failures import UsageError
     from workbench.cli.profile_work import show_gaps
 
+    if from_file is not None and (model is not None or workload != "all"):
+        raise UsageError("--from shows what was measured before: nothing is left to choose")
+    if model is None and (batch is not None or context is not None):
+        raise UsageError("--batch and --context go with --model")
+    if model is not None and workload == "all":
+        raise UsageError("--model needs --workload decode or --workload denoise")
     del before, after  # there is nothing else to choose from yet: they say what the picture shows
     show_gaps(workload, model, batch, context, from_file, output, as_json=as_json, quiet=quiet)
 
@@ -242,17 +266,21 @@ def import_report(
         str | None,
         typer.Option(metavar="CLASS", help="Of a CSV of ncu: the class whose kernels it has."),
     ] = None,
+    dtype: DtypeOption = None,
+    eager: Annotated[
+        bool, typer.Option("--eager", help="With --step: it ran kernel by kernel, as for ncu.")
+    ] = False,
     kernels: KernelsOption = 12,
     as_json: AsJson = False,
 ) -> None:
     """Read a report back into the same tables: of torch's profiler, nsys or ncu."""
-    from workbench.cli.profile_options import check_class, check_what_ran
-    from workbench.cli.profile_tools import read_report, what_ran
+    from workbench.cli.profile_options import check_what_ran
+    from workbench.cli.profile_tools import read_report
+    from workbench.profile.what_ran import WhatRan
 
-    check_what_ran(model, layers)
-    check_class(only, with_ncu=report.suffix == ".csv")
-    ran = what_ran(model, layers)
-    read_report(report, ran, step, kernels, as_json=as_json, only=only)
+    ran = WhatRan(model=model, layers=layers, dtype=dtype, step=step, eager=eager)
+    check_what_ran(ran)
+    read_report(report, ran, kernels, as_json=as_json, only=only)
 
 
 @app.command("step", hidden=True)

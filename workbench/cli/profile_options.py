@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from workbench.profile.recording import StepRequest
+    from workbench.profile.what_ran import WhatRan
 
 StepOption = Annotated[
     str | None,
@@ -90,7 +91,7 @@ def step_request(
         raise UsageError(f"--step: {error}") from None
     if model is not None and layers is None and needs_weights:  # else it is a card
         check_model_name(model, load_format)
-    _check_layers(model, layers)
+    _check_layers(model, layers, needs_card=needs_weights)
     return StepRequest(
         text=step,
         design=design,
@@ -104,14 +105,19 @@ def step_request(
     )
 
 
-def _check_layers(model: str | None, layers: int | None) -> None:
+def _check_layers(model: str | None, layers: int | None, *, needs_card: bool = False) -> None:
     """Refuse more layers than a model has; a model that is not to be found is told later."""
-    from engine.core.model_spec import load_model_spec
+    from engine.core.model_spec import load_model_spec, model_card_names
     from workbench.cli.failures import UsageError
     from workbench.profile.traced_model import LayersError, shortened
 
-    if model is None or layers is None:
+    if layers is None:
         return
+    if model is None:
+        raise UsageError("--layers goes with --model: how many of its layers run")
+    if needs_card and model.casefold() not in {name.casefold() for name in model_card_names()}:
+        cards = ", ".join(model_card_names())
+        raise UsageError(f"--layers needs a model card, and {model} is none: {cards}")
     try:
         spec = load_model_spec(model)
     except (ValueError, OSError):
@@ -122,30 +128,37 @@ def _check_layers(model: str | None, layers: int | None) -> None:
         raise UsageError(str(error)) from None
 
 
-def check_what_ran(model: str | None, layers: int | None) -> None:
-    """Refuse a model of which nothing is known, and layers of none.
+def check_what_ran(ran: WhatRan) -> None:
+    """Refuse a model of which nothing is known, layers of none, and what is no step.
 
     Raises:
         UsageError: what is wrong.
     """
     from engine.core.model_spec import load_model_spec
+    from engine.demo import demo_model_folder
     from workbench.cli.failures import UsageError
+    from workbench.profile.step_text import StepTextError
     from workbench.profile.traced_model import TINY
 
-    if model is None and layers is not None:
-        raise UsageError("--layers goes with --model: how many of its layers ran")
+    model = ran.model
+    if ran.step is None and ran.eager:
+        raise UsageError("--eager goes with --step: how it ran")
     if model is not None and model != TINY:
         try:
-            load_model_spec(model)
+            load_model_spec(str(demo_model_folder(model) or model))
         except (ValueError, OSError) as error:
             raise UsageError(f"--model {model}: {error}") from None
-    _check_layers(model, layers)
+    _check_layers(model, ran.layers)
+    try:
+        ran.shape()
+    except StepTextError as error:
+        raise UsageError(f"--step: {error}") from None
 
 
 def check_class(only: str | None, *, with_ncu: bool) -> None:
-    """Refuse a class that no kernel has, or that nobody asks for."""
-    from engine.profiling.op_classes import GROUP_OF
+    """Refuse a class that no range of a step is named after, or that nobody asks for."""
+    from engine.profiling.op_classes import NAMED
     from workbench.cli.failures import UsageError
 
-    if only is not None and (only not in GROUP_OF or not with_ncu):
-        raise UsageError(f"--only goes with --ncu or its CSV, and is one of {', '.join(GROUP_OF)}")
+    if only is not None and (only not in NAMED or not with_ncu):
+        raise UsageError(f"--only goes with --ncu or its CSV, and is one of {', '.join(NAMED)}")

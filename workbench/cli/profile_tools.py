@@ -6,10 +6,10 @@ Where they are not, the commands to type elsewhere are the result, and stand on 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from workbench.profile.ncu_report import NcuKernel
     from workbench.profile.nsight import Command
     from workbench.profile.recording import StepRequest
+    from workbench.profile.what_ran import WhatRan
 
 _LIMIT_S = 580.0
 _NAMES = {"nsys": "Nsight Systems", "ncu": "Nsight Compute"}
@@ -39,10 +40,11 @@ def _import_arguments(request: StepRequest, only: str | None = None) -> list[str
     """The arguments with which `workbench profile import` knows what ran."""
     if request.model is None:
         return []
-    return _options(
+    found = _options(
         ("--model", request.model), ("--step", request.text), ("--layers", request.layers),
-        ("--only", only),
+        ("--dtype", request.dtype), ("--only", only),
     )  # fmt: skip
+    return [*found, "--eager"] if request.eager else found
 
 
 def _options(*options: tuple[str, object]) -> list[str]:
@@ -66,8 +68,7 @@ def run_nsys(request: StepRequest, output: Path, *, as_json: bool) -> None:
     make_folder(output)
     for command in commands[:2]:
         run_tool(command, _LIMIT_S)
-    ran = what_ran(request.model, request.layers)
-    read_report(output / "step.sqlite", ran, request.text, 12, as_json=as_json)
+    read_report(output / "step.sqlite", _ran(request), 12, as_json=as_json)
 
 
 def run_ncu(request: StepRequest, output: Path, only: str | None, *, as_json: bool) -> None:
@@ -77,8 +78,7 @@ def run_ncu(request: StepRequest, output: Path, only: str | None, *, as_json: bo
         _give(commands, "ncu", as_json=as_json)
         return
     log = _run_ncu(commands, output)
-    ran = what_ran(request.model, request.layers)
-    read_report(log, ran, request.text, 12, as_json=as_json, only=only)
+    read_report(log, _ran(request), 12, as_json=as_json, only=only)
 
 
 def counters_of(request: StepRequest, output: Path) -> list[tuple[str, NcuKernel]] | None:
@@ -148,64 +148,62 @@ def _missing(tool: str) -> None:
     )
 
 
-def what_ran(model: str | None, layers: int | None) -> dict[str, Any]:
-    """What is known of the model that ran, as a trace would say it."""
-    ran = {"model": model, "layers": layers}
-    return {name: value for name, value in ran.items() if value is not None}
+def _ran(request: StepRequest) -> WhatRan:
+    from workbench.profile.what_ran import WhatRan
+
+    return WhatRan(
+        model=request.model, layers=request.layers, dtype=request.dtype, step=request.text,
+        eager=request.eager,
+    )  # fmt: skip
 
 
 def read_report(
-    report: Path,
-    ran: Mapping[str, Any],
-    step: str | None,
-    kernels: int,
-    *,
-    as_json: bool,
-    only: str | None = None,
+    report: Path, ran: WhatRan, kernels: int, *, as_json: bool, only: str | None = None
 ) -> None:
     """`workbench profile import`.
 
     Args:
         report: of a tool.
-        ran: as `what_ran`.
-        step: that ran; None: as the report says.
+        ran: what is said of it.
         kernels: to list.
         as_json: instead of text.
         only: the class of which there are counters, where others are left out; None: of all.
     """
+    from workbench.cli.profile_options import check_class
     from workbench.cli.profile_work import analysed
     from workbench.profile.nsys_report import is_sqlite, read_nsys
     from workbench.profile.timeline_text import timeline_text
     from workbench.profile.trace import read_trace
 
-    if report.suffix == ".csv":
-        _read_counters(report, ran, step, only, as_json=as_json)
+    is_csv = report.suffix == ".csv"
+    check_class(only, with_ncu=is_csv)
+    if is_csv:
+        _read_counters(report, ran, only, as_json=as_json)
         return
     trace = read_nsys(report) if is_sqlite(report) else read_trace(report)
-    found = analysed(trace, ran, step)
+    found = analysed(trace, ran)
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=1))
     else:
         typer.echo(timeline_text(found, kernels))
 
 
-def _read_counters(
-    report: Path, ran: Mapping[str, Any], step: str | None, only: str | None, *, as_json: bool
-) -> None:
+def _read_counters(report: Path, ran: WhatRan, only: str | None, *, as_json: bool) -> None:
     from workbench.profile.counted_work import counted_work
     from workbench.profile.counters_text import counters_text
     from workbench.profile.ncu_report import classes_of, read_ncu
-    from workbench.profile.step_text import parse_step, shape_of
     from workbench.profile.traced_model import spec_of
 
     kernels = read_ncu(report)
     kinds = classes_of(kernels)
-    spec = spec_of(ran)
-    work = counted_work(spec, shape_of(parse_step(step))) if spec and step else {}
+    spec, shape = spec_of(ran.about()), replace(ran, eager=True).shape()  # as ncu always runs it
+    work = counted_work(spec, shape) if spec and shape else {}
     if only is not None:  # kernels of other classes may be there, but not all of them
         work = {kind: one for kind, one in work.items() if kind == only}
     if as_json:
         rows = [{"class": kind, **asdict(one)} for kind, one in zip(kinds, kernels, strict=True)]
-        typer.echo(json.dumps({"schema": "profile_counters/v1", "kernels": rows}, indent=1))
+        counted = {kind: asdict(one) for kind, one in work.items()}
+        said = {"schema": "profile_counters/v1", "kernels": rows, "counted": counted}
+        typer.echo(json.dumps(said, indent=1))
     else:
         typer.echo(counters_text(kernels, kinds, work))

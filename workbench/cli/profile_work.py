@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,34 +12,34 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from engine.core.hardware_spec import HardwareSpec
+    from engine.core.model_spec import ModelSpec
     from workbench.profile.gap_story import Subject
     from workbench.profile.recording import StepRequest
     from workbench.profile.roofline import Roofline
     from workbench.profile.timeline import Timeline
     from workbench.profile.trace import Trace
+    from workbench.profile.what_ran import WhatRan
     from workbench.scenario.source import LoadedScenario
 
+_BATCH, _CONTEXT = 8, 1024  # of the gaps of a model, if nothing else is said
 _RUN_DTYPES = Literal["bf16", "fp16", "fp32"]
 
 
-def analysed(
-    trace: Trace, ran: Mapping[str, Any] | None = None, step: str | None = None
-) -> Timeline:
+def analysed(trace: Trace, ran: WhatRan | None = None) -> Timeline:
     """The analysis of a trace, with counts where it is known what ran.
 
     Args:
         trace: recorded.
-        ran: `model` and `layers`, as far as the trace does not say.
-        step: what ran; None: as the trace says.
+        ran: what is said of it, instead of what it says itself.
     """
     from workbench.profile.ceilings import measured_ceilings
-    from workbench.profile.step_text import parse_step, shape_of
     from workbench.profile.timeline import analyse
     from workbench.profile.traced_model import shape_of_trace, spec_of
 
-    about = {**trace.about, **(ran or {})}
-    shape = shape_of(parse_step(step)) if step else shape_of_trace(about)
-    return analyse(trace, spec_of(about), shape, measured_ceilings(about.get("ceilings")))
+    about = {**trace.about, **({} if ran is None else ran.about())}
+    ceilings = measured_ceilings(about.get("ceilings"))
+    return analyse(replace(trace, about=about), spec_of(about), shape_of_trace(about), ceilings)
 
 
 def time_step(
@@ -52,7 +52,7 @@ def time_step(
     path = _in(output, "timeline.json.gz")
     with ProgressLine(enabled=not quiet) as line:
         record_step(request, path, line.say)
-    _show_timeline(path, kernels, as_json=as_json)
+    _show_timeline(path, kernels, as_json=as_json, quiet=quiet)
 
 
 def time_run(
@@ -89,10 +89,10 @@ def time_run(
     path = _in(output, "timeline.json.gz")
     with ProgressLine(enabled=not quiet) as line:
         record_run(loaded, options, path, first=first, steps=steps, say=line.say)
-    _show_timeline(path, kernels, as_json=as_json)
+    _show_timeline(path, kernels, as_json=as_json, quiet=quiet)
 
 
-def _show_timeline(path: Path, kernels: int, *, as_json: bool) -> None:
+def _show_timeline(path: Path, kernels: int, *, as_json: bool, quiet: bool) -> None:
     from workbench.profile.timeline_text import timeline_text
     from workbench.profile.trace import read_trace
 
@@ -102,7 +102,8 @@ def _show_timeline(path: Path, kernels: int, *, as_json: bool) -> None:
         typer.echo(json.dumps(found.to_json(), indent=1))
         return
     typer.echo(timeline_text(found, kernels))
-    _tell(f"{path} opens in https://ui.perfetto.dev or chrome://tracing")
+    if not quiet:
+        _tell(f"{path} opens in https://ui.perfetto.dev or chrome://tracing")
 
 
 def measure_roofline(
@@ -111,6 +112,7 @@ def measure_roofline(
     """`workbench profile roofline`."""
     from workbench.cli.profile_tools import counters_of
     from workbench.cli.progress import ProgressLine
+    from workbench.profile.ceilings import measured_ceilings
     from workbench.profile.recording import record_step
     from workbench.profile.roofline import measured_roofline, with_counters
     from workbench.profile.trace import read_trace
@@ -123,15 +125,15 @@ def measure_roofline(
     trace = read_trace(path)
     found = analysed(trace)
     spec, shape = spec_of(trace.about), shape_of_trace(trace.about)
-    ceilings = _ceilings_of(trace)
-    if spec is None or shape is None:
-        raise AssertionError("our own trace names neither model nor step")
+    ceilings = measured_ceilings(trace.about.get("ceilings"))
+    if spec is None or shape is None or ceilings is None:
+        raise AssertionError("our own trace lacks model, step or ceilings")
     roof = measured_roofline(found, spec, shape, ceilings)
     if with_ncu:
         kernels = counters_of(request, output)
         if kernels is not None:
             roof = with_counters(roof, kernels)
-    _show_roofline(roof, output, as_json=as_json)
+    _show_roofline(roof, output, as_json=as_json, quiet=quiet)
 
 
 def _refuse_cpu(device: str | None) -> None:
@@ -145,24 +147,22 @@ def _refuse_cpu(device: str | None) -> None:
         )
 
 
-def _ceilings_of(trace: Trace) -> Any:
-    from engine.core.hardware_spec import load_hardware_spec
-    from workbench.profile.ceilings import assumed_ceilings, measured_ceilings
-
-    measured = measured_ceilings(trace.about.get("ceilings"))
-    return measured or assumed_ceilings(load_hardware_spec("h200"), "bf16")
-
-
-def predict_roofline(request: StepRequest, gpu: str, output: Path, *, as_json: bool) -> None:
+def predict_roofline(
+    request: StepRequest, gpu: str, output: Path, *, as_json: bool, quiet: bool
+) -> None:
     """`workbench profile roofline --gpu`."""
-    from engine.core.hardware_spec import UnknownGpuError, load_hardware_spec
+    from engine.core.hardware_spec import (
+        UnknownGpuError,
+        UnsupportedGpuDtypeError,
+        load_hardware_spec,
+    )
     from engine.core.model_spec import load_model_spec
     from workbench.cli.failures import UsageError
     from workbench.profile.ceilings import assumed_ceilings
-    from workbench.profile.predicted import StepPredictor
+    from workbench.profile.predicted import StepPredictor, plain_dtype
     from workbench.profile.roofline import place
     from workbench.profile.step_text import shape_of
-    from workbench.profile.traced_model import shortened
+    from workbench.profile.traced_model import served_in, shortened
 
     if request.model is None:
         raise UsageError("which model? --model Llama-3.1-8B, or any other model card")
@@ -172,21 +172,41 @@ def predict_roofline(request: StepRequest, gpu: str, output: Path, *, as_json: b
         raise UsageError(f"--gpu: {error}") from None
     if request.layers is not None:
         spec = shortened(spec, request.layers)
-    shape, dtype = shape_of(request.design), request.dtype or spec.weight_dtype
+    if request.dtype is not None:
+        spec = served_in(spec, request.dtype)
+    shape = shape_of(request.design, () if request.eager else None)
     longest = max(shape.prefill_max_context, shape.decode_max_context)
     if longest > spec.max_model_len:
         raise UsageError(
             f"{request.text} has a request of {longest:,} tokens, and {request.model} takes at "
             f"most {spec.max_model_len:,}"
         )
-    step = StepPredictor(spec, hardware, weight_dtype=dtype).predict(shape)
+    weights = spec.weight_dtype
+    try:
+        ceilings = assumed_ceilings(hardware, weights, plain_dtype(spec, weights))
+    except UnsupportedGpuDtypeError as error:
+        raise UsageError(f"--gpu: {error}") from None
+    if not quiet:
+        _tell_if_too_large(request, spec, hardware)
+    step = StepPredictor(spec, hardware).predict(shape)
     title = f"{request.model}, {request.text}, {hardware.title}, predicted"
-    ceilings = assumed_ceilings(hardware, dtype)
     roof = place(title, step.times_us, step.gpu_us, step.work, ceilings)
-    _show_roofline(roof, output, as_json=as_json)
+    _show_roofline(roof, output, as_json=as_json, quiet=quiet)
 
 
-def _show_roofline(roof: Roofline, output: Path, *, as_json: bool) -> None:
+def _tell_if_too_large(request: StepRequest, spec: ModelSpec, gpu: HardwareSpec) -> None:
+    """A roofline of what no such GPU could hold is a roofline all the same."""
+    design = request.design
+    context = sum(design.decodes) + sum(each.tokens + each.context for each in design.chunks)
+    weights, kv = spec.weight_bytes(), context * spec.kv_bytes_per_token(spec.dtype)
+    if weights + kv > gpu.memory_bytes:
+        _tell(
+            f"note: this does not fit: {weights / 1e9:,.1f} GB of weights and {kv / 1e9:,.1f} GB "
+            f"of KV, and the GPU has {gpu.memory_bytes / 1e9:,.1f} GB"
+        )
+
+
+def _show_roofline(roof: Roofline, output: Path, *, as_json: bool, quiet: bool) -> None:
     from workbench.profile.pictures import draw_roofline
     from workbench.profile.roofline_text import roofline_text
 
@@ -198,14 +218,15 @@ def _show_roofline(roof: Roofline, output: Path, *, as_json: bool) -> None:
         typer.echo(json.dumps(roof.to_json(), indent=1))
         return
     typer.echo(roofline_text(roof))
-    _tell(f"pictures: {path.with_suffix('.svg')}, {path.with_suffix('.png')}")
+    if not quiet:
+        _tell(f"pictures: {path.with_suffix('.svg')}, {path.with_suffix('.png')}")
 
 
 def show_gaps(
     workload: Literal["decode", "denoise", "all"],
     model: str | None,
-    batch: int,
-    context: int,
+    batch: int | None,
+    context: int | None,
     from_file: Path | None,
     output: Path,
     *,
@@ -213,7 +234,6 @@ def show_gaps(
     quiet: bool,
 ) -> None:
     """`workbench profile gaps`."""
-    from workbench.cli.failures import UsageError
     from workbench.cli.progress import ProgressLine
     from workbench.profile.gap_story import (
         SUBJECTS,
@@ -226,8 +246,6 @@ def show_gaps(
     from workbench.profile.pictures import draw_gaps
     from workbench.record.provenance import source_commit
 
-    if model is not None and workload == "all":
-        raise UsageError("--model needs --workload decode or --workload denoise")
     if from_file is not None:
         stories = read_stories(from_file)
     else:
@@ -235,7 +253,7 @@ def show_gaps(
             subject for subject in SUBJECTS if workload in ("all", subject.kind)
         ]
         if model is not None:
-            subjects = [Subject(workload, model, batch, context)]
+            subjects = [Subject(workload, model, batch or _BATCH, context or _CONTEXT)]
         stories = []
         with ProgressLine(enabled=not quiet) as line:
             for subject in subjects:
@@ -250,7 +268,8 @@ def show_gaps(
         typer.echo(json.dumps(stories_to_json(stories, source_commit()), indent=1))
         return
     typer.echo(stories_text(stories))
-    _tell(f"pictures: {path.with_suffix('.svg')}, {path.with_suffix('.png')}")
+    if not quiet:
+        _tell(f"pictures: {path.with_suffix('.svg')}, {path.with_suffix('.png')}")
 
 
 def _in(folder: Path, name: str) -> Path:

@@ -13,6 +13,8 @@ MEMORY, COMPUTE, LATENCY = "memory", "compute", "latency"
 LINK: Final = "link"
 """What bounds an exchange between GPUs; it is under no roof of a GPU."""
 _LATENCY_BELOW: Final = 0.35  # of the ceiling: neither bytes nor FLOPs explain the time
+NEVER_QUANTIZED: Final = ("attention_prefill", "attention_decode", "router", "lm_head")
+"""Classes that compute in the model's own dtype, whatever its other weights are stored in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +25,25 @@ class Ceilings:
         tb_s: 1e12 bytes a second, read and written, of a large copy.
         tflop_s: of a large product of matrices.
         source: where these figures come from, in words.
+        plain_tflop_s: the same in the dtype of `NEVER_QUANTIZED`; None: it is the same.
     """
 
     tb_s: float
     tflop_s: float
     source: str
+    plain_tflop_s: float | None = None
+
+    def of(self, kind: str) -> Ceilings:
+        """The two limits of a class of kernels."""
+        plain = self.plain
+        return self if plain is None or kind not in NEVER_QUANTIZED else plain
+
+    @property
+    def plain(self) -> Ceilings | None:
+        """The limits of `NEVER_QUANTIZED`, where they are others."""
+        if self.plain_tflop_s is None:
+            return None
+        return Ceilings(self.tb_s, self.plain_tflop_s, self.source)
 
     @property
     def ridge(self) -> float:
@@ -52,10 +68,24 @@ def measured_ceilings(values: Mapping[str, Any] | None) -> Ceilings | None:
     )
 
 
-def assumed_ceilings(gpu: HardwareSpec, dtype: str) -> Ceilings:
-    """Ceilings of a GPU by its entry, which says whether they were measured."""
-    source = gpu.achievable.source
-    return Ceilings(gpu.copy_bandwidth / 1e12, gpu.gemm_flops(dtype) / 1e12, source)
+def assumed_ceilings(
+    gpu: HardwareSpec, weight_dtype: str, plain_dtype: str | None = None
+) -> Ceilings:
+    """Ceilings of a GPU by its entry, which says whether they were measured.
+
+    Args:
+        gpu: the GPU.
+        weight_dtype: in which products compute.
+        plain_dtype: in which `NEVER_QUANTIZED` do; None: the same.
+
+    Raises:
+        UnsupportedGpuDtypeError: it does not compute in one of them.
+    """
+    plain = None
+    if plain_dtype not in (None, weight_dtype):
+        plain = gpu.gemm_flops(plain_dtype) / 1e12
+    products = gpu.gemm_flops(weight_dtype) / 1e12
+    return Ceilings(gpu.copy_bandwidth / 1e12, products, gpu.achievable.source, plain)
 
 
 @dataclass(frozen=True, slots=True)

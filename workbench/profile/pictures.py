@@ -75,6 +75,12 @@ def _roof(axes: Axes, found: Roofline) -> None:
     high = max(top.ridge * 10, *(value * 8 for value in intensities))
     x = np.geomspace(low, high, 200)
     axes.loglog(x, np.minimum(top.tflop_s, top.tb_s * x), color="#222222", linewidth=1.6)
+    plain = top.plain
+    if plain is not None:
+        axes.loglog(x, np.minimum(plain.tflop_s, plain.tb_s * x), color="#222222", linewidth=1.0,
+                    linestyle="--")  # fmt: skip
+        axes.text(high / 1.1, plain.tflop_s * 0.78, f"{plain.tflop_s:,.0f} TFLOP/s not quantized",
+                  fontsize=8, color=GREY, ha="right")  # fmt: skip
     axes.axvline(top.ridge, color="#9A9A9A", linewidth=0.8, linestyle=":")
     axes.text(top.ridge * 1.06, 0.02, f"ridge {top.ridge:,.0f} FLOP/byte", fontsize=8,
               color=GREY, transform=axes.get_xaxis_transform())  # fmt: skip

@@ -16,13 +16,13 @@ from engine.core.hardware_spec import HardwareSpec
 from engine.core.model_spec import ModelSpec
 from simulator.cost_model import StepFeatures, StepShape
 from simulator.roofline import RooflineCostModel
+from workbench.profile.ceilings import NEVER_QUANTIZED
 from workbench.profile.counted_work import ELEMENTWISE, Work, counted_work
 
 COMMUNICATION_CLASS: Final = "communication"
 """All-reduces and the gather of logits between the GPUs of a replica."""
 _MOVERS: Final = (ELEMENTWISE, "sampling")
 _ATTENTION: Final = ("attention_prefill", "attention_decode")
-_UNQUANTIZED: Final = ("router", "lm_head")
 _NORM_WEIGHTS: Final = "norm weights"
 _LINEAR: Final = ("qkv", "output", "gate_up", "down", "router", _NORM_WEIGHTS)
 # Term of the cost model -> classes of kernels in it. Weights of norms are in the first, while the
@@ -94,7 +94,7 @@ class StepPredictor:
             self._model, shape, tensor_parallel_size=self._tp, weight_dtype=self._weights,
             kv_dtype=self._kv, whole_last_layer=True,
         )  # fmt: skip
-        plain = self._model.dtype if self._weights in QUANTIZED_DTYPES else self._weights
+        plain = plain_dtype(self._model, self._weights)
         alone = predicted_times(work, self._gpu, self._weights, plain)
         norms = self._model.weight_bytes_by_group(self._weights, self._tp).get("norm", 0)
         alone[_NORM_WEIGHTS] = norms / self._gpu.weight_bandwidth * 1e6
@@ -129,6 +129,11 @@ def _shared(terms_us: Mapping[str, float], alone: Mapping[str, float]) -> dict[s
     return found
 
 
+def plain_dtype(model: ModelSpec, weight_dtype: str) -> str:
+    """In which the kernels compute whose weights are never quantized, and attention does."""
+    return model.dtype if weight_dtype in QUANTIZED_DTYPES else weight_dtype
+
+
 def predicted_times(
     work: Mapping[str, Work], gpu: HardwareSpec, weight_dtype: str, plain_dtype: str | None = None
 ) -> dict[str, float]:
@@ -142,7 +147,7 @@ def predicted_times(
     """
     plain = plain_dtype or weight_dtype
     return {
-        kind: _time_us(kind, one, gpu, plain if kind in _UNQUANTIZED else weight_dtype)
+        kind: _time_us(kind, one, gpu, plain if kind in NEVER_QUANTIZED else weight_dtype)
         for kind, one in work.items()
     }
 

@@ -122,6 +122,7 @@ def record_step(request: StepRequest, path: Path, say: Say = lambda _: None) -> 
             **_facts(ready.facts, ceilings),
             "model": request.model or TINY,
             "layers": request.layers,
+            "load_format": ready.runner.config.load_format,
             "step": request.text,
             "launched": "kernel by kernel" if request.eager else "as when serving",
             "features": list(features_of(plan)),

@@ -112,7 +112,7 @@ def place(
 
 
 def _point(kind: str, work: Work, us: float, ceilings: Ceilings) -> Point:
-    found = reached(work, us, ceilings)
+    found = reached(work, us, ceilings.of(kind))
     return Point(
         kind, GROUP_OF.get(kind, REST), work.num_bytes, work.flops, us, found.tb_s, found.tflop_s,
         found.fraction, found.bound, in_words(kind, work, us, found),

@@ -31,12 +31,18 @@ def _ceilings(found: Roofline) -> Iterator[str]:
         f"ceilings ({top.source}): {top.tb_s:.2f} TB/s, {top.tflop_s:,.0f} TFLOP/s; ridge at "
         f"{top.ridge:,.0f} FLOP/byte"
     )
+    plain = top.plain
+    if plain is not None:
+        yield (
+            f"attention, router and logits, which are not quantized: {plain.tflop_s:,.0f} TFLOP/s; "
+            f"ridge at {plain.ridge:,.0f} FLOP/byte"
+        )
 
 
 def _table(found: Roofline) -> Iterator[str]:
     counters = any(point.source == COUNTERS for point in found.points)
     head = (
-        f"    {'class':<18}{'us a step':>10}{'share':>7}{'MB':>10}{'GFLOP':>10}{'FLOP/B':>9}"
+        f"    {'class':<18}{'us a step':>10}{'share':>7}{'MB':>11}{'GFLOP':>12}{'FLOP/B':>9}"
         f"{'TB/s':>7}{'TFLOP/s':>9}{'ceiling':>9}  bound by"
     )
     yield head + ("  DRAM/counted  warps  tensor" if counters else "")
@@ -62,7 +68,7 @@ def _row(letter: str, point: Point, step_us: float) -> str:
     share = point.time_us / step_us if step_us else 0.0
     row = (
         f"  {letter} {point.kind:<18}{point.time_us:>10,.1f}{share:>7.1%}"
-        f"{point.num_bytes / 1e6:>10,.1f}{point.flops / 1e9:>10,.2f}{point.intensity:>9,.1f}"
+        f"{point.num_bytes / 1e6:>11,.1f}{point.flops / 1e9:>12,.2f}{point.intensity:>9,.1f}"
         f"{point.tb_s:>7.2f}{point.tflop_s:>9,.1f}{_ceiling(point)}  {point.bound:<8}"
     )
     if point.source != COUNTERS or not point.counted_bytes:
@@ -97,9 +103,10 @@ def _picture(found: Roofline) -> Iterator[str]:
     )
     cells = [[" "] * _WIDTH for _ in range(_HEIGHT)]
     for column in range(_WIDTH):
-        row = up.cell(math.log10(top.attainable_tflop_s(10 ** across.value(column))))
-        if 0 <= row < _HEIGHT:
-            cells[row][column] = _ROOF
+        for roof in filter(None, (top, top.plain)):
+            row = up.cell(math.log10(roof.attainable_tflop_s(10 ** across.value(column))))
+            if 0 <= row < _HEIGHT:
+                cells[row][column] = _ROOF
     for letter, point in zip(_LETTERS, found.points, strict=False):
         if point in points:
             line = cells[min(up.cell(math.log10(point.tflop_s)), _HEIGHT - 1)]

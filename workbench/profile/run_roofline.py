@@ -17,13 +17,14 @@ from engine.core.hardware_spec import (
     gpu_names,
     load_hardware_spec,
 )
-from engine.core.model_spec import ModelSpec, TensorParallelError, load_model_spec
+from engine.core.model_spec import ModelSpec, TensorParallelError
 from simulator.cost_model import UNKNOWN, StepShape
 from simulator.profile import CPU
 from workbench.profile.ceilings import Ceilings, assumed_ceilings
-from workbench.profile.predicted import PredictedStep, StepPredictor
+from workbench.profile.predicted import PredictedStep, StepPredictor, plain_dtype
 from workbench.profile.roofline import Roofline, place
 from workbench.record.header import RunHeader
+from workbench.record.recorded_model import recorded_model
 from workbench.running.profile_match import is_gpu
 
 _NO_CPU = (
@@ -78,16 +79,16 @@ class RunRoofline:
         self._weights = facts.get("weight_dtype") or self._model.weight_dtype
         self._kv = facts.get("kv_dtype") or self._model.dtype
         self._name = header.model
-        self.ceilings = self._ceilings()
+        self.ceilings = self._ceilings(self._weights)
         self._predictors: dict[tuple[str, int], StepPredictor] = {}
         try:
             self._predictor(self._weights, self._tp)
         except ValueError as error:
             raise NoRooflineError(str(error)) from error
 
-    def _ceilings(self) -> Ceilings:
+    def _ceilings(self, weights: str) -> Ceilings:
         try:
-            return assumed_ceilings(self.gpu, self._weights)
+            return assumed_ceilings(self.gpu, weights, plain_dtype(self._model, weights))
         except UnsupportedGpuDtypeError as error:
             raise NoRooflineError(str(error)) from error
 
@@ -128,12 +129,13 @@ class RunRoofline:
         is_now, would_be = self._predicted(before), self._predicted(after, weights, tp)
         now, then = is_now.work, would_be.work
         tokens = _tokens(after) / max(_tokens(before), 1)
+        under, over = self.ceilings, self._ceilings(weights)
         crossed = tuple(
             kind
             for kind, work in then.items()
             if kind in now
-            and (work.intensity > self.ceilings.ridge)
-            != (now[kind].intensity > self.ceilings.ridge)
+            and (work.intensity > over.of(kind).ridge)
+            != (now[kind].intensity > under.of(kind).ridge)
         )
         step = would_be.gpu_us / is_now.gpu_us if is_now.gpu_us else 1.0
         return WhatIf(name, step, tokens / step if step else 0.0, crossed)
@@ -175,11 +177,8 @@ def _tokens(shape: StepShape) -> int:
 
 
 def _model_of(header: RunHeader) -> ModelSpec:
-    section = header.scenario.get("model")
-    facts: Mapping[str, Any] = section if isinstance(section, dict) else {}
-    wanted = facts.get("name") or facts.get("path") or header.model
     try:
-        return load_model_spec(str(wanted))
+        return recorded_model(header)
     except (ValueError, OSError) as error:
         raise NoRooflineError(_NO_MODEL.format(str(error).splitlines()[0])) from error
 

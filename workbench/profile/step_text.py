@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
+from engine.core.defaults import MAX_RUNNING_REQUESTS
 from engine.core.graph_sizes import default_graph_batch_sizes
 from engine.profiling.step_shapes import Chunk, StepDesign
 from simulator.cost_model import EAGER, StepShape
@@ -50,12 +51,13 @@ def shape_of(design: StepDesign, graph_batch_sizes: Sequence[int] | None = None)
 
     Args:
         design: the step.
-        graph_batch_sizes: of the engine; None: those that an engine has by default.
+        graph_batch_sizes: of the engine; none: it runs kernel by kernel; None: those that an engine
+            has by default, or if more requests may run than that by default, for so many.
     """
     chunks, decodes = design.chunks, design.decodes
     sizes = graph_batch_sizes
     if sizes is None:
-        sizes = default_graph_batch_sizes(max(len(decodes), 1))
+        sizes = default_graph_batch_sizes(max(len(decodes), MAX_RUNNING_REQUESTS))
     at = bisect.bisect_left(sizes, len(decodes))
     replayed = decodes and not chunks and at < len(sizes)
     pairs = sum(c.tokens * c.context + c.tokens * (c.tokens + 1) // 2 for c in chunks)

@@ -29,14 +29,14 @@ class Rate:
 
     Attributes:
         tb_s, tflop_s: of the bytes and FLOPs that it has to move and do.
-        fraction: of the ceiling.
-        bound: by what.
+        fraction: of the ceiling; None: no ceiling is known.
+        bound: by what; likewise.
     """
 
     tb_s: float
     tflop_s: float
-    fraction: float
-    bound: str
+    fraction: float | None
+    bound: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,15 +198,17 @@ def _classes(
     for kind in GROUP_OF:
         if kind in counts:
             us = times[kind] / steps
-            rate = _rate(work.get(kind), us, ceilings)
+            rate = _rate(kind, work.get(kind), us, ceilings)
             found.append(ClassTime(kind, GROUP_OF[kind], counts[kind] / steps, us, rate))
     return found
 
 
-def _rate(work: Work | None, us: float, ceilings: Ceilings | None) -> Rate | None:
-    if work is None or ceilings is None or us <= 0:
+def _rate(kind: str, work: Work | None, us: float, ceilings: Ceilings | None) -> Rate | None:
+    if work is None or us <= 0:
         return None
-    found = reached(work, us, ceilings)
+    if ceilings is None:
+        return Rate(work.num_bytes / us / 1e6, work.flops / us / 1e6, None, None)
+    found = reached(work, us, ceilings.of(kind))
     return Rate(found.tb_s, found.tflop_s, found.fraction, found.bound)
 
 

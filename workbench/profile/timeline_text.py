@@ -90,7 +90,12 @@ def _class_line(one: ClassTime, total: float) -> str:
 def _rate(rate: Rate | None) -> str:
     if rate is None:
         return ""
-    return f"{rate.tb_s:>8.2f}{rate.tflop_s:>9,.1f}{rate.fraction:>9.0%}  {rate.bound}"
+    return f"{_rates(rate)}  {rate.bound or ''}"
+
+
+def _rates(rate: Rate) -> str:
+    share = "-" if rate.fraction is None else f"{rate.fraction:.0%}"
+    return f"{rate.tb_s:>8.2f}{rate.tflop_s:>9,.1f}{share:>9}"
 
 
 def _kernels(found: Timeline, most: int) -> Iterator[str]:
@@ -115,7 +120,7 @@ def _kernel_line(one: KernelTime) -> str:
     rate = one.rate
     if rate is None:
         return begin
-    return f"{begin}{rate.tb_s:>8.2f}{rate.tflop_s:>9,.1f}{rate.fraction:>9.0%}"
+    return begin + _rates(rate)
 
 
 def _labels(found: Timeline) -> Iterator[str]:

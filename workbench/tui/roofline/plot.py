@@ -99,11 +99,13 @@ def _rate(power: int) -> str:
 
 def _roof(canvas: Canvas, palette: Palette, box: Box, top: Ceilings) -> None:
     x = np.logspace(box.low_x, box.high_x, 4 * box.width)
-    heights = np.minimum(top.tflop_s, top.tb_s * x)
     across = np.linspace(0, 1, len(x))
-    up = (np.log10(heights) - box.low_y) / (box.high_y - box.low_y)
     place = (box.x, box.y, box.width, box.height)
-    braille.scatter(canvas, *place, (across, up), palette.ink("data-limit"))
+    for roof in filter(None, (top.plain, top)):
+        heights = np.minimum(roof.tflop_s, roof.tb_s * x)
+        up = (np.log10(heights) - box.low_y) / (box.high_y - box.low_y)
+        colour = "data-limit" if roof is top else "data-future"
+        braille.scatter(canvas, *place, (across, up), palette.ink(colour))
     ridge, _ = box.share(top.ridge, 1.0)
     line = np.linspace(0, 1, 2 * box.height)
     braille.scatter(canvas, *place, (np.full_like(line, ridge), line), palette.ink("data-future"))

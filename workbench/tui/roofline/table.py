@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Final
 
 from workbench.profile.ceilings import COMPUTE, LATENCY, LINK, MEMORY
@@ -56,12 +56,17 @@ class TablePane(ChartPane):
         """At most so many classes and what is left of the step; returns the y after them."""
         dim = palette.ink("data-axis")
         canvas.text(0, 0, f"{'  class':<20}{'% step':>7}{'TB/s':>6}{'eff':>5}  bound", dim)
-        shown = list(zip(LETTERS, found.points[: max(room, 1)], strict=False))
-        for y, (letter, point) in enumerate(shown, 1):
+        room = max(room, 2)
+        fits = len(found.points) <= room
+        shown = found.points if fits else found.points[: room - 1]
+        for y, (letter, point) in enumerate(zip(LETTERS, shown, strict=False), 1):
             _row(canvas, palette, y, letter, point, found)
-        share = found.rest_us / found.step_us if found.step_us else 0.0
-        canvas.text(0, len(shown) + 1, f"{'  launches, gaps':<20}{100 * share:>7.1f}", dim)
-        return len(shown) + 2
+        y = len(shown) + 1
+        for name, us in _left_out(found, len(shown)):
+            share = us / found.step_us if found.step_us else 0.0
+            canvas.text(0, y, f"{'  ' + name:<20}{100 * share:>7.1f}", dim)
+            y += 1
+        return y
 
     def _below(self, found: Roofline) -> list[tuple[str, str | None]]:
         """Lines of (text, colour)."""
@@ -80,6 +85,14 @@ class TablePane(ChartPane):
         if what_ifs:
             lines += [("", None), (f"{'what if':<24}{'step':>7}{'tok/s':>8}", "data-axis")]
         return lines + [_what_if(one) for one in what_ifs]
+
+
+def _left_out(found: Roofline, shown: int) -> Iterator[tuple[str, float]]:
+    """(what has no row of its own, its time)."""
+    more = found.points[shown:]
+    if more:
+        yield f"{len(more)} more", sum(point.time_us for point in more)
+    yield "launches, gaps", found.rest_us
 
 
 def _row(
