@@ -83,11 +83,10 @@ class FittedCostModel:
     ) -> None:
         self._name = name
         self._power, self._wake = fit.power, fit.wake
-        self._decode = DecodeCurves(fit.decode)
-        self._mixed = None
+        self._mixed = None if fit.mixed is None else MixedCosts(fit.mixed, graph_tokens)
+        rise_ns = None if self._mixed is None else self._mixed.rise_ns
+        self._decode = DecodeCurves(fit.decode, rise_ns)
         self._shared = SharedContext(fit.shared)
-        if fit.mixed is not None:
-            self._mixed = MixedCosts(fit.mixed, graph_tokens)
         self._host = HostCosts(fit.host, graph_tokens)
         self._graph_tokens = tuple(graph_tokens)
         self._known_kinds = known_kinds

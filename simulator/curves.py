@@ -6,7 +6,7 @@ Whole places give whole ns, by the same operations one by one and in numpy.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,12 +31,12 @@ class Curve:
     def __init__(self, at: Sequence[float], ns: Sequence[float], *, least: int = 1) -> None:
         self._least = least
         self.at = np.array(at, np.float64)
-        self._ns = np.array(ns, np.float64)
-        self._slope = np.diff(self._ns) / np.diff(self.at)
-        segments = (self.at[:-1].tolist(), self._ns[:-1].tolist(), self._slope.tolist())
+        self.ns = np.array(ns, np.float64)
+        self._slope = np.diff(self.ns) / np.diff(self.at)
+        segments = (self.at[:-1].tolist(), self.ns[:-1].tolist(), self._slope.tolist())
         self._segments: list[tuple[float, float, float]] = list(zip(*segments, strict=True))
         self._inner: list[float] = self.at[1:-1].tolist()
-        self.first_ns = max(least, int(self._ns[0] + 0.5))
+        self.first_ns = max(least, int(self.ns[0] + 0.5))
 
     def whole_ns(self, place: int) -> int:
         """The value at a place in whole ns."""
@@ -52,7 +52,7 @@ class Curve:
         """Values at many places, not rounded."""
         index = np.searchsorted(self.at[1:-1], places.astype(np.float64), side="right")
         beyond = np.maximum(places - self.at[index], 0.0)
-        values: NDArray[np.float64] = self._ns[index] + self._slope[index] * beyond
+        values: NDArray[np.float64] = self.ns[index] + self._slope[index] * beyond
         return values
 
     def run(self, places: range) -> list[int]:
@@ -77,9 +77,16 @@ class DecodeCurves:
 
     Args:
         tables: by ascending graph batch.
+        rise_ns: what a step of more rows takes longer than one of fewer, but for attention; None:
+            it is not known, and graphs beyond all that were measured take no longer.
     """
 
-    def __init__(self, tables: Sequence[DecodeTable]) -> None:
+    def __init__(
+        self,
+        tables: Sequence[DecodeTable],
+        rise_ns: Callable[[int, int], float] | None = None,
+    ) -> None:
+        self._rise_ns = rise_ns
         self._measured = [table.graph_batch for table in tables]
         self._curves = {table.graph_batch: Curve(table.context, table.ns) for table in tables}
         self._idle_row_ns = {table.graph_batch: table.idle_row_ns for table in tables}
@@ -92,9 +99,11 @@ class DecodeCurves:
         known = self._curves.get(graph_batch)
         if known is not None:
             return known
-        if self.is_outside(graph_batch):
-            nearest = 0 if graph_batch < self._measured[0] else -1
-            return self._curves[self._measured[nearest]]
+        if graph_batch < self._measured[0]:
+            return self._curves[self._measured[0]]
+        if graph_batch > self._measured[-1]:
+            self._curves[graph_batch] = self._beyond(graph_batch)
+            return self._curves[graph_batch]
         at = bisect_left(self._measured, graph_batch)
         curve = self._between(self._measured[at - 1], self._measured[at], graph_batch)
         self._curves[graph_batch] = curve  # there are no more of these than rows of a graph
@@ -103,7 +112,8 @@ class DecodeCurves:
     def idle_ns(self, graph_batch: int, requests: int) -> int:
         """As much less than `curve` says takes a step of so many requests, which may be fewer.
 
-        The curve of a graph beyond all that were measured has no more rows than the largest.
+        Of a graph beyond all that were measured, rows save as much as of the largest, and those
+        that it has more save nothing.
         """
         alike = min(graph_batch, self._measured[-1]) - requests - 1
         row_ns = self._idle_row(graph_batch)
@@ -139,6 +149,15 @@ class DecodeCurves:
             known = float(np.interp(graph_batch, self._measured, measured))
             self._idle_row_ns[graph_batch] = known
         return known
+
+    def _beyond(self, graph_batch: int) -> Curve:
+        """The largest that was measured, longer by what its further rows compute."""
+        largest = self._measured[-1]
+        curve = self._curves[largest]
+        if self._rise_ns is None:
+            return curve
+        ns = curve.ns + max(0.0, self._rise_ns(largest, graph_batch))
+        return Curve(curve.at.tolist(), ns.tolist())
 
     def _between(self, smaller: int, larger: int, graph_batch: int) -> Curve:
         """Both neighbours at the same context per row, mixed: linear between the knots of both."""

@@ -26,7 +26,7 @@ class MixedCosts:
     """
 
     def __init__(self, fit: MixedFit, graph_tokens: Sequence[int]) -> None:
-        self._graph_tokens = tuple(graph_tokens)
+        self._graph_tokens, self._own_tokens = tuple(graph_tokens), fit.own_tokens
         self._tokens = Curve(fit.tokens, fit.ns)
         self._prefill_ns = (fit.pair_ns, fit.context_ns, fit.max_context_ns)
         self._decode_context = Curve(fit.decode_context, fit.decode_context_ns, least=0)
@@ -43,7 +43,9 @@ class MixedCosts:
         prefill_request_ns, decode_request_ns = self._request_ns
         step_ns, row_ns = self._logits_ns
         terms = {
-            "tokens": self._tokens.whole_column(padded_tokens(f, self._graph_tokens)),
+            "tokens": self._tokens.whole_column(
+                counted_tokens(f, self._graph_tokens, self._own_tokens)
+            ),
             "attention_prefill": whole_ns(
                 np.maximum(
                     pair_ns * f.prefill_pairs + context_ns * f.prefill_context,
@@ -62,6 +64,13 @@ class MixedCosts:
         terms["launches"] = np.maximum(least - sum_of_terms(terms), 0)
         return terms
 
+    def rise_ns(self, fewer: int, more: int) -> float:
+        """What more decode items take than fewer, but for attention: of products and logits."""
+        at = np.array([fewer, more], np.int64)
+        from_ns, to_ns = self._tokens.column(at).tolist()
+        row_ns = self._request_ns[1] + self._logits_ns[1]
+        return float(to_ns - from_ns + row_ns * (more - fewer))
+
     def gpu_ns(self, shape: StepShape, decode_context: int) -> int:
         """The time of one step, with what of its decode_context costs something."""
         ns, least = self._without_decode_context(shape)
@@ -78,7 +87,7 @@ class MixedCosts:
         prefill, prefills, context, pairs, longest, decodes, decode, _, _, _, sampled, _, _ = shape
         tokens = prefill + decode
         least = self._whole_launch_ns[launch_kind(shape, self._graph_tokens)]
-        if prefill:
+        if prefill and tokens > self._own_tokens:
             tokens = graph_tokens_for(self._graph_tokens, tokens, prefills) or tokens
         pair_ns, context_ns, max_context_ns = self._prefill_ns
         prefill_request_ns, decode_request_ns = self._request_ns
@@ -90,6 +99,21 @@ class MixedCosts:
             step_ns, row_ns = self._logits_ns
             ns += int(step_ns + row_ns * sampled + 0.5)
         return ns, least
+
+
+def counted_tokens(features: StepFeatures, graph_tokens: Sequence[int], own_tokens: int) -> Int64:
+    """Tokens at which the table of tokens is read: `padded_tokens` but for `MixedFit.own_tokens`.
+
+    Args:
+        features: n steps.
+        graph_tokens: ascending.
+        own_tokens: as of the fit.
+
+    Returns:
+        int64[n].
+    """
+    tokens = features.prefill_tokens + features.decode_tokens
+    return np.where(tokens <= own_tokens, tokens, padded_tokens(features, graph_tokens))
 
 
 def padded_tokens(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:

@@ -16,8 +16,8 @@ The law is simple on purpose. Let a step take `gpu_ns` where it was calibrated, 
     follows  memory_share + (1 - memory_share) * busy; of a step with prompts that times
              times(tokens), as kernels differ, and more by pair_times the more of it is attention;
              FEW requests that decode cannot keep the memory busy, so what they take longer than a
-             light step counts as arithmetic there; of a single one all of that times few_times,
-             of more the less so, up to twice FEW
+             light step counts as arithmetic there, of more the less so, up to twice FEW; of a
+             single one all of that times few_times, of more likewise
     longer   1 + slow * follows
 
 Then with what it meets, the step takes gpu_ns * longer / (longer where it was calibrated). While
@@ -204,8 +204,9 @@ def follows(fit: PowerFit, gpu_ns: float, tokens: int, decodes: int, pairs: int)
         return share * (1.0 + fit.pair_times * min(1.0, pairs * fit.pair_ns / gpu_ns))
     if decodes >= 2 * FEW:
         return usual_share(fit, busy)
-    if decodes <= FEW and gpu_ns > fit.light_ns > 0.0:
-        busy = max(busy, 1.0 - fit.light_ns / gpu_ns)
+    if gpu_ns > fit.light_ns > 0.0:
+        waits = min(1.0, (2 * FEW - decodes) / FEW)
+        busy = max(busy, waits * (1.0 - fit.light_ns / gpu_ns))
     return usual_share(fit, busy) * (1.0 + (fit.few_times - 1.0) * few_share(decodes))
 
 

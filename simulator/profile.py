@@ -125,7 +125,9 @@ class MixedFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     longest if that is more: its keys follow each other, however many multiprocessors are idle.
 
     Attributes:
-        tokens: ascending counts of tokens of a step, padding included.
+        tokens: ascending counts of tokens of a step, those included that only fill its graph.
+        own_tokens: up to so many its own count instead, whatever its graph: where tokens choose
+            experts, those that fill one are alike, and visit hardly any.
         ns: what they cost, not descending; read as a decode table is.
         pair_ns: of a (query, key) pair of a prompt.
         context_ns: of a token cached before a chunk.
@@ -150,6 +152,7 @@ class MixedFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     logits_ns: Cost
     logit_row_ns: Cost
     launches: LaunchFit = LaunchFit()
+    own_tokens: Count = 0
 
 
 class SharedFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

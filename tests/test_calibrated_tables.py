@@ -45,7 +45,19 @@ def test_a_batch_beyond_all_tables_reads_the_nearest_and_extrapolates():
     """Batches 2 and 9 are read from those of 4 and 8 at their own context."""
     model = model_of()
     assert model.step_cost(decode(1, 250, 2)) == (5150, 1010, True)
-    assert model.step_cost(decode(1, 260, 9)) == (6060, 1010, True)
+    more = 7 + 11  # a request and its logits; before 64 tokens the table of tokens is flat
+    assert model.step_cost(decode(1, 260, 9)) == (6060 + more, 1010, True)
+
+
+def test_rows_beyond_all_tables_compute_what_tokens_of_prompts_do():
+    """More requests than were ever measured are not free, and take no less than beside a prompt."""
+    model = model_of()
+    more = 1016 * (7 + 11) + 10_600 - 1000
+    assert gpu_ns(model, decode(1024, 1, 1024)) - gpu_ns(model, decode(1, 1024, 8)) == more
+    run, _, extrapolated = model.decode_run(decode(1024, 1, 1024), 2)
+    assert (run[0], extrapolated) == (gpu_ns(model, decode(1024, 1, 1024)), True)
+    unknown = model_of(mixed=None)
+    assert gpu_ns(unknown, decode(1, 1024, 1024)) == gpu_ns(unknown, decode(1, 1024, 8))
     costs = model.step_costs(columns_of(*(decode(1, 250, batch) for batch in (2, 4, 6, 8, 9))))
     assert costs.extrapolated.tolist() == [True, False, False, False, True]
 
@@ -95,7 +107,8 @@ def test_rows_that_a_table_does_not_have_are_not_idle():
     table = DecodeTable(graph_batch=8, context=(200, 800), ns=(6000.0, 6600.0), idle_row_ns=100.0)
     model = model_of((msgspec.structs.replace(table, graph_batch=4), table))
     times = [gpu_ns(model, decode(count, 1, 16)) for count in (3, 7, 8, 12, 16)]
-    assert times == [6000 - 4 * 100, *[6000] * 4]
+    more = 8 * (7 + 11)  # what eight rows more compute
+    assert times == [6000 + more - 4 * 100, *[6000 + more] * 4]
     columns = columns_of(*(decode(count, 1, 16) for count in (3, 7, 8, 12, 16)))
     assert model.step_costs(columns).gpu_ns.tolist() == times
 
@@ -230,6 +243,12 @@ def test_steps_with_prefill_pay_for_their_padding():
     both = mixed(prefill(60), decode(5, 10))
     paid = both._replace(prefill_tokens=128 - 5)
     assert gpu_ns(model, both) == gpu_ns(plain, paid)
+    own = model_of(mixed=msgspec.structs.replace(free, own_tokens=70), graph_tokens=(64, 128))
+    small = [StepShape(prefill_tokens=tokens, prefill_requests=1) for tokens in (3, 70, 71, 90)]
+    for step, paid in zip(small, (3, 70, 128, 128), strict=True):
+        assert gpu_ns(own, step) == gpu_ns(plain, step._replace(prefill_tokens=paid))
+    costs = own.step_costs(columns_of(*small))
+    assert costs.gpu_ns.tolist() == [gpu_ns(own, step) for step in small]
     eager = decode(90, 10)
     assert gpu_ns(model, eager) == gpu_ns(plain, eager), "nothing pads a step without prefill"
 

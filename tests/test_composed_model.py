@@ -232,6 +232,15 @@ def test_what_was_not_measured_counts_as_extrapolated():
     whole = MODELS["measured sizes"]
     assert not whole.step_cost(near)[2]
     assert whole.step_cost(far)[2]
+    cached = StepShape(prefill_tokens=64, prefill_requests=1, sampled_tokens=1)
+    for context, outside in ((16_000, False), (100_000, True)):
+        prompt = cached._replace(
+            prefill_context=context, prefill_max_context=context + 64,
+            prefill_pairs=64 * context + 64 * 65 // 2,
+        )  # fmt: skip
+        assert whole.step_cost(prompt)[2] == outside
+    assert whole.step_cost(cached._replace(prefill_requests=65))[2]
+    assert whole.step_cost(decode(1, 120_000, 1))[2]
     assert whole.step_cost(decode(300, 100, 300))[2]
     assert whole.step_cost(decode(8, 100))[2]  # no graph: no table tells what launches take
     assert not MODELS["other sizes"].step_cost(mixed(prefill(64), near))[2]

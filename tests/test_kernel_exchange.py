@@ -15,6 +15,7 @@ from engine.core.model_spec import load_model_spec
 from simulator.composition.composed import ComposedCostModel
 from simulator.composition.exchange_curves import (
     AnalyticExchange,
+    LongerExchange,
     MeasuredExchange,
     NoExchange,
     knows,
@@ -90,7 +91,8 @@ def test_the_name_tells_whose_exchange_it_is():
     assert other.step_cost(step)[2]
     assert other.step_cost(step)[0] == own.step_cost(step)[0]
     four = composed(made_exchange(), gpus=4)
-    assert "exchange analytic" in four.name
+    assert "exchange analytic but no faster than of 2 NVIDIA H200" in four.name
+    assert "exchange analytic, error" in composed(None, gpus=4).name
     assert four.step_cost(step)[2]
     assert "exchange" not in composed(made_exchange(), gpus=1).name
     assert knows(made_exchange(gpus=(2, 4)), 4)
@@ -102,6 +104,20 @@ def test_more_gpus_share_the_work():
     one, two = composed(None, gpus=1), composed(made_exchange())
     assert two.step_cost(prefill(8192))[0] < 0.75 * one.step_cost(prefill(8192))[0]
     assert two.step_cost(decode(1, 500, 1))[0] > 0.5 * one.step_cost(decode(1, 500, 1))[0]
+
+
+def test_more_gpus_exchange_nothing_faster_than_fewer_were_seen_to():
+    """Where four were not measured, what two took is the least, and what is computed if longer."""
+    rows = np.array([1.0, 64.0, 8192.0])
+    two, four = MeasuredExchange(made_exchange(), LLAMA, 2), AnalyticExchange(LLAMA, H200, 4)
+    both = LongerExchange(four, two)
+    for name in ("sums", "logits"):
+        found, slow, fast = (getattr(each, name)(rows) for each in (both, two, four))
+        assert found.tolist() == np.maximum(slow, fast).tolist()
+        assert slow[0] > fast[0]
+    times = [composed(made_exchange(), gpus).step_cost(decode(1, 64, 1))[0] for gpus in (2, 4)]
+    fewer_bytes = composed(None, 2).step_cost(decode(1, 64, 1))[0]
+    assert times[1] > times[0] - fewer_bytes / 2
 
 
 def test_what_is_written_is_read_again(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -139,6 +140,20 @@ def test_attention_and_few_requests_may_follow_the_clocks_more() -> None:
         usual, more = (ns / 12_000_000 - 1 for ns in after_prompts)
         assert usual > 0.01
         assert more == pytest.approx(times * usual, rel=0.03)
+
+
+def test_one_request_more_changes_little() -> None:
+    """Between few requests that follow the clocks and many that do not there is no step."""
+    fit = msgspec.structs.replace(FIT, light_ns=4_000_000.0, few_times=1.4)
+    taken = []
+    for decodes in range(1, 10):
+        state = PowerState(fit)
+        _, now = run(state, PROMPT, 20)
+        taken.append(state.lengthen(12_000_000, decodes, now, decodes))
+    assert taken[0] > 1.05 * taken[-1]
+    assert taken[4] > taken[7]
+    for more, fewer in itertools.pairwise(taken):
+        assert abs(1 - fewer / more) < 0.03
 
 
 def test_rows_that_fill_a_graph_compute_but_hardly_heat() -> None:

@@ -24,12 +24,14 @@ from measured_steps import (
 )
 
 from simulator.calibrated import CalibratedCostModel
-from simulator.cost_model import StepShape
+from simulator.cost_model import StepShape, sum_of_terms
 from simulator.curves import SharedContext
 from simulator.fitting import profile_fit as fitting
-from simulator.fitting.base import nonnegative_costs
+from simulator.fitting.base import Steps, nonnegative_costs
 from simulator.fitting.decode import ascending
+from simulator.fitting.mixed import fit_mixed
 from simulator.fitting.profile_fit import fit_profile
+from simulator.mixed_costs import MixedCosts, counted_tokens
 from simulator.profile import LaunchFit, ProfileError, SharedFit
 from simulator.profile_file import encode_profile
 from simulator.samples import HostSamples, Samples
@@ -217,6 +219,22 @@ def test_the_table_is_one_of_padded_tokens():
     """Steps that are padded to one size are one place of the table."""
     shapes = [prefill(size, sampled=size % 2) for size in (*range(900, 961, 3), 2000, 4000)]
     assert profile_of(samples_of(shapes)).fit.mixed.tokens == (960, 2000, 4000)
+
+
+@pytest.mark.parametrize("by_own", [True, False])
+def test_small_steps_are_read_as_they_show_that_they_are(by_own: bool):
+    """Rows that only fill a graph take no time where experts are chosen, elsewhere as others."""
+    sizes, most = (16, 64, 128, 256), 64 if by_own else 0
+    counts = (1, 2, 4, 9, 16, 24, 40, 64, 100, 128, 256, 900)
+    shapes = [prefill(count, context=context) for count in counts for context in (0, 512, 4096)]
+    f = columns_of(*shapes)
+    tokens = counted_tokens(f, sizes, most)
+    noise = 1 + np.random.default_rng(0).normal(0, 0.004, len(f))
+    ns = (4e6 + 1e6 * np.sqrt(tokens) + 90.0 * f.prefill_context) * noise
+    found = fit_mixed(Steps(f, ns, np.full(len(f), 3)), sizes)
+    assert found.own_tokens == most
+    predicted = sum_of_terms(MixedCosts(found, sizes).terms(f))
+    assert np.abs(predicted / ns - 1).max() < 0.03
 
 
 def test_the_last_slope_is_not_that_of_two_neighbours():

@@ -28,7 +28,7 @@ from engine.core.hardware_spec import HardwareSpec
 from engine.core.model_spec import ModelSpec
 from simulator.calibrated import FittedCostModel
 from simulator.composition.composing import compose_fit, flops_per_token
-from simulator.composition.exchange_curves import knows
+from simulator.composition.exchange_curves import knows, most_below
 from simulator.composition.kernel_file import ComposedError, KernelFile
 from simulator.composition.kernel_parts import KernelParts
 from simulator.composition.kernel_tables import KernelTables
@@ -79,12 +79,23 @@ def composed_name(kernels: KernelFile, model: ModelSpec, tensor_parallel_size: i
     if model.moe is not None:
         said.append(f"expert skew {kernels.composition.expert_skew:g} assumed")
     if tensor_parallel_size > 1:
-        measured = kernels.exchange if knows(kernels.exchange, tensor_parallel_size) else None
-        said.append(f"exchange {'analytic' if measured is None else f'of {measured.gpu}'}")
+        said.append(f"exchange {_whose_exchange(kernels, tensor_parallel_size)}")
     expected = _expected_of(kernels, model) if tensor_parallel_size == 1 else None
     said.append("error not known" if expected is None
                 else f"expected error {expected[0]:.1f} %, p90 {expected[1]:.1f} %")  # fmt: skip
     return ", ".join(said)
+
+
+def _whose_exchange(kernels: KernelFile, gpus: int) -> str:
+    """Whose exchange a model on so many GPUs is composed of, as `KernelParts` does."""
+    if kernels.exchange is None:
+        return "analytic"
+    if knows(kernels.exchange, gpus):
+        return f"of {kernels.exchange.gpu}"
+    fewer = most_below(kernels.exchange, gpus)
+    if fewer is None:
+        return "analytic"
+    return f"analytic but no faster than of {fewer} {kernels.exchange.gpu}"
 
 
 def _expected_of(kernels: KernelFile, model: ModelSpec) -> tuple[float, float] | None:

@@ -35,6 +35,7 @@ _DECODE_CONTEXTS: Final = (64, 1024, 4096, 16_384, 65_536, 262_144)  # knots bes
 _LAST: Final = 1.5  # of these: the end is at least this multiple of the knot before
 _USUAL_CONTEXT: Final = 1024  # of a decode item beside prompts
 _FEW_REQUESTS, _SAME_CONTEXT = 32, 32_768  # to tell what requests add, and not their context
+_OWN_TOKENS: Final = 64  # of a mixture's prompts: from there on they visit nearly all experts
 _LOGIT_ROWS: Final = (1.0, 64.0)  # where the line of logits meets their times
 _REACHED: Final = 0.8  # of the highest load of any lender's table
 _LEAST_SHARE: Final = 0.3  # of the sum of kernels, that corrections leave
@@ -58,7 +59,11 @@ def compose_fit(
     """
     limits = {
         "prefill_tokens": int(parts.rows[-1]),
+        "prefill_requests": parts.prompts.chunks,
+        "prefill_context": parts.prompts.context,
+        "prefill_max_context": parts.prompts.longest,
         "decode_context": parts.most_context,
+        "decode_max_context": parts.longest,
         "graph_batch": parts.most_requests,
     }
     if not parts.covered:
@@ -226,6 +231,7 @@ def _mixed(
         logits_ns=correction.products * logits_ns,
         logit_row_ns=correction.products * logit_row_ns,
         launches=launches,
+        own_tokens=_OWN_TOKENS if parts.mixture else 0,
     )
 
 

@@ -91,6 +91,31 @@ class MeasuredExchange:
         return linear(self._logit_bytes * rows, *self._curves["all_gather"])
 
 
+class LongerExchange:
+    """Whichever of two takes longer: more GPUs exchange nothing faster than fewer were seen to.
+
+    Args:
+        one: exchange.
+        other: exchange.
+    """
+
+    def __init__(self, one: Exchange, other: Exchange) -> None:
+        self._one, self._other = one, other
+
+    def sums(self, rows: Float64) -> Float64:
+        """The longer one's."""
+        return np.maximum(self._one.sums(rows), self._other.sums(rows))
+
+    def logits(self, rows: Float64) -> Float64:
+        """The longer one's."""
+        return np.maximum(self._one.logits(rows), self._other.logits(rows))
+
+
+def most_below(tables: ExchangeTables, gpus: int) -> int | None:
+    """The most GPUs, but fewer than these, between which exchange was measured; None: none were."""
+    return max((count for count in range(2, gpus) if knows(tables, count)), default=None)
+
+
 def knows(tables: ExchangeTables | None, gpus: int) -> bool:
     """Whether exchange between so many GPUs was measured."""
     if tables is None:

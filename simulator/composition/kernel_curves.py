@@ -126,11 +126,13 @@ class DecodeAttention:
         mixed: Float64 = low_ns + share * (high_ns - low_ns)
         return mixed
 
-    def most(self, sizes: Sizes) -> tuple[int, int]:
-        """(requests, context in total) up to which these heads, or similar ones, were measured."""
+    def most(self, sizes: Sizes) -> tuple[int, int, int]:
+        """(requests, context in total, of one) up to which these heads or similar were measured."""
         known, scale = self._similar(sizes)
-        table = self._tables[known]
-        return max(table), int(max(contexts[-1] for contexts, _ in table.values()) / scale)
+        most = {requests: float(contexts[-1]) for requests, (contexts, _) in
+                self._tables[known].items()}  # fmt: skip
+        longest = max(context / requests for requests, context in most.items())
+        return max(most), int(max(most.values()) / scale), int(longest / scale)
 
     def covers(self, sizes: Sizes) -> bool:
         """Whether these heads were measured."""

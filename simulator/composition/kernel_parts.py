@@ -23,9 +23,11 @@ from engine.core.model_spec import ModelSpec
 from simulator.composition.exchange_curves import (
     AnalyticExchange,
     Exchange,
+    LongerExchange,
     MeasuredExchange,
     NoExchange,
     knows,
+    most_below,
 )
 from simulator.composition.kernel_curves import (
     Sizes,
@@ -69,9 +71,12 @@ class KernelParts:
     Attributes:
         tables: as given.
         layers: of the model.
+        mixture: whether its tokens choose experts.
         prefill: attention of prompts in one layer.
         rows: ascending numbers of tokens at which products were measured.
-        most_requests, most_context: of decode items, up to which their attention was measured.
+        most_requests, most_context, longest: of decode items, up to which their attention was
+            measured: how many, with how much context in total, and of one.
+        prompts: up to which attention of prompts was.
 
     Raises:
         ProfileError: the tables lack an op of this model, or the model has ops of another kind.
@@ -91,10 +96,11 @@ class KernelParts:
             raise ProfileError(f"{model.name} has latent attention, which kernel tables have not")
         self.tables, self._model, self._tp = tables, model, tensor_parallel_size
         self._sizes = _sizes(model, tensor_parallel_size)
-        self.layers = model.num_layers
+        self.layers, self.mixture = model.num_layers, model.moe is not None
         self.prefill = tables.prefill(self._sizes.heads)
         self.rows = tables.rows("norm_linear").rows
-        self.most_requests, self.most_context = tables.decode.most(self._sizes.heads)
+        self.most_requests, self.most_context, self.longest = tables.decode.most(self._sizes.heads)
+        self.prompts = tables.most_prompts(self._sizes.heads)
         self._exchange = _exchange(tables, model, gpu, tensor_parallel_size)
         self._skew = expert_skew
 
@@ -223,7 +229,11 @@ def _exchange(tables: KernelTables, model: ModelSpec, gpu: HardwareSpec, gpus: i
         return NoExchange()
     if tables.exchange is not None and knows(tables.exchange, gpus):
         return MeasuredExchange(tables.exchange, model, gpus)
-    return AnalyticExchange(model, gpu, gpus)
+    analytic = AnalyticExchange(model, gpu, gpus)
+    fewer = None if tables.exchange is None else most_below(tables.exchange, gpus)
+    if tables.exchange is None or fewer is None:
+        return analytic
+    return LongerExchange(analytic, MeasuredExchange(tables.exchange, model, fewer))
 
 
 def _sizes(model: ModelSpec, tensor_parallel_size: int) -> _Sizes:

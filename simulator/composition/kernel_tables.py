@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,21 @@ from simulator.composition.kernel_curves import (
 from simulator.composition.kernel_experts import ExpertChoice
 from simulator.composition.kernel_file import AttentionFit, KernelFile
 from simulator.profile import ProfileError
+
+
+class MostPrompts(NamedTuple):
+    """Up to which attention of prompts was measured.
+
+    Attributes:
+        chunks: in a step.
+        context: tokens cached before them, of all.
+        longest: tokens of one as far as it goes.
+    """
+
+    chunks: int
+    context: int
+    longest: int
+
 
 _HOST_PARTS: Final = ("plan", "prepare", "commit")
 
@@ -77,6 +92,16 @@ class KernelTables:
             pair_ns=fit.pair_ns * scale, context_ns=fit.context_ns * scale,
             max_context_ns=fit.max_context_ns,
         )  # fmt: skip
+
+    def most_prompts(self, heads: Sizes) -> MostPrompts:
+        """Of these heads, or of those that stand for them. Raises ProfileError as `prefill`."""
+        measured = {each.sizes: each for each in of_op(self._series, "prefill_attention")}
+        if not measured:
+            raise ProfileError("the kernel tables have no prefill_attention")
+        points = measured[similar_heads(heads, measured)].points
+        chunks, tokens, prefix = np.array(points, np.int64).T
+        most = chunks.max(), (chunks * prefix).max(), (tokens + prefix).max()
+        return MostPrompts(*map(int, most))
 
     @cached_property
     def host_work(self) -> tuple[float, float] | None:

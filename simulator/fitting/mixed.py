@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from simulator.cost_model import Int64, StepFeatures
 from simulator.fitting.base import Float64, Steps, may_be_knots, nonnegative_costs
-from simulator.mixed_costs import launch_kinds, padded_tokens
+from simulator.mixed_costs import counted_tokens, launch_kinds, padded_tokens
 from simulator.profile import LaunchFit, MixedFit, ProfileError
 
 FEWEST_MIXED: Final = 20  # twice as many as a fit with two knots has unknowns
@@ -33,6 +33,8 @@ _ONE_BY_ONE: Final = ("eager_prefill_ns", "eager_mixed_ns")
 _OUTLIER: Final = 2.5  # times the typical error: beyond that a step counts for less
 _AS_GOOD: Final = 1.1  # times the loss of the other fit
 _LEAST_ERROR: Final = 0.005  # of a step's time, which is as good as none
+_OWN_TOKENS: Final = 64  # of a mixture, until nearly all experts are visited: 98 % of 128
+_FAR_BETTER: Final = 0.8  # times the loss of the other fit
 _FEW_TOKENS: Final = 256  # of a prompt: its attention leaves multiprocessors idle, at first guess
 
 # Where the cost of attending to the KV of decode items bends, in tokens: few hide latencies worse.
@@ -74,27 +76,48 @@ def fit_mixed(steps: Steps, graph_tokens: Sequence[int]) -> MixedFit:
 
 
 def best_mixed_fit(steps: Steps, graph_tokens: Sequence[int]) -> MixedFit:
+    """The better of two fits: small steps by their graphs, or by their own tokens.
+
+    Rows that only fill a graph take as long as others, or hardly any time where tokens choose
+    experts. That they take none must show clearly.
+    """
+    by_graph, loss = _best_fit(steps, graph_tokens, 0)
+    tokens = steps.features.prefill_tokens + steps.features.decode_tokens
+    padded = padded_tokens(steps.features, graph_tokens)
+    if not np.any((tokens < padded) & (tokens <= _OWN_TOKENS)):
+        return by_graph
+    by_own, own_loss = _best_fit(steps, graph_tokens, _OWN_TOKENS)
+    return by_own if own_loss < _FAR_BETTER * loss else by_graph
+
+
+def _best_fit(steps: Steps, graph_tokens: Sequence[int], own_tokens: int) -> tuple[MixedFit, float]:
     """The best of a series of fits, each with what the one before says of what bounds each step.
 
     Where one without launches is as good, it is taken: what is fitted to noise looks like them.
+
+    Returns:
+        the fit, and its loss.
     """
     f = steps.features
-    knots, decode_knots = _token_knots(f, graph_tokens), _decode_knots(f)
-    rises = _rises(padded_tokens(f, graph_tokens), knots)
+    tokens = counted_tokens(f, graph_tokens, own_tokens)
+    knots, decode_knots = _token_knots(f, tokens, graph_tokens), _decode_knots(f)
+    rises = _rises(tokens, knots)
     rates = np.hstack([_rate_columns(f), _rises(f.decode_context, decode_knots)[:, 1:]])
     kinds = launch_kinds(f, graph_tokens)
     found = _series(steps, rises, rates, kinds, _first_launches(kinds, steps.ns))
     without = _series(steps, rises, rates, kinds, None)
-    _, costs, least = without if without[0] <= _AS_GOOD * found[0] else found
+    loss, costs, least = without if without[0] <= _AS_GOOD * found[0] else found
     of_tokens, of_rates, of_decodes = np.split(costs, [len(knots), len(knots) + len(_RATES)])
-    return MixedFit(
+    fit = MixedFit(
         tokens=tuple(knots.tolist()),
         ns=tuple(np.cumsum(of_tokens).tolist()),
         decode_context=tuple(decode_knots.tolist()),
         decode_context_ns=(0.0, *np.cumsum(of_decodes).tolist()),
         **dict(zip(_RATES, of_rates.tolist(), strict=True)),
         launches=LaunchFit(**dict(zip(LaunchFit.__struct_fields__, least.tolist(), strict=True))),
+        own_tokens=own_tokens,
     )
+    return fit, loss
 
 
 def _series(
@@ -226,15 +249,19 @@ def _decode_knots(features: StepFeatures) -> Int64:
     return np.array([*kept, most], np.int64)
 
 
-def _token_knots(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:
+def _token_knots(features: StepFeatures, tokens: Int64, graph_tokens: Sequence[int]) -> Int64:
     """Where the table of tokens may bend: int64, ascending, 2 and more, about _MOST_KNOTS at most.
 
     These are the sizes of steps of one chunk or of decode items alone, so that each knot has a
     sample that hardly anything else enters into. Neighbours stay knots however close they are:
     where the engine changes from graphs to launches, or from one kernel to another, time jumps.
+
+    Args:
+        features: n steps.
+        tokens: int64[n], at which the table is to be read for them.
+        graph_tokens: to which steps with prefill are padded.
     """
     f = features
-    tokens = padded_tokens(f, graph_tokens)
     alone = (f.prefill_tokens == 0) | ((f.prefill_requests == 1) & (f.decode_tokens == 0))
     sizes = np.unique(tokens[alone])
     if len(sizes) < 2:
