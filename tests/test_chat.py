@@ -236,7 +236,7 @@ def test_ctrl_c_ends_a_piped_chat() -> None:
 def test_ctrl_c_on_a_terminal_ends_nothing_but_what_is_going_on(tmp_path: Path) -> None:
     """It stops an answer, then drops what is typed and says how to leave, which is with code 0."""
     pytest.importorskip("triton")
-    terminal = Terminal(tmp_path)
+    terminal = Terminal(tmp_path, height=400)  # what was typed stays in sight
     try:
         terminal.command(
             "chat",

@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import threading
+from typing import Any
 
 import msgspec
 import pytest
@@ -126,6 +127,30 @@ def test_what_is_no_stream_is_said(played: Played) -> None:
 def test_an_empty_stream_has_no_frames() -> None:
     """Nothing written, nothing read."""
     assert frames(b"") == []
+
+
+def test_a_file_that_takes_little_at_a_time_gets_it_all(played: Played) -> None:
+    """Without a buffer a write may end early, when a signal comes."""
+
+    class Narrow(io.RawIOBase):
+        def __init__(self) -> None:
+            self.taken = bytearray()
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            part = bytes(data[:7])
+            self.taken += part
+            return len(part)
+
+    file = Narrow()
+    writer = FrameWriter(file, played.header())  # type: ignore[arg-type]
+    writer.write_segment(played.tables)
+    writer.summary({"completed": 40})
+    got = frames(bytes(file.taken))
+    assert got[0] == HeaderFrame(played.header())
+    assert got[-1] == SummaryFrame("complete", {"completed": 40})
 
 
 def test_every_frame_is_flushed() -> None:

@@ -41,6 +41,7 @@ def test_browse_run_pause_step_back_fork_compare_quit() -> None:
         await shown(app, pilot, "live")
         opened = await current(app, pilot)
         player = opened.player
+        player.speed = 0.1  # or a slow machine comes to its end
         assert player.playing
         await pilot.press("space")
         assert not player.playing

@@ -137,8 +137,9 @@ def test_escape_ends_a_run_and_keeps_it() -> None:
     assert RunReader(Path("runs/quickstart-1")).status == "interrupted"
 
 
-def test_quitting_ends_what_runs() -> None:
+def test_quitting_ends_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """No process is left behind, and the partial run is kept."""
+    monkeypatch.setattr("workbench.tui.child_run._GRACE_S", 60)
 
     async def journey(app: WorkbenchApp, pilot: Pilot[None]) -> None:
         opened = await long_run(app, pilot)

@@ -18,6 +18,7 @@ import pytest
 from gap_stories import left_here
 from recorded_runs import forked, recorded
 from textual.pilot import Pilot
+from textual.widgets import Input
 from tui_pilot import drive, listed, shown, types, until
 
 from workbench.tui.app import WorkbenchApp
@@ -88,6 +89,7 @@ def test_screens_look_as_they_did(
     monkeypatch.delenv("NO_COLOR", raising=False)
     if look == "no_color":
         monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(Input, "_toggle_cursor", lambda field: None)  # what blinks is no picture
     run, fork = (OpenedRun.recorded(Path(f"runs/run-{i}")) for i in (1, 2))
     different: list[str] = []
 

@@ -33,6 +33,7 @@ def drive(journey: Journey, size: tuple[int, int] = (120, 36), **arguments: Any)
 
     async def run() -> WorkbenchApp:
         app = WorkbenchApp(**arguments)
+        app.NOTIFICATION_TIMEOUT = 3600  # what was told is still there, however long a test takes
         async with app.run_test(size=size) as pilot:
             await journey(app, pilot)
         return app

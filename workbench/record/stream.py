@@ -112,7 +112,9 @@ class FrameWriter:
             raise RunRecordError(
                 f"a frame of {len(body)} bytes exceeds {_MAX_FRAME_BYTES}; use smaller segments"
             )
-        self._file.write(_LENGTH.pack(len(body)) + body)
+        left = memoryview(_LENGTH.pack(len(body)) + body)
+        while left:  # an unbuffered file may take a part only, when a signal comes
+            left = left[self._file.write(left) :]
         self._file.flush()
 
 
