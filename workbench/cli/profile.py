@@ -246,11 +246,10 @@ def import_report(
     as_json: AsJson = False,
 ) -> None:
     """Read a report back into the same tables: of torch's profiler, nsys or ncu."""
-    from workbench.cli.profile_options import check_class, check_what_ran
+    from workbench.cli.profile_options import check_what_ran
     from workbench.cli.profile_tools import read_report, what_ran
 
     check_what_ran(model, layers)
-    check_class(only, with_ncu=report.suffix == ".csv")
     ran = what_ran(model, layers)
     read_report(report, ran, step, kernels, as_json=as_json, only=only)
 
