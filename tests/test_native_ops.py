@@ -115,6 +115,7 @@ def test_meta_kernels_tell_shapes() -> None:
         (lambda: ops.silu_mul(torch.randn(2, 7, device=DEVICE)), "equally long"),
         (lambda: ops.silu_mul(torch.randn(2, 8, device=DEVICE).double()), "float32 or bfloat16"),
         (lambda: ops.silu_mul(torch.randn(8, 2, device=DEVICE).T), "contiguous"),
+        (lambda: ops.silu_mul(torch.randn((), device=DEVICE)), "2 I"),
         (
             lambda: ops.add_rms_norm_(*(torch.randn(2, n, device=DEVICE) for n in (8, 8)),
                                       torch.randn(7, device=DEVICE), EPS),
@@ -126,6 +127,19 @@ def test_wrong_tensors_are_refused(call: object, message: str) -> None:
     """Shapes, dtypes and strides that do not fit are errors that say so."""
     with pytest.raises(RuntimeError, match=message):
         call()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("device", [DEVICE, "meta"])
+def test_a_number_is_no_row_for_python_either(device: str) -> None:
+    """Where the ops run as Python, and where only shapes are told, as where they are native."""
+    number = torch.ones((), device=device)
+    run = {"meta": (ops._silu_mul_meta, ops._add_rms_norm_meta)}.get(
+        str(device), (ops._silu_mul_python, ops._add_rms_norm_python)
+    )
+    with pytest.raises(RuntimeError, match="2 I"):
+        run[0](number)
+    with pytest.raises(RuntimeError, match="must be"):
+        run[1](number, number.clone(), number, EPS)
 
 
 PYTHON_ONLY = """

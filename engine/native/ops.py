@@ -90,7 +90,7 @@ def _check_floating(*tensors: torch.Tensor) -> None:
 
 def _check_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> None:
     _check_floating(x, residual, weight)
-    if x.shape != residual.shape or x.shape[-1:] != weight.shape:
+    if x.shape != residual.shape or weight.ndim != 1 or x.shape[-1:] != weight.shape:
         raise RuntimeError("x and residual must be [..., H] and weight [H]")
     if not x.dtype == residual.dtype == weight.dtype:
         raise RuntimeError("x, residual and weight must have one dtype")
@@ -98,6 +98,8 @@ def _check_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -
 
 def _check_gated(gate_up: torch.Tensor) -> None:
     _check_floating(gate_up)
+    if not gate_up.ndim:
+        raise RuntimeError("gate_up must be [..., 2 I]")
     if gate_up.shape[-1] % 2:
         raise RuntimeError("gate and up must be equally long")
 
