@@ -89,15 +89,18 @@ def bench(
     from workbench.kernel_lab import measure_ladders
     from workbench.kernel_lab_text import ladder_table, provenance
     from workbench.record.atomic_file import write_atomic
+    from workbench.record.result_folder import make_folder
 
-    results = measure_ladders(ops, device, lambda text: typer.echo(text, err=True))
     if output is not None:
-        write_atomic(output, to_json(results).encode())
+        make_folder(output.parent)
+    results = measure_ladders(ops, device, lambda text: typer.echo(text, err=True))
     if as_json:
         typer.echo(to_json(results), nl=False)
     else:
         tables = [ladder_table(ladder_of(name), results) for name in ops]
         typer.echo("\n".join([provenance(results) + "\n", *tables]), nl=False)
+    if output is not None:
+        write_atomic(output, to_json(results).encode())
     rungs = [r for sizes in results.ladders.values() for size in sizes for r in size.rungs]
     if any(rung.median_us is not None and not rung.is_right for rung in rungs):
         raise typer.Exit(1)
