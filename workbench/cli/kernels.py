@@ -142,7 +142,10 @@ def gil(as_json: AsJson = False) -> None:
     """
     from engine.native.build import PREFIX_CACHE, existing
     from engine.native.gil import measure_gil
+    from engine.native.repair import repair
 
+    for line in repair(PREFIX_CACHE):
+        typer.echo(line, err=True)
     if existing(PREFIX_CACHE) is None:
         typer.echo("compiling what is measured, once: up to half a minute", err=True)
     measured = measure_gil()
