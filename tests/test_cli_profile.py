@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,36 @@ def test_with_a_tool_its_commands_stay_beside_the_result(
     assert result.exit_code == 0, result.stderr
     assert len(json.loads(result.stdout)["kernels"]) == 2
     assert "$ workbench profile import profile/ncu.csv" in result.stderr
+
+
+def test_a_tool_off_the_path_is_run_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nsys as ncu: what runs is what was found."""
+    monkeypatch.setattr("workbench.profile.nsight.find_tool", lambda name: f"/opt/{name}")
+    ran: list[str] = []
+
+    def run_tool(command: nsight.Command, _: float) -> None:
+        ran.append(command.words[0])
+
+    monkeypatch.setattr("workbench.profile.nsight.run_tool", run_tool)
+    result = invoke("profile", "timeline", "--step", "decode:1x8", "--nsys")
+    assert ran == ["/opt/nsys", "/opt/nsys"]
+    assert "$ WORKBENCH_NVTX=1 /opt/nsys profile " in result.stderr
+    assert f" {sys.executable} -m workbench profile step " in result.stderr
+
+
+@pytest.mark.parametrize("name", ["up.CSV", "log.txt"])
+def test_counters_of_any_name_are_imported(elsewhere: Path, name: str) -> None:
+    """With the class that they are of; a trace has none to choose."""
+    counters = elsewhere / name
+    counters.write_bytes((Path(__file__).parent / "fixtures" / "ncu_qkv_h200.csv").read_bytes())
+    result = invoke("profile", "import", str(counters), "--only", "qkv")
+    assert result.exit_code == 0, result.stderr
+    assert re.search(r"^qkv +2 ", result.stdout, re.MULTILINE)
+    trace = elsewhere / "trace.json"
+    trace.write_text(json.dumps({"traceEvents": graph_steps()}))
+    result = invoke("profile", "import", str(trace), "--only", "qkv")
+    assert result.exit_code == 2
+    assert "--only goes with --ncu or its CSV" in result.stderr
 
 
 def test_counters_are_compared_with_what_ran() -> None:
@@ -309,6 +340,11 @@ def test_a_trace_of_layers_that_no_model_has_is_read(elsewhere: Path, layers: ob
 DEEP = "[" * 200_000
 
 
+def _with_ceilings(ceilings: str) -> str:
+    """A trace that says what its GPU reaches."""
+    return f'{{"traceEvents": [], "workbench": {{"ceilings": {ceilings}}}}}'
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -343,6 +379,13 @@ def test_what_are_no_gaps_is_told_in_words(elsewhere: Path, text: str, said: str
         ('{"traceEvents": [1]}', "of another kind"),
         ('{"traceEvents": [{"ph": "X", "cat": []}]}', "of another kind"),
         ('{"traceEvents": [], "workbench": [1]}', "`workbench` is no object"),
+        (_with_ceilings("[1]"), "damaged `ceilings`: a value in it is of another kind"),
+        (_with_ceilings('{"copy_tb_s": 4}'), "damaged `ceilings`: `product_tflop_s` is missing"),
+        (_with_ceilings('{"copy_tb_s": "x", "product_tflop_s": 1}'), "`copy_tb_s` is 'x'"),
+        (_with_ceilings('{"copy_tb_s": 0, "product_tflop_s": 1}'), "`copy_tb_s` is 0"),
+        (_with_ceilings('{"copy_tb_s": NaN, "product_tflop_s": 1}'), "`copy_tb_s` is nan"),
+        (_with_ceilings('{"copy_tb_s": 4, "product_tflop_s": 1e999}'), "a number above 0"),
+        (_with_ceilings('{"copy_tb_s": 4, "product_tflop_s": true}'), "`product_tflop_s` is True"),
     ],
 )
 def test_what_is_no_trace_is_told_in_words(elsewhere: Path, text: str, said: str) -> None:

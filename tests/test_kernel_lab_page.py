@@ -24,7 +24,7 @@ from engine.kernels.lab.results import (
 )
 from engine.kernels.lab.rungs import LADDERS
 from workbench.cli import app
-from workbench.kernel_lab_text import best_rung, explanation, ladder_table
+from workbench.kernel_lab_text import best_rung, explanation, gain_text, ladder_table
 
 ROOT = Path(__file__).parent.parent
 
@@ -206,6 +206,40 @@ def test_times_of_unequal_calls_are_pointed_at(measured: LabResults) -> None:
     assert "as slow as triton" not in told
 
 
+def test_no_gain_is_told_from_or_to_times_of_unequal_calls() -> None:
+    """As `explain` leaves it out."""
+    slow, fast = RungResult("a", 8.0, 1e-3, 8.0, 5), RungResult("b", 4.0, 1e-3, 4.0, 5)
+    unsteady = RungResult("c", 2.0, 1e-3, 1.0, 5)
+    assert gain_text(slow, fast) == "x2"
+    assert gain_text(slow, unsteady) == gain_text(unsteady, fast) == ""
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("ladders", "softmax", 0, "rungs", 0, "median_us"), 0),
+        (("ladders", "softmax", 0, "rungs", 0, "best_us"), -1),
+        (("ladders", "softmax", 0, "moved_bytes"), -1),
+        (("ceilings", "copy_tb_s"), 0),
+        (("ceilings",), {"copy_tb_s": 4.0}),
+    ],
+)
+def test_results_that_cannot_be_are_refused(
+    lab_file: Path, place: tuple[str | int, ...], value: object
+) -> None:
+    """Times and ceilings of nothing, before anything is divided by them; the file is named."""
+    data = json.loads(lab_file.read_text())
+    owner = data
+    for name in place[:-1]:
+        owner = owner[name]
+    owner[place[-1]] = value
+    lab_file.write_text(json.dumps(data))
+    result = CliRunner().invoke(app, ["kernels", "explain", "softmax", "--results", str(lab_file)])
+    assert result.exit_code == 2
+    assert f"{lab_file}: no results of the kernel lab: " in result.stderr
+    assert "defect" not in result.stderr
+
+
 def test_results_survive_their_file(lab_file: Path, measured: LabResults) -> None:
     """Reading what was written gives the same results; another format is refused by name."""
     file = lab_file
@@ -252,6 +286,43 @@ def test_bench_on_a_cpu_runs_what_can_run_there() -> None:
     for size in found["ladders"]["rms_norm"]:
         assert [rung["name"] for rung in size["rungs"]] == ["torch-naive", "library"]
         assert all(rung["relative_error"] < 0.01 for rung in size["rungs"])
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What `bench` measures, of which it has made-up results."""
+    asked: list[str] = []
+
+    def measure(ops: list[str], *_: object) -> LabResults:
+        asked.extend(ops)
+        return made_up()
+
+    monkeypatch.setattr("workbench.kernel_lab.measure_ladders", measure)
+    return asked
+
+
+def test_bench_knows_where_results_go_before_it_measures(bench: list[str], tmp_path: Path) -> None:
+    """A folder is made if it is not there; where there cannot be one nothing is measured."""
+    file = tmp_path / "new" / "lab.json"
+    (tmp_path / "file").touch()
+    command = ["kernels", "bench", "softmax", "--output"]
+    result = CliRunner().invoke(app, [*command, str(tmp_path / "file" / "lab.json")])
+    assert result.exit_code == 1
+    assert f"cannot create {tmp_path / 'file'}" in result.stderr
+    assert bench == []
+    assert CliRunner().invoke(app, [*command, str(file)]).exit_code == 0
+    assert bench == ["softmax"]
+    assert read_results(file) == made_up()
+
+
+@pytest.mark.usefixtures("bench")
+def test_bench_prints_what_it_cannot_write(tmp_path: Path) -> None:
+    """The folder may be gone when minutes of measuring are over."""
+    command = ["kernels", "bench", "softmax", "--output", str(tmp_path / f"{'x' * 300}.json")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    assert "cannot write" in result.stderr
+    assert "Made Up H200" in result.stdout
 
 
 @pytest.mark.parametrize(

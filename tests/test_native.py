@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine import compiled
+from engine.native.scratch import SCRATCH_PREFIX, scratch_folder
 from workbench import native_build
 
 ROOT = Path(__file__).parent.parent
@@ -93,6 +94,22 @@ def test_missing_mypyc_says_what_to_install(
     monkeypatch.setattr(native_build.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(native_build.NativeBuildError, match="pip install mypy"):
         native_build.build()
+
+
+def test_remove_leaves_what_is_being_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long that takes; what a process left that was ended goes, and is no build."""
+    monkeypatch.setenv("WORKBENCH_NATIVE_DIR", str(tmp_path))
+    left, young = (tmp_path / f"{SCRATCH_PREFIX}{name}" for name in ("left", "young"))
+    for folder in (left, young, tmp_path / "a"):
+        folder.mkdir()
+    with scratch_folder(tmp_path) as held:
+        for folder in (left, held):
+            os.utime(folder, (0, 0))
+        assert native_build.remove() == 1
+        assert {path.name for path in tmp_path.iterdir()} == {held.name, young.name}
+    os.utime(young, (0, 0))
+    assert native_build.remove() == 0
+    assert not any(tmp_path.iterdir())
 
 
 def test_remove_deletes_all_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

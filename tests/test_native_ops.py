@@ -17,7 +17,7 @@ from native_builds import shared_builds
 from torch import library as torch_library
 
 from engine.native import build, ops
-from engine.native.build import OPS_CPU, OPS_CUDA, NativeUnavailableError
+from engine.native.build import OPS_CPU, OPS_CUDA, Extension, NativeUnavailableError
 
 ROOT = Path(__file__).parent.parent
 EPS = 1e-5
@@ -115,6 +115,7 @@ def test_meta_kernels_tell_shapes() -> None:
         (lambda: ops.silu_mul(torch.randn(2, 7, device=DEVICE)), "equally long"),
         (lambda: ops.silu_mul(torch.randn(2, 8, device=DEVICE).double()), "float32 or bfloat16"),
         (lambda: ops.silu_mul(torch.randn(8, 2, device=DEVICE).T), "contiguous"),
+        (lambda: ops.silu_mul(torch.randn((), device=DEVICE)), "2 I"),
         (
             lambda: ops.add_rms_norm_(*(torch.randn(2, n, device=DEVICE) for n in (8, 8)),
                                       torch.randn(7, device=DEVICE), EPS),
@@ -126,6 +127,19 @@ def test_wrong_tensors_are_refused(call: object, message: str) -> None:
     """Shapes, dtypes and strides that do not fit are errors that say so."""
     with pytest.raises(RuntimeError, match=message):
         call()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("device", [DEVICE, "meta"])
+def test_a_number_is_no_row_for_python_either(device: str) -> None:
+    """Where the ops run as Python, and where only shapes are told, as where they are native."""
+    number = torch.ones((), device=device)
+    run = {"meta": (ops._silu_mul_meta, ops._add_rms_norm_meta)}.get(
+        str(device), (ops._silu_mul_python, ops._add_rms_norm_python)
+    )
+    with pytest.raises(RuntimeError, match="2 I"):
+        run[0](number)
+    with pytest.raises(RuntimeError, match="must be"):
+        run[1](number, number.clone(), number, EPS)
 
 
 PYTHON_ONLY = """
@@ -173,6 +187,33 @@ def test_without_a_compiler_the_ops_run_as_python(tmp_path: Path) -> None:
 def test_cuda_sources_compile_for_hopper(tmp_path: Path) -> None:
     """Where nvcc is, the GPU's half becomes a library; only loading it takes a GPU."""
     assert build.compile_into(OPS_CUDA, tmp_path).stat().st_size > 0
+
+
+def test_paths_may_hold_whatever_a_shell_or_ninja_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spaces, quotes, colons and dollars are parts of names: of sources, headers and results."""
+    folder = tmp_path / "sp ace $HOME it's a:b"
+    (folder / "include").mkdir(parents=True)
+    (folder / "include" / "it.h").touch()
+    (folder / "tiny.cpp").write_text("#include <it.h>\nint one() { return WHAT[0]; }\n")
+    monkeypatch.setattr(build, "FOLDER", folder)
+    monkeypatch.setattr(build, "_package", lambda name: folder)
+    flags = ("-shared", "-fPIC", '-DWHAT="a b"')
+    tiny = Extension("tiny", "tiny.cpp", (), "g++", flags, ("it",))
+    assert build.compile_into(tiny, folder).stat().st_size > 0
+
+
+def test_a_library_that_was_cut_off_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That could end the process; what is raised has the ops run as Python."""
+    library = build.build(OPS_CPU).read_bytes()
+    cut = tmp_path / "cut.so"
+    cut.write_bytes(library[: len(library) // 2])
+    monkeypatch.setattr(ops, "build", lambda _: cut)
+    with pytest.raises(OSError, match=r"cut\.so is not whole; `workbench native` builds it again"):
+        ops._load_library(OPS_CPU)
 
 
 def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

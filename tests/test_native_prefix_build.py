@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import invoke
 
 from engine.native import build
+from engine.native.build import PREFIX_CACHE, Extension, NativeUnavailableError
 from engine.native.cache_speed import measure_cache_speed
+from engine.native.gil import GilMeasurement
 from engine.native.prefix_cache import native_cache
+from engine.native.repair import repair, why_not
 
 pytestmark = pytest.mark.usefixtures("prefix_cache_builds")
 
@@ -28,3 +34,101 @@ def test_without_a_compiler_the_error_says_what_to_install(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(build.NativeUnavailableError, match=r"g\+\+ is not installed; it takes pip"):
         native_cache(16)
+
+
+@pytest.fixture
+def good(prefix_cache_builds: Path) -> Path:
+    """The library as it was built."""
+    found = build.existing(PREFIX_CACHE)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def broken(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A library that is half there, in a folder of its own; compiling it takes no time."""
+    monkeypatch.setenv("WORKBENCH_NATIVE_DIR", str(tmp_path))
+
+    def compile_into(_: Extension, folder: Path) -> Path:
+        return Path(shutil.copy(good, folder))
+
+    monkeypatch.setattr(build, "compile_into", compile_into)
+    library = tmp_path / f"{PREFIX_CACHE.name}-{build.key_of(PREFIX_CACHE)}" / good.name
+    library.parent.mkdir()
+    library.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    return library
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda whole: b"", "it is empty"),
+        (lambda whole: whole[:40], "it is not whole"),
+        (lambda whole: whole[:-1], "it is not whole"),
+        (lambda whole: b"no library", "it is not whole"),
+        (lambda whole: whole.replace(b"PyInit_prefix", b"PyInit_suffix"), "ImportError: "),
+    ],
+)
+def test_a_library_that_does_not_load_is_built_again(
+    broken: Path, good: Path, damage: Callable[[bytes], bytes], said: str
+) -> None:
+    """And it is said which and why; one that loads stays."""
+    broken.write_bytes(damage(good.read_bytes()))
+    (line,) = repair(PREFIX_CACHE)
+    assert line.startswith(f"{broken} does not load ({said}")
+    assert broken.read_bytes() == good.read_bytes()
+    assert why_not(PREFIX_CACHE, broken) == ""
+    assert list(repair(PREFIX_CACHE)) == []
+
+
+def test_what_a_wheel_brought_is_replaced_too(
+    broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own library would be found before any other."""
+    brought = tmp_path / "wheel" / broken.name
+    brought.parent.mkdir()
+    broken.rename(brought)
+    monkeypatch.setattr(build, "bundled", lambda _: brought)
+    assert build.existing(PREFIX_CACHE) == brought
+    assert len(list(repair(PREFIX_CACHE))) == 1
+    assert build.existing(PREFIX_CACHE) == broken
+
+
+def test_a_library_that_cannot_be_replaced_is_named(
+    broken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what to do: where nothing can be compiled, and where what is compiled does not load."""
+    whole = build.compile_into
+    monkeypatch.setattr(build, "compile_into", lambda _, folder: Path(shutil.copy(broken, folder)))
+    with pytest.raises(NativeUnavailableError, match=rf"{broken} does not load, .*; delete it"):
+        list(repair(PREFIX_CACHE))
+
+    def fail(*_: object) -> Path:
+        raise NativeUnavailableError("g++ is not installed")
+
+    monkeypatch.setattr(build, "compile_into", fail)
+    with pytest.raises(NativeUnavailableError, match=rf"{broken} .*; delete it. g\+\+ is not"):
+        list(repair(PREFIX_CACHE))
+    monkeypatch.setattr(build, "compile_into", whole)
+    broken.unlink()
+    assert build.build(PREFIX_CACHE) == broken
+
+
+def test_a_library_that_was_cut_off_is_not_loaded(broken: Path) -> None:
+    """It would end the process; a scheduler keeps Python's cache."""
+    with pytest.raises(ImportError, match="is not whole"):
+        native_cache(16)
+
+
+@pytest.mark.parametrize("command", [("kernels", "gil"), ("native", "--extensions-only")])
+def test_commands_build_again_what_does_not_load(
+    broken: Path, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before they use it or say that it is built."""
+    monkeypatch.setattr("engine.native.gil.measure_gil", lambda: GilMeasurement(1, 1.0, ()))
+    monkeypatch.setattr("workbench.native_extensions.EXTENSIONS", (PREFIX_CACHE,))
+    monkeypatch.setattr("workbench.native_extensions._measure", lambda: None)
+    result = invoke(*command)
+    assert result.exit_code == 0, result.stderr
+    assert f"{broken} does not load (it is not whole): building it again\n" in result.output
+    assert why_not(PREFIX_CACHE, broken) == ""

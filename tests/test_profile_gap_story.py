@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,57 @@ def test_what_is_no_story_is_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(TraceFileError, match="wrong.json"):
         read_stories(path)
+
+
+DAMAGE = [
+    (("eager", "unit_ms"), "x", "`unit_ms` is 'x', and has to be a number above 0"),
+    (("graph", "unit_ms"), 0, "`unit_ms` is 0, and has to be a number above 0"),
+    (("eager", "busy_share"), None, "`busy_share` is None, and has to be a number from 0 to 1"),
+    (("eager", "busy_share"), 1.5, "`busy_share` is 1.5"),
+    (("graph", "kernels"), float("nan"), "`kernels` is nan, and has to be a number from 0 on"),
+    (("graph", "idle_us"), [], r"`idle_us` is \[\]"),
+    (("graph", "gaps"), True, "`gaps` is True"),
+    (("eager", "lane_us"), float("inf"), "`lane_us` is inf"),
+    (("eager", "lane"), [[0, 1e300]], "`lane` is 1e\\+300"),
+    (("eager", "lane"), [[-1, 2]], "`lane` is -1"),
+    (("eager", "lane"), [[2, 1]], "`lane` is 2, and has to be a number from 0 to 1"),
+    (("eager", "lane"), [3], "of another kind"),
+    (("eager", "histogram"), [["< 1 us", 1, "x"]], "`histogram` is 'x'"),
+    (("eager", "histogram"), [], "differ in their bins"),
+    (("eager", "longest"), [{"start_us": 1}], "`duration_us` is missing"),
+    (("cold", "wall_ms"), -1, "`wall_ms` is -1"),
+    (("cold", "causes"), [["compiling", "x", 1]], "`causes` is 'x'"),
+    (("unit",), 3, "of another kind"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "value", "said"), DAMAGE)
+def test_a_story_with_a_damaged_value_is_refused(
+    story: GapStory, tmp_path: Path, place: tuple[str, ...], value: object, said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Of the file and of what the interface shows: which value, and what it has to be."""
+    data = stories_to_json([story], None)
+    owner = data["stories"][0]
+    for name in place[:-1]:
+        owner = owner[name]
+    assert place[-1] in owner
+    owner[place[-1]] = value
+    monkeypatch.chdir(tmp_path)
+    MEASURED_HERE.parent.mkdir()
+    MEASURED_HERE.write_text(json.dumps(data))
+    with pytest.raises(TraceFileError, match=rf"gaps\.json is no result .*{said}"):
+        read_stories(MEASURED_HERE)
+    known = latest_stories()
+    assert known.stories == []
+    assert "is no result of `workbench profile gaps`" in (known.trouble or "")
+
+
+def test_a_story_of_no_kernels_is_drawn(story: GapStory, tmp_path: Path) -> None:
+    """Its lanes have no length."""
+    nothing = steady_state(parse_events([]), 1.0, 3)
+    draw_gaps([replace(story, eager=nothing, graph=nothing)], tmp_path / "gaps.svg")
+    assert (tmp_path / "gaps.svg").stat().st_size > 0
 
 
 def test_the_picture_is_the_same_each_time(story: GapStory, tmp_path: Path) -> None:

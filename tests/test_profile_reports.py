@@ -16,7 +16,7 @@ from workbench.cli.profile_tools import arguments_of
 from workbench.profile.counters_text import counters_text
 from workbench.profile.gaps import occupation
 from workbench.profile.kernel_classes import classify
-from workbench.profile.ncu_report import METRICS, classes_of, read_ncu
+from workbench.profile.ncu_report import METRICS, classes_of, is_ncu, read_ncu
 from workbench.profile.nsight import (
     Command,
     ToolError,
@@ -134,6 +134,44 @@ def test_what_is_no_export_is_refused(tmp_path: Path) -> None:
         read_nsys(whole)
 
 
+@pytest.mark.parametrize("name", ["a?b.sqlite", "a#b.sqlite", "a%20b.sqlite", "a b.sqlite"])
+def test_an_export_is_read_whatever_its_name(tmp_path: Path, name: str) -> None:
+    """A name is no address: its signs mean themselves, and nothing is created beside it."""
+    path = nsys_report(tmp_path / name)
+    assert read_nsys(path).about == {"source": name}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+NO_STARTS = """
+CREATE TABLE kernels AS SELECT * FROM CUPTI_ACTIVITY_KIND_KERNEL;
+DROP TABLE CUPTI_ACTIVITY_KIND_KERNEL;
+ALTER TABLE kernels RENAME TO CUPTI_ACTIVITY_KIND_KERNEL;
+UPDATE CUPTI_ACTIVITY_KIND_KERNEL SET start = NULL;
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("ALTER TABLE CUPTI_ACTIVITY_KIND_KERNEL RENAME demangledName TO named",
+         "`demangledName` is missing"),
+        ("ALTER TABLE CUPTI_ACTIVITY_KIND_MEMCPY RENAME streamId TO named",
+         "`streamId` is missing"),
+        ("UPDATE CUPTI_ACTIVITY_KIND_KERNEL SET start = 'x'", "`start` is 'x'"),
+        ("UPDATE CUPTI_ACTIVITY_KIND_RUNTIME SET end = -1", "`end` is -1"),
+        ("UPDATE NVTX_EVENTS SET end = 9e999", "`end` is inf"),
+        ("UPDATE NVTX_EVENTS SET text = x'03'", "of another kind"),
+        (NO_STARTS, "`start` is None"),
+    ],
+)  # fmt: skip
+def test_a_damaged_export_is_refused(tmp_path: Path, change: str, said: str) -> None:
+    """With the file and the column."""
+    path = nsys_report(tmp_path / "step.sqlite")
+    sqlite3.connect(path).executescript(change).connection.close()
+    with pytest.raises(TraceFileError, match=rf"step\.sqlite is no report.*{said}"):
+        read_nsys(path)
+
+
 HEAD = ('"ID","Process ID","Kernel Name","Stream",'
         '"thread Domain:Push/Pop_Range:PL_Type:PL_Value:CLR_Type:Color:Msg_Type:Msg",'
         '"dram__bytes_read.sum","dram__bytes_write.sum","gpu__time_duration.sum",'
@@ -199,21 +237,65 @@ def test_a_report_of_an_h200_is_read() -> None:
         ("", "holds no kernel"),
         ("==ERROR== ERR_NVGPUCTRPERM - The user does not have permission", "administrators"),
         ("==ERROR== Failed to find metric dram__x", "ncu says: Failed to find metric"),
-        (f"{HEAD}\n{UNITS}", None),
+        (f"{HEAD}\n{UNITS}", "holds no kernel"),
+        ('"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\n', "holds no kernel"),
         (ncu_csv('"0","7","a","7","","1","1","n/a","1"'), "no gpu__time_duration.sum"),
     ],
 )
-def test_what_ncu_says_instead_of_counters_is_told(
-    tmp_path: Path, text: str, said: str | None
-) -> None:
-    """And what would help; a list of no kernels is one."""
+def test_what_ncu_says_instead_of_counters_is_told(tmp_path: Path, text: str, said: str) -> None:
+    """And what would help; a list of no kernels is none."""
     path = tmp_path / "ncu.csv"
     path.write_text(text)
-    if said is None:
-        assert read_ncu(path) == []
-        return
     with pytest.raises(TraceFileError, match=said):
         read_ncu(path)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "1e300"])
+@pytest.mark.parametrize("column", [2, 3])
+def test_counters_that_cannot_be_are_refused(tmp_path: Path, value: str, column: int) -> None:
+    """With the file, the kernel and the column, of either kind of table."""
+    path = tmp_path / "ncu.csv"
+    cells = ["1", "1", value, "1"] if column == 2 else ["1", "1", "1", value]
+    path.write_text(ncu_csv(f'"4","7","add","7","",{",".join(cells)}'))
+    name = ("gpu__time_duration.sum", "sm__warps_active.avg.pct")[column - 2]
+    with pytest.raises(TraceFileError, match=rf"ncu\.csv .*kernel 4, add: `{name}.*` is"):
+        read_ncu(path)
+    path.write_text('"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\n'
+                    f'"4","add","Duration","us","{value}"\n')  # fmt: skip
+    with pytest.raises(TraceFileError, match=r"kernel 4, add: `gpu__time_duration\.sum` is"):
+        read_ncu(path)
+
+
+def test_a_number_that_is_not_taken_may_be_any(tmp_path: Path) -> None:
+    """ncu numbers nodes of memory from -1 on, and some of its means are of nothing."""
+    path = tmp_path / "ncu.csv"
+    path.write_text('"ID","Kernel Name","gpu__time_duration.sum","numa__id_cpu","a__b.ratio"\n'
+                    '"","","us","",""\n"0","add","2","-1","nan"\n')  # fmt: skip
+    assert [kernel.time_us for kernel in read_ncu(path)] == [2.0]
+
+
+def test_a_kernel_of_no_duration_has_no_rate(tmp_path: Path) -> None:
+    """Its bytes stand there all the same."""
+    path = tmp_path / "ncu.csv"
+    path.write_text(ncu_csv('"0","7","add","7","","1","0","0","50"'))
+    kernels = read_ncu(path)
+    row = counters_text(kernels, classes_of(kernels), {}).splitlines()[-1].split()
+    assert row[:6] == ["other", "1", "0.0", "1.00", "-", "-"]
+
+
+@pytest.mark.parametrize("name", ["UP.CSV", "log.txt", "ncu.csv"])
+@pytest.mark.parametrize("before", ["==PROF== Connected to process 7\n", "a program's own\n", ""])
+def test_counters_are_known_by_what_they_are(tmp_path: Path, name: str, before: str) -> None:
+    """Whatever the file is called; a mark of UTF-8 before it is none of it."""
+    path = tmp_path / name
+    rows = f'{HEAD}\n{UNITS}\n"0","7","add","7","","1","0","9000","50"\n'
+    for mark in ("", "\ufeff"):
+        path.write_text(mark + before + rows, encoding="utf-8")
+        assert is_ncu(path)
+        assert [kernel.name for kernel in read_ncu(path)] == ["add"]
+    trace = tmp_path / "trace.json"
+    trace.write_text('{"traceEvents": [\n"Kernel Name"]}')
+    assert not is_ncu(trace)
 
 
 REQUEST = StepRequest(text="decode:4x64", design=parse_step("decode:4x64"), model="Qwen3-0.6B",
@@ -236,6 +318,8 @@ def test_the_commands_are_exact(tmp_path: Path) -> None:
         "out/step.nsys-rep"
     )
     assert back == "workbench profile import out/step.sqlite"
+    found = nsys_commands([], "out/step", nsys="/opt/a b/nsys")
+    assert [command.words[0] for command in found] == [*["/opt/a b/nsys"] * 2, "workbench"]
     command = str(ncu_command(["--step", "a b"], tmp_path / "x.csv", only="qkv", python="py"))
     assert "--clock-control none" in command
     assert "--nvtx-include workbench@qkv/ " in command

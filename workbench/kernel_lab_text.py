@@ -71,8 +71,10 @@ def rate_text(rate: float) -> str:
 
 
 def gain_text(before: RungResult | None, rung: RungResult) -> str:
-    """How many times as fast as the rung before, or nothing."""
+    """How many times as fast as the rung before; nothing where either time says little."""
     if before is None or before.median_us is None or rung.median_us is None:
+        return ""
+    if not (before.is_steady and rung.is_steady):
         return ""
     ratio = before.median_us / rung.median_us
     return f"x{ratio:,.0f}" if ratio >= 100 else f"x{ratio:.3g}"

@@ -12,6 +12,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from engine import compiled
+from engine.native.scratch import SCRATCH_PREFIX, is_left_behind, scratch_folder
 
 INSTALL_HINT = "`pip install mypy setuptools` and a C compiler (gcc, clang or Xcode's tools)"
 
@@ -41,10 +42,15 @@ def build() -> Path:
 
 
 def remove() -> int:
-    """Delete all builds; returns how many there were."""
+    """Delete all builds, and what was left of unfinished ones; returns how many builds there were.
+
+    What another process is building is left to it.
+    """
     root = compiled.builds_dir()
-    builds = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
-    for path in builds:
+    folders = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+    builds = [path for path in folders if not path.name.startswith(SCRATCH_PREFIX)]
+    left = [path for path in folders if path not in builds and is_left_behind(path)]
+    for path in [*builds, *left]:
         shutil.rmtree(path)
     return len(builds)
 
@@ -81,8 +87,8 @@ def _store(work: Path, target: Path) -> None:
     """Put the extension modules into place, named by module, all at once."""
     suffix = EXTENSION_SUFFIXES[0]
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as fresh:
-        complete = Path(fresh) / "build"
+    with scratch_folder(target.parent) as fresh:
+        complete = fresh / "build"
         complete.mkdir()
         for file in work.glob(f"*{suffix}"):
             shutil.copy(file, complete / file.name)

@@ -21,6 +21,7 @@ from engine.native.cache_choice import (
     speed_file,
 )
 from engine.native.cache_speed import measure_cache_speed
+from engine.native.repair import repair
 from workbench.record.atomic_file import write_atomic
 from workbench.running.simulate import prepare
 from workbench.scenario.source import load_scenario
@@ -30,7 +31,7 @@ _ROUNDS: Final = 5
 
 
 def build_extensions(*, required: bool) -> Iterator[str]:
-    """Build all that can be built here; yields a line on each.
+    """Build all that can be built here, again what does not load; yields a line on each.
 
     Args:
         required: whether what lacks a tool is an error, or a line that says so.
@@ -44,6 +45,7 @@ def build_extensions(*, required: bool) -> Iterator[str]:
             yield f"{extension.name}: left out, {missing} is not installed"
             continue
         try:
+            yield from repair(extension)
             yield f"built {build(extension)}"
         except NativeUnavailableError as error:
             if required or "did not compile" in str(error):

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import platform
+import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,10 +25,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from engine.compiled import builds_dir
+from engine.native.scratch import scratch_folder
 
 FOLDER = Path(__file__).parent
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # 2.11
 HINT = "pip install 'llm-serving-workbench[native]', and g++ (CUDA: nvcc)"
+_ELF, _ELF_64 = b"\x7fELF", b"\x7fELF\x02\x01"
 
 
 class NativeUnavailableError(RuntimeError):
@@ -114,22 +118,40 @@ def build(extension: Extension) -> Path:
         NativeUnavailableError: a tool is missing, or the compiler failed; the message says which
             and ends with the compiler's last lines.
     """
-    if (found := existing(extension)) is not None:
-        return found
+    found = existing(extension)
+    return _built(extension, again=False) if found is None else found
+
+
+def build_again(extension: Extension) -> Path:
+    """The library, compiled now in place of what there is; raises as `build`."""
+    return _built(extension, again=True)
+
+
+def _built(extension: Extension, *, again: bool) -> Path:
     target = _target(extension)
     root = target.parent.parent
     root.mkdir(parents=True, exist_ok=True)
-    with (
-        _alone(root / f".{extension.name}.lock"),
-        tempfile.TemporaryDirectory(dir=root, prefix=".new-") as scratch,
-    ):
-        if target.is_file():  # another process has built it meanwhile
+    with _alone(root / f".{extension.name}.lock"), scratch_folder(root) as scratch:
+        if target.is_file() and not again:  # another process has built it meanwhile
             return target
-        work = Path(scratch) / "build"
-        work.mkdir()
-        compile_into(extension, work)
-        work.rename(target.parent)
+        library = compile_into(extension, scratch)
+        target.parent.mkdir(exist_ok=True)
+        library.replace(target)
     return target
+
+
+def is_whole(library: Path) -> bool:
+    """Whether a library is there to its end; to load one that was cut off can end the process."""
+    with library.open("rb") as file:
+        head = file.read(64)
+        size = os.fstat(file.fileno()).st_size
+    if not sys.platform.startswith("linux"):
+        return size > 0
+    if len(head) < 64 or not head.startswith(_ELF_64):
+        return head.startswith(_ELF) and len(head) == 64
+    (table,) = struct.unpack_from("<Q", head, 40)  # of sections, which is the last of a file
+    entry_bytes, entries = struct.unpack_from("<HH", head, 58)
+    return bool(table + entry_bytes * entries <= size)
 
 
 @contextmanager
@@ -207,5 +229,5 @@ def _escaped(text: str) -> str:
 
 
 def _line(parts: list[str]) -> str:
-    """A command for a ninja file; only $in and $out are for ninja to fill in."""
-    return " ".join(p if p in ("$in", "$out") else p.replace("$", "$$") for p in parts)
+    """A command for a ninja file, which gives it to a shell; ninja itself fills in $in and $out."""
+    return " ".join(p if p in ("$in", "$out") else shlex.quote(p).replace("$", "$$") for p in parts)

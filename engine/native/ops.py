@@ -15,7 +15,14 @@ from typing import Literal
 import torch
 from torch import library as torch_library
 
-from engine.native.build import OPS_CPU, OPS_CUDA, NativeUnavailableError, build
+from engine.native.build import (
+    OPS_CPU,
+    OPS_CUDA,
+    Extension,
+    NativeUnavailableError,
+    build,
+    is_whole,
+)
 
 NAMESPACE = "workbench"
 SCHEMAS = (
@@ -90,7 +97,7 @@ def _check_floating(*tensors: torch.Tensor) -> None:
 
 def _check_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> None:
     _check_floating(x, residual, weight)
-    if x.shape != residual.shape or x.shape[-1:] != weight.shape:
+    if x.shape != residual.shape or weight.ndim != 1 or x.shape[-1:] != weight.shape:
         raise RuntimeError("x and residual must be [..., H] and weight [H]")
     if not x.dtype == residual.dtype == weight.dtype:
         raise RuntimeError("x, residual and weight must have one dtype")
@@ -98,6 +105,8 @@ def _check_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -
 
 def _check_gated(gate_up: torch.Tensor) -> None:
     _check_floating(gate_up)
+    if not gate_up.ndim:
+        raise RuntimeError("gate_up must be [..., 2 I]")
     if gate_up.shape[-1] % 2:
         raise RuntimeError("gate and up must be equally long")
 
@@ -119,7 +128,7 @@ def _silu_mul_meta(gate_up: torch.Tensor) -> torch.Tensor:
 def load() -> Kind:
     """Register the ops, once; builds them if need be. Returns what they run as on a CPU."""
     try:
-        torch.ops.load_library(str(build(OPS_CPU)))
+        _load_library(OPS_CPU)
         kind: Kind = "native"
     except (NativeUnavailableError, OSError) as error:
         _warn("the ops run as Python", error)
@@ -137,9 +146,16 @@ def _load_once() -> Kind:
     return load()
 
 
+def _load_library(extension: Extension) -> None:
+    library = build(extension)
+    if not is_whole(library):
+        raise OSError(f"{library} is not whole; `workbench native` builds it again")
+    torch.ops.load_library(str(library))
+
+
 def _load_cuda() -> None:
     try:
-        torch.ops.load_library(str(build(OPS_CUDA)))
+        _load_library(OPS_CUDA)
     except (NativeUnavailableError, OSError) as error:
         _warn("on a GPU the ops run as Python", error)
         _implement_in_python(torch_library.Library(NAMESPACE, "IMPL"), "CUDA")

@@ -20,7 +20,7 @@ from engine.core.radix_cache import RadixCache
 from engine.core.radix_node import RadixListener
 from engine.core.radix_tree import Eviction
 from engine.core.token_ids import Int32
-from engine.native.build import PREFIX_CACHE, build
+from engine.native.build import PREFIX_CACHE, build, is_whole
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -36,6 +36,8 @@ _MULTIPLIER, _MASK = 0xFF51AFD7ED558CCD, (1 << 64) - 1
 
 @cache
 def _load(path: Path) -> ModuleType:
+    if not is_whole(path):
+        raise ImportError(f"{path} is not whole")
     loader = ExtensionFileLoader(PREFIX_CACHE.name, str(path))
     spec = spec_from_file_location(PREFIX_CACHE.name, path, loader=loader)
     if spec is None:
@@ -50,6 +52,7 @@ def native_module() -> Any:
 
     Raises:
         NativeUnavailableError: it cannot be built here; says why.
+        ImportError: what was built does not load.
     """
     return _load(build(PREFIX_CACHE))
 

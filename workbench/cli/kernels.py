@@ -89,15 +89,18 @@ def bench(
     from workbench.kernel_lab import measure_ladders
     from workbench.kernel_lab_text import ladder_table, provenance
     from workbench.record.atomic_file import write_atomic
+    from workbench.record.result_folder import make_folder
 
-    results = measure_ladders(ops, device, lambda text: typer.echo(text, err=True))
     if output is not None:
-        write_atomic(output, to_json(results).encode())
+        make_folder(output.parent)
+    results = measure_ladders(ops, device, lambda text: typer.echo(text, err=True))
     if as_json:
         typer.echo(to_json(results), nl=False)
     else:
         tables = [ladder_table(ladder_of(name), results) for name in ops]
         typer.echo("\n".join([provenance(results) + "\n", *tables]), nl=False)
+    if output is not None:
+        write_atomic(output, to_json(results).encode())
     rungs = [r for sizes in results.ladders.values() for size in sizes for r in size.rungs]
     if any(rung.median_us is not None and not rung.is_right for rung in rungs):
         raise typer.Exit(1)
@@ -139,7 +142,10 @@ def gil(as_json: AsJson = False) -> None:
     """
     from engine.native.build import PREFIX_CACHE, existing
     from engine.native.gil import measure_gil
+    from engine.native.repair import repair
 
+    for line in repair(PREFIX_CACHE):
+        typer.echo(line, err=True)
     if existing(PREFIX_CACHE) is None:
         typer.echo("compiling what is measured, once: up to half a minute", err=True)
     measured = measure_gil()

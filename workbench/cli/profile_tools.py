@@ -57,13 +57,13 @@ def run_nsys(request: StepRequest, output: Path, *, as_json: bool) -> None:
     from workbench.profile.nsight import find_tool, nsys_commands, run_tool
     from workbench.record.result_folder import make_folder
 
-    here = find_tool("nsys") is not None
-    python = None if here else "python"
+    nsys, name = find_tool("nsys"), str(output / "step")
     back = _import_arguments(request)
-    commands = nsys_commands(arguments_of(request), str(output / "step"), back, python=python)
-    if not here:
+    if nsys is None:
+        commands = nsys_commands(arguments_of(request), name, back, python="python")
         _give(commands, "nsys", as_json=as_json)
         return
+    commands = nsys_commands(arguments_of(request), name, back, nsys=nsys)
     _tell(commands)
     make_folder(output)
     for command in commands[:2]:
@@ -171,13 +171,14 @@ def read_report(
     """
     from workbench.cli.profile_options import check_class
     from workbench.cli.profile_work import analysed
+    from workbench.profile.ncu_report import is_ncu
     from workbench.profile.nsys_report import is_sqlite, read_nsys
     from workbench.profile.timeline_text import timeline_text
     from workbench.profile.trace import read_trace
 
-    is_csv = report.suffix == ".csv"
-    check_class(only, with_ncu=is_csv)
-    if is_csv:
+    has_counters = is_ncu(report)
+    check_class(only, with_ncu=has_counters)
+    if has_counters:
         _read_counters(report, ran, only, as_json=as_json)
         return
     trace = read_nsys(report) if is_sqlite(report) else read_trace(report)

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from engine.core.hardware_spec import HardwareSpec
 from workbench.profile.counted_work import Work
+from workbench.profile.wrong_file import checked
 
 MEMORY, COMPUTE, LATENCY = "memory", "compute", "latency"
 LINK: Final = "link"
@@ -60,12 +61,17 @@ class Ceilings:
 
 
 def measured_ceilings(values: Mapping[str, Any] | None) -> Ceilings | None:
-    """Ceilings as `engine.runtime.ceilings.measure_ceilings` tells them; None: it measured none."""
+    """Ceilings as `engine.runtime.ceilings.measure_ceilings` tells them; None: it measured none.
+
+    Raises:
+        KeyError, TypeError, ValueError: it tells them otherwise.
+    """
     if not values:
         return None
-    return Ceilings(
-        float(values["copy_tb_s"]), float(values["product_tflop_s"]), "measured beside the engine"
+    copy, product = (
+        checked(name, values[name], positive=True) for name in ("copy_tb_s", "product_tflop_s")
     )
+    return Ceilings(copy, product, "measured beside the engine")
 
 
 def assumed_ceilings(

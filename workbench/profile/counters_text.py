@@ -45,11 +45,10 @@ def _lines(
 
 def _row(kind: str, own: Sequence[NcuKernel], work: Work | None) -> str:
     us, moved = sum(one.time_us for one in own), moved_bytes(own)
-    traffic = (
-        f"{'-':>10}{'-':>7}" if moved is None else f"{moved / 1e6:>10,.2f}{moved / us / 1e6:>7.2f}"
-    )
+    megabytes = "-" if moved is None else f"{moved / 1e6:,.2f}"
+    rate = "-" if moved is None or not us else f"{moved / us / 1e6:.2f}"
     row = (
-        f"{kind:<18}{len(own):>8,}{us:>10,.1f}{traffic}"
+        f"{kind:<18}{len(own):>8,}{us:>10,.1f}{megabytes:>10}{rate:>7}"
         f"{_mean(own, 'dram_active'):>9}{_mean(own, 'warps_active'):>7}"
         f"{_mean(own, 'tensor_active'):>8}"
     )

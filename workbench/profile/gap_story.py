@@ -18,12 +18,13 @@ from engine.runtime.executor import EngineError
 from workbench.profile.first_call import FirstCall, first_call
 from workbench.profile.gaps import Gap, occupation
 from workbench.profile.trace import Trace, TraceFileError, read_trace
-from workbench.profile.wrong_file import WRONG, in_words
+from workbench.profile.wrong_file import WRONG, checked, in_words
 
 SCHEMA: Final = "profile_gaps/v1"
 EAGER, GRAPH = "eager", "graph"
 _LANE_UNITS: Final = 3  # that a picture shows
 _LIMIT_S: Final = 300.0
+_ALL: Final = 1 + 1e-6  # a whole share, but for rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,27 +81,63 @@ class GapStory:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> GapStory:
-        """The story of what `asdict` gave. Raises KeyError, TypeError: it is something else."""
-        return cls(
-            data["what"], data["unit"], data["gpu"], data["torch"],
-            _first_from(data["cold"]), _first_from(data["capture"]), _steady_from(data[EAGER]),
-            _steady_from(data[GRAPH]),
-        )  # fmt: skip
+        """The story of what `asdict` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        what, unit, gpu, torch = _texts(data, "what", "unit", "gpu", "torch")
+        cold, capture = _first_from(data["cold"]), _first_from(data["capture"])
+        eager, graph = _steady_from(data[EAGER]), _steady_from(data[GRAPH])
+        if [row[0] for row in eager.histogram] != [row[0] for row in graph.histogram]:
+            raise ValueError("the `histogram` of `eager` and that of `graph` differ in their bins")
+        return cls(what, unit, gpu, torch, cold, capture, eager, graph)
+
+
+def _texts(data: Mapping[str, Any], *names: str) -> list[str]:
+    found = [data[name] for name in names]
+    for name, text in zip(names, found, strict=True):
+        if not isinstance(text, str):
+            raise TypeError(f"{name} is no text")
+    return found
 
 
 def _first_from(data: Mapping[str, Any]) -> FirstCall:
-    causes = tuple((str(cause), float(ms), int(count)) for cause, ms, count in data["causes"])
-    return FirstCall(float(data["wall_ms"]), causes)
+    causes = tuple(
+        (str(cause), checked("causes", ms), int(checked("causes", count)))
+        for cause, ms, count in data["causes"]
+    )
+    return FirstCall(checked("wall_ms", data["wall_ms"]), causes)
 
 
 def _steady_from(data: Mapping[str, Any]) -> Steady:
-    kept = {
-        **data,
-        "histogram": tuple(tuple(row) for row in data["histogram"]),
-        "longest": tuple(Gap(**gap) for gap in data["longest"]),
-        "lane": tuple((float(start), float(end)) for start, end in data["lane"]),
-    }
-    return Steady(**kept)
+    histogram = tuple(
+        (str(name), checked("histogram", count), checked("histogram", us))
+        for name, count, us in data["histogram"]
+    )
+    lane_us = checked("lane_us", data["lane_us"])
+    return Steady(
+        unit_ms=checked("unit_ms", data["unit_ms"], positive=True),
+        busy_share=checked("busy_share", data["busy_share"], most=_ALL),
+        gaps=checked("gaps", data["gaps"]),
+        idle_us=checked("idle_us", data["idle_us"]),
+        kernels=checked("kernels", data["kernels"]),
+        histogram=histogram,
+        longest=tuple(_gap_from(gap) for gap in data["longest"]),
+        lane=tuple(_span_from(span, lane_us) for span in data["lane"]),
+        lane_us=lane_us,
+    )
+
+
+def _gap_from(data: Mapping[str, Any]) -> Gap:
+    start_us, duration_us = (checked(name, data[name]) for name in ("start_us", "duration_us"))
+    return Gap(start_us, duration_us, *_texts(data, "before", "after", "cause"))
+
+
+def _span_from(data: Sequence[Any], lane_us: float) -> tuple[float, float]:
+    start, end = data
+    end = checked("lane", end, most=lane_us)
+    return checked("lane", start, most=end), end
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,10 @@ metrics were asked for; all of these are read.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,7 @@ from engine.core.bounded_file import read_bounded
 from engine.profiling.op_classes import GROUP_OF
 from workbench.profile.kernel_classes import classify
 from workbench.profile.trace import DeviceWork, TraceFileError, kernel_name
-from workbench.profile.wrong_file import WRONG, in_words
+from workbench.profile.wrong_file import WRONG, checked, in_words
 
 TIME: Final = "gpu__time_duration.sum"
 READ, WRITTEN = "dram__bytes_read.sum", "dram__bytes_write.sum"
@@ -39,7 +40,11 @@ _UNITS: Final = {
 _TITLED: Final = {
     "Duration": TIME, "DRAM Throughput": DRAM, "Achieved Occupancy": WARPS,
 }  # fmt: skip
+_TAKEN: Final = frozenset((TIME, READ, WRITTEN, DRAM, WARPS, *TENSOR))
 _MOST_BYTES: Final = 1 << 28
+_LOOKED_AT_BYTES: Final = 1 << 20
+_HEAD_BEGINS, _HEAD_HOLDS = b'"ID",', b'"Kernel Name"'
+_TALK: Final = (b"==PROF==", b"==WARNING==", b"==ERROR==")
 _FORBIDDEN: Final = "ERR_NVGPUCTRPERM"
 
 
@@ -64,14 +69,26 @@ class NcuKernel:
     dram_active: float | None
 
 
+def is_ncu(path: Path) -> bool:
+    """Whether a file is called a CSV, or begins as what ncu prints. Raises OSError."""
+    if path.suffix.lower() == ".csv":
+        return True
+    with path.open("rb") as file:
+        begin = file.read(_LOOKED_AT_BYTES).removeprefix(codecs.BOM_UTF8)
+    return any(
+        line.startswith(_TALK) or (line.startswith(_HEAD_BEGINS) and _HEAD_HOLDS in line)
+        for line in begin.splitlines()
+    )
+
+
 def read_ncu(path: Path) -> list[NcuKernel]:
-    """All kernels of a file, in order.
+    """All kernels of a file, in order; at least one.
 
     Raises:
-        TraceFileError: it holds none; says what ncu wrote instead.
+        TraceFileError: it holds none, or is damaged; says what ncu wrote instead.
     """
     try:
-        text = read_bounded(path, _MOST_BYTES).decode(errors="replace")
+        text = read_bounded(path, _MOST_BYTES).decode("utf-8-sig", errors="replace")
     except OSError as error:
         raise TraceFileError(f"cannot read {path}: {error.strerror or error}") from error
     try:
@@ -83,12 +100,16 @@ def read_ncu(path: Path) -> list[NcuKernel]:
     head = rows[0]
     try:
         if "Metric Name" in head:
-            return _long(head, rows[1:])
-        return [_kernel(head, rows[1], row) for row in rows[2:]]
+            kernels = _long(head, rows[1:])
+        else:
+            kernels = [_kernel(head, rows[1], row) for row in rows[2:]]
     except WRONG as error:
         raise TraceFileError(
             f"{path} is no CSV of ncu that can be read: {in_words(error)}"
         ) from None
+    if not kernels:
+        raise TraceFileError(_nothing(path, text))
+    return kernels
 
 
 def _nothing(path: Path, text: str) -> str:
@@ -106,9 +127,9 @@ def _kernel(head: Sequence[str], units: Sequence[str], row: Sequence[str]) -> Nc
     cells = dict(zip(head, row, strict=False))
     scale = {name: _UNITS.get(unit, 1.0) for name, unit in zip(head, units, strict=False)}
     values = {
-        name: number * scale[name]
-        for name, cell in cells.items()
-        if "__" in name and (number := _number(cell)) is not None
+        name: number
+        for name in cells
+        if name in _TAKEN and (number := _number(cells, name, name, scale[name])) is not None
     }
     return _made(cells, values)
 
@@ -121,11 +142,12 @@ def _long(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[NcuKernel]
         if not cells["ID"]:  # a row of units
             continue
         _, values = found.setdefault(cells["ID"], (cells, {}))
-        number = _number(cells["Metric Value"])
-        if number is not None:
-            scale = _UNITS.get(cells.get("Metric Unit", ""), 1.0)
-            name = cells["Metric Name"]
-            values[_TITLED.get(name, name)] = number * scale
+        name = _TITLED.get(cells["Metric Name"], cells["Metric Name"])
+        scale = _UNITS.get(cells.get("Metric Unit", ""), 1.0)
+        if name in _TAKEN:
+            number = _number(cells, "Metric Value", name, scale)
+            if number is not None:
+                values[name] = number
     return [_made(cells, values) for cells, values in found.values()]
 
 
@@ -152,11 +174,16 @@ def _range(cells: dict[str, str]) -> str | None:
     return named[-1] if named else None
 
 
-def _number(cell: str) -> float | None:
+def _number(cells: Mapping[str, str], column: str, metric: str, scale: float) -> float | None:
+    """What a kernel's row says of a metric, in base units; None: nothing."""
     try:
-        return float(cell.replace(",", ""))
+        value = float(cells[column].replace(",", ""))
     except ValueError:
         return None
+    try:
+        return checked(metric, scale * value)
+    except ValueError as error:
+        raise ValueError(f"kernel {cells.get('ID')}, {cells['Kernel Name']}: {error}") from None
 
 
 def moved_bytes(kernels: Sequence[NcuKernel]) -> float | None:

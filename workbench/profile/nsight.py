@@ -67,6 +67,7 @@ def nsys_commands(
     ran: Sequence[str] = (),
     *,
     python: str | None = None,
+    nsys: str = "nsys",
 ) -> list[Command]:
     """Record a step with Nsight Systems, export it, and read it back.
 
@@ -75,15 +76,16 @@ def nsys_commands(
         name: of the report, without its ending.
         ran: further arguments of `workbench profile import`, of what ran.
         python: that runs it; None: this one.
+        nsys: the tool.
     """
     environment = tuple(NVTX.items())
     record = (
-        "nsys", "profile", "--trace=cuda,nvtx,osrt", "--cuda-graph-trace=node",
+        nsys, "profile", "--trace=cuda,nvtx,osrt", "--cuda-graph-trace=node",
         "--capture-range=cudaProfilerApi", "--capture-range-end=stop", "--force-overwrite=true",
         f"--output={name}", *step_command(arguments, python),
     )  # fmt: skip
     export = (
-        "nsys", "export", "--type=sqlite", "--force-overwrite=true", f"--output={name}.sqlite",
+        nsys, "export", "--type=sqlite", "--force-overwrite=true", f"--output={name}.sqlite",
         f"{name}.nsys-rep",
     )  # fmt: skip
     return [

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from engine.profiling.op_classes import RANGE
 from workbench.profile.trace import DeviceWork, HostWork, Trace, TraceFileError, kernel_name
+from workbench.profile.wrong_file import WRONG, checked, in_words
 
 _PUSH_POP: Final = (59, 60)  # eventType of a range: pushed and popped, or started and ended
 _NO_NODES: Final = "CUPTI_ACTIVITY_KIND_GRAPH_TRACE"
@@ -31,14 +32,19 @@ def read_nsys(path: Path) -> Trace:
     """Read an exported report.
 
     Raises:
-        TraceFileError: it is none, or holds no kernels; says what would help.
+        TraceFileError: it is none, is damaged or holds no kernels; says what would help.
     """
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        address = f"{path.absolute().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(address, uri=True)) as database:
             database.row_factory = sqlite3.Row
             return _read(database, path)
     except sqlite3.Error as error:
         raise TraceFileError(f"{path} is no report that nsys exported: {error}") from error
+    except TraceFileError:
+        raise
+    except WRONG as error:
+        raise TraceFileError(f"{path} is no report that nsys exported: {in_words(error)}") from None
 
 
 def _read(database: sqlite3.Connection, path: Path) -> Trace:
@@ -66,10 +72,10 @@ def _device(
 ) -> Iterator[DeviceWork]:
     for table, title in (("KERNEL", ""), ("MEMCPY", "Memcpy"), ("MEMSET", "Memset")):
         for row in _rows(database, tables, f"CUPTI_ACTIVITY_KIND_{table}"):
-            name = title or kernel_name(names.get(row["demangledName"], "unknown"))
+            name = title or kernel_name(names.get(_value(row, "demangledName"), "unknown"))
             kind = "copy" if title else "kernel"
             yield DeviceWork(
-                name, kind, row["start"] / 1e3, row["end"] / 1e3, int(row["streamId"] or 0),
+                name, kind, _us(row, "start"), _us(row, "end"), int(_value(row, "streamId") or 0),
                 _optional(row, "correlationId"),
             )  # fmt: skip
 
@@ -78,9 +84,9 @@ def _calls(
     database: sqlite3.Connection, tables: set[str], names: dict[int, str]
 ) -> Iterator[HostWork]:
     for row in _rows(database, tables, "CUPTI_ACTIVITY_KIND_RUNTIME"):
-        name = names.get(row["nameId"], "unknown").partition("_v")[0]
+        name = names.get(_value(row, "nameId"), "unknown").partition("_v")[0]
         yield HostWork(
-            name, "cuda_runtime", row["start"] / 1e3, row["end"] / 1e3,
+            name, "cuda_runtime", _us(row, "start"), _us(row, "end"),
             str(_optional(row, "globalTid")), _optional(row, "correlationId"),
         )  # fmt: skip
 
@@ -89,10 +95,10 @@ def _ranges(
     database: sqlite3.Connection, tables: set[str], names: dict[int, str]
 ) -> Iterator[HostWork]:
     for row in _rows(database, tables, "NVTX_EVENTS"):
-        text = row["text"] or names.get(_optional(row, "textId"))
-        if row["eventType"] in _PUSH_POP and text and row["end"] is not None:
+        text = _value(row, "text") or names.get(_optional(row, "textId"))
+        if _value(row, "eventType") in _PUSH_POP and text and _value(row, "end") is not None:
             yield HostWork(
-                RANGE + text, "user_annotation", row["start"] / 1e3, row["end"] / 1e3,
+                RANGE + text, "user_annotation", _us(row, "start"), _us(row, "end"),
                 str(_optional(row, "globalTid")), -1,
             )  # fmt: skip
 
@@ -100,6 +106,18 @@ def _ranges(
 def _rows(database: sqlite3.Connection, tables: set[str], table: str) -> Iterator[sqlite3.Row]:
     if table in tables:
         yield from database.execute(f'SELECT * FROM "{table}"')  # noqa: S608 - one of our own names
+
+
+def _value(row: sqlite3.Row, column: str) -> Any:
+    try:
+        return row[column]
+    except IndexError:
+        raise KeyError(column) from None
+
+
+def _us(row: sqlite3.Row, column: str) -> float:
+    """A time, which nsys has in ns."""
+    return checked(column, _value(row, column)) / 1e3
 
 
 def _optional(row: sqlite3.Row, column: str) -> int:

@@ -189,7 +189,7 @@ def _story(figure: Figure, story: GapStory, top: float, share: float) -> None:
 
 
 def _lanes(axes: Axes, story: GapStory) -> None:
-    length = max(story.eager.lane_us, story.graph.lane_us)
+    length = max(story.eager.lane_us, story.graph.lane_us) or 1.0
     for row, (name, steady) in enumerate((("eager", story.eager), ("graph", story.graph))):
         axes.axhspan(row - 0.36, row + 0.36, xmax=steady.lane_us / length, color="#EDEDED")
         spans = [(start, end - start) for start, end in steady.lane]

@@ -150,7 +150,7 @@ def with_counters(
     """The same with bytes, times and activity as the device's counters have them.
 
     Args:
-        roofline: as counted; classes without counters stay as they are.
+        roofline: as counted; classes without counters, or without any time, stay as they are.
         kernels: (class, what the counters say of one kernel), of one step.
         scale: of the step, by the kernels that were read; above 1 if they are of fewer layers.
     """
@@ -160,8 +160,9 @@ def with_counters(
         by_kind.setdefault(name, []).append(kernel)
     points = []
     for point in roofline.points:
-        own = by_kind.get(point.kind)
-        points.append(point if own is None else _read(point, own, roofline.ceilings, scale))
+        own = by_kind.get(point.kind, [])
+        timed = any(kernel.time_us for kernel in own)
+        points.append(_read(point, own, roofline.ceilings, scale) if timed else point)
     return replace(roofline, points=tuple(points))
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from engine.core.bounded_file import read_bounded
 from engine.profiling.op_classes import RANGE
+from workbench.profile.ceilings import measured_ceilings
 from workbench.profile.wrong_file import WRONG, in_words
 
 _DEVICE: Final = {"kernel": "kernel", "gpu_memcpy": "copy", "gpu_memset": "copy"}
@@ -129,15 +130,27 @@ def read_trace(path: Path) -> Trace:
             f"{path} has no list `traceEvents`: give a trace of torch's profiler, as "
             "`workbench profile timeline` writes it"
         )
-    about = whole.get("workbench") if isinstance(whole, dict) else None
-    if about is not None and not isinstance(about, dict):
-        raise TraceFileError(f"{path} is no trace: `workbench` is no object")
+    about = _about(whole, path) if isinstance(whole, dict) else {}
     try:
-        return parse_events(events, about or {})
+        return parse_events(events, about)
     except WRONG as error:
         raise TraceFileError(
             f"{path} holds an event that is none of a trace: {in_words(error)}"
         ) from None
+
+
+def _about(whole: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What whoever recorded a trace said of it; of that, ceilings are calculated with."""
+    about = whole.get("workbench")
+    if about is None:
+        return {}
+    if not isinstance(about, dict):
+        raise TraceFileError(f"{path} is no trace: `workbench` is no object")
+    try:
+        measured_ceilings(about.get("ceilings"))
+    except WRONG as error:
+        raise TraceFileError(f"{path} has damaged `ceilings`: {in_words(error)}") from None
+    return about
 
 
 def parse_events(

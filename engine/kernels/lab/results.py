@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -16,6 +17,9 @@ from engine.kernels.lab.rungs import Ceiling
 FORMAT = "kernel_lab/v1"
 SHIPPED = Path(__file__).with_name("measured_h200.json")
 TOLERANCE = 1e-2  # relative error of bfloat16 operands
+CEILINGS = ("copy_tb_s", "product_tflop_s")
+Positive = Annotated[float, msgspec.Meta(gt=0)]  # msgspec holds what it reads to this
+Count = Annotated[int, msgspec.Meta(ge=0)]
 STEADY = 1.2  # times the fastest call: a median beyond is of calls that something else held up
 
 
@@ -33,10 +37,10 @@ class RungResult:
     """
 
     name: str
-    median_us: float | None = None
+    median_us: Positive | None = None
     relative_error: float | None = None
-    best_us: float | None = None
-    calls: int = 0
+    best_us: Positive | None = None
+    calls: Count = 0
     note: str = ""
 
     @property
@@ -63,8 +67,8 @@ class SizeResult:
     """
 
     size: dict[str, int]
-    moved_bytes: int
-    flops: int
+    moved_bytes: Count
+    flops: Count
     rungs: tuple[RungResult, ...]
 
     @property
@@ -105,7 +109,7 @@ class LabResults:
     versions: dict[str, str]
     commit: str
     time_utc: str
-    ceilings: dict[str, float]
+    ceilings: dict[str, Positive]
     ladders: dict[str, tuple[SizeResult, ...]]
     format: str = field(default=FORMAT)
 
@@ -122,7 +126,7 @@ def read_results(path: Path) -> LabResults:
     """Results from a file.
 
     Raises:
-        ValueError: the file is of another format; names the file.
+        ValueError: the file is of another format, or damaged; names the file.
         OSError: it cannot be read.
     """
     try:
@@ -131,6 +135,9 @@ def read_results(path: Path) -> LabResults:
         raise ValueError(f"{path}: no results of the kernel lab: {error}") from error
     if results.format != FORMAT:
         raise ValueError(f"{path}: format {results.format!r}, wanted {FORMAT!r}")
+    missing = [name for name in CEILINGS if name not in results.ceilings]
+    if results.ceilings and missing:
+        raise ValueError(f"{path}: no results of the kernel lab: `ceilings` lack {missing[0]}")
     return results
 
 
