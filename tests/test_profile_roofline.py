@@ -190,8 +190,9 @@ def test_columns_of_large_steps_stay_apart() -> None:
     found = place("a step", step.times_us, step.gpu_us, step.work, assumed_ceilings(H200, "bf16"))
     text = roofline_text(found)
     for point in found.points:
-        assert f" {point.num_bytes / 1e6:,.1f} " in text
-        assert f" {point.flops / 1e9:,.2f} " in text
+        (row,) = [line for line in text.splitlines() if f" {point.kind} " in line[:24]]
+        read = [float(cell.replace(",", "")) for cell in row.split()[4:6]]
+        assert read == pytest.approx([point.num_bytes / 1e6, point.flops / 1e9], abs=0.06)
 
 
 def test_kernels_that_only_move_are_one_point() -> None:
@@ -223,6 +224,8 @@ def test_counters_replace_counts() -> None:
     assert gate_up.warps_active == pytest.approx(70.0)
     assert by_kind["down"] == {point.kind: point for point in found.points}["down"]
     assert "DRAM/counted" in roofline_text(read)
+    no_time = replace(kernel, time_us=0.0)
+    assert with_counters(found, [("gate_up", no_time)]) == found
 
 
 def test_the_text_says_what_bounds_each_class() -> None:

@@ -42,7 +42,7 @@ def _ceilings(found: Roofline) -> Iterator[str]:
 def _table(found: Roofline) -> Iterator[str]:
     counters = any(point.source == COUNTERS for point in found.points)
     head = (
-        f"    {'class':<18}{'us a step':>10}{'share':>7}{'MB':>11}{'GFLOP':>12}{'FLOP/B':>9}"
+        f"    {'class':<18}{'us a step':>10}{'share':>7}{'MB':>10}{'GFLOP':>10}{'FLOP/B':>9}"
         f"{'TB/s':>7}{'TFLOP/s':>9}{'ceiling':>9}  bound by"
     )
     yield head + ("  DRAM/counted  warps  tensor" if counters else "")
@@ -68,13 +68,19 @@ def _row(letter: str, point: Point, step_us: float) -> str:
     share = point.time_us / step_us if step_us else 0.0
     row = (
         f"  {letter} {point.kind:<18}{point.time_us:>10,.1f}{share:>7.1%}"
-        f"{point.num_bytes / 1e6:>11,.1f}{point.flops / 1e9:>12,.2f}{point.intensity:>9,.1f}"
+        f"{point.num_bytes / 1e6:>10,.1f}{_gflop(point):>10}{point.intensity:>9,.1f}"
         f"{point.tb_s:>7.2f}{point.tflop_s:>9,.1f}{_ceiling(point)}  {point.bound:<8}"
     )
     if point.source != COUNTERS or not point.counted_bytes:
         return row.rstrip()
     ratio = point.num_bytes / point.counted_bytes
     return row + f"  {ratio:>12.2f}{_percent(point.warps_active)}{_percent(point.tensor_active)}"
+
+
+def _gflop(point: Point) -> str:
+    """With as many decimals as leave a space before it."""
+    exact = f"{point.flops / 1e9:,.2f}"
+    return exact if len(exact) < 10 else f"{point.flops / 1e9:,.1f}"
 
 
 def _ceiling(point: Point) -> str:
