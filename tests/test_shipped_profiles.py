@@ -173,8 +173,13 @@ def test_the_pages_that_were_counted_may_be_asked_for() -> None:
         load_scenario("quickstart", ["deployment.pools.0.num_pages=60000"])
     ).replicas
     assert replica.facts.num_pages == 60_000 > replica.memory.num_pages
-    with pytest.raises(ScenarioErrors, match="60,001 pages do not fit, 60,000 do"):
+    with pytest.raises(ScenarioErrors, match="60,001 pages do not fit, 60,000 do") as caught:
         resolve_deployment(load_scenario("quickstart", ["deployment.pools.0.num_pages=60001"]))
+    (error,) = caught.value.errors
+    assert error.help is not None
+    assert f"profile {NAME} is of an engine that had 60,000 pages" in error.help
+    assert "--set deployment.pools.0.num_pages=60000" in error.help
+    assert "GiB" not in error.help, "the sums of a whole GPU say something else"
 
 
 def test_only_what_ships_is_found(folder: Path, content: bytes) -> None:

@@ -253,7 +253,7 @@ def _cpu_config() -> RunnerConfig:
     config = RunnerConfig(
         model=str(_tiny_model()), load_format="dummy", device="cpu", max_model_len=1024
     )
-    return _as_cpus_serve(config)
+    return _as_served(config, "engine_on_cpu")
 
 
 def _config(
@@ -268,17 +268,25 @@ def _config(
     model = checkpoint_of(model, load_format)
     config = RunnerConfig(model=model, load_format=load_format, device=device, dtype=dtype)
     if device == "cpu":
-        return _as_cpus_serve(config)
+        return _as_served(config, "demo_model")
     sizes = default_graph_batch_sizes(config.max_running_requests)
     return replace(config, cuda_graph_batch_sizes=sizes)
 
 
-def _as_cpus_serve(config: RunnerConfig) -> RunnerConfig:
-    """With the limits of the scenarios engine_on_cpu and demo_model.
+def _as_served(config: RunnerConfig, scenario: str) -> RunnerConfig:
+    """With the limits of a shipped scenario for CPUs, which is simulated with the profile.
 
     With those of a GPU the host's time alone would take minutes to measure.
     """
-    return replace(config, num_pages=512, max_num_batched_tokens=512, max_running_requests=16)
+    from workbench.scenario.source import load_scenario
+
+    (pool,) = load_scenario(scenario).scenario.deployment.pools
+    return replace(
+        config,
+        num_pages=pool.num_pages,
+        max_num_batched_tokens=pool.max_num_batched_tokens,
+        max_running_requests=pool.max_running_requests,
+    )
 
 
 def _tell(done: Calibration) -> None:

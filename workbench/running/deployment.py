@@ -106,7 +106,8 @@ def resolve_deployment(loaded: LoadedScenario) -> Deployment:
         try:
             replicas += [_replica(scenario, model, gpu, pool, profile)] * pool.replicas
         except _NoRoomError as error:
-            errors.append(loaded.error((*path, "num_pages"), "S201", str(error), error.arithmetic))
+            help_ = error.help(index)
+            errors.append(loaded.error((*path, "num_pages"), "S201", str(error), help_))
         except MemoryPlanError as error:
             summary, _, arithmetic = str(error).partition("\n")
             errors.append(loaded.error(("hardware", "gpu"), "S201", summary, arithmetic))
@@ -128,11 +129,22 @@ def router_config(scenario: Scenario) -> RouterConfig:
 
 
 class _NoRoomError(Exception):
-    """More pages are asked for than the memory holds."""
+    """More pages are asked for than the memory holds, or than the engine of a profile had."""
 
-    def __init__(self, num_pages: int, most: int, memory: MemoryPlan) -> None:
+    def __init__(
+        self, num_pages: int, most: int, memory: MemoryPlan, counted: Profile | None
+    ) -> None:
         super().__init__(f"{num_pages:,} pages do not fit, {most:,} do")
-        self.arithmetic = "\n".join(memory.lines())
+        self._most, self._memory, self._counted = most, memory, counted
+
+    def help(self, pool: int) -> str:
+        """Where the limit comes from, and what to set for the pool of this number."""
+        if self._counted is None:
+            return "\n".join(self._memory.lines())
+        return (
+            f"profile {self._counted.name} is of an engine that had {self._most:,} pages:\n"
+            f"`--set deployment.pools.{pool}.num_pages={self._most}` simulates as many"
+        )
 
 
 def _profile(
@@ -199,12 +211,13 @@ def _replica(
 ) -> Replica:
     memory = memory_of(scenario, model, gpu, pool)
     costs = _costs(scenario, model, gpu, pool, profile)
-    most, share = memory.num_pages, scenario.hardware.memory_fraction
+    counted, share = None, scenario.hardware.memory_fraction
     if isinstance(profile, Profile) and holds_pages_of(profile, pool, share):
-        most = profile.engine.num_pages  # the engine has counted them, we only estimate
+        counted = profile  # its engine has counted them, we only estimate
+    most = memory.num_pages if counted is None else counted.engine.num_pages
     num_pages = pool.num_pages or most
     if num_pages > most:
-        raise _NoRoomError(num_pages, most, memory)
+        raise _NoRoomError(num_pages, most, memory, counted)
     facts = replica_facts(pool, num_pages, model.max_model_len)
     on_cpu = profile is not None and profile.identity.gpu == CPU
     scheduler = scheduler_config(
