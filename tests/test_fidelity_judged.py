@@ -135,6 +135,17 @@ def test_what_else_differs_is_never_judged(
     assert list(judgement["other_sources"]) == ["poisson 50 %"]
 
 
+def test_a_profile_that_is_not_complete_is_called_so_first(place: Place, tmp_path: Path) -> None:
+    """Its errors are of what was measured by then."""
+    conditions = place.profile.conditions | {"complete": False, "designed_steps": 9_999}
+    place.replace(conditions=conditions)
+    judgement = place.run(OFFLINE, repeats=1)
+    told = f"calibration not complete: {len(place.profile.samples)} of 9,999 steps measured"
+    assert table_lines(judgement)[1].startswith(told)
+    draw(judgement, tmp_path / "part.svg")
+    assert told in (tmp_path / "part.svg").read_text()
+
+
 def test_a_judgement_of_some_loads_does_not_replace_that_of_all(place: Place) -> None:
     """Nor does judging change how often loads are to be measured."""
     place.run(OFFLINE, HALF, repeats=1)

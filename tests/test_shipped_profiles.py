@@ -22,6 +22,7 @@ from workbench.analysis.header_diff import header_differences
 from workbench.analysis.rebuilt_models import rebuild_cost_models
 from workbench.record.header import decode_header, encode_header
 from workbench.record.run_record import HEADER, RunReader
+from workbench.running import profile_remarks
 from workbench.running.deployment import resolve_deployment
 from workbench.running.profile_match import is_gpu, model_digest
 from workbench.scenario.errors import ScenarioErrors
@@ -180,6 +181,44 @@ def test_the_pages_that_were_counted_may_be_asked_for() -> None:
     assert f"profile {NAME} is of an engine that had 60,000 pages" in error.help
     assert "--set deployment.pools.0.num_pages=60000" in error.help
     assert "GiB" not in error.help, "the sums of a whole GPU say something else"
+
+
+PARTS = {"complete": False, "designed_steps": 125}
+
+
+@pytest.mark.parametrize(
+    ("identity", "conditions", "note"),
+    [
+        ({}, {"complete": True, "designed_steps": 125}, ""),
+        ({}, PARTS, ": 50 of 125 steps measured; the same `workbench calibrate --model tiny-test`"),
+        ({"gpu": "cpu"}, PARTS, "`workbench calibrate --model tiny-test --device cpu`"),
+        ({"gpu": "cpu", "model": "tiny_model"}, PARTS, "`workbench calibrate --cpu`"),
+        ({}, PARTS | {"designed_steps": 50}, "50 of 50 steps measured, not all of them three"),
+        ({}, {"complete": False}, "calibration not complete; the same `workbench calibrate"),
+        ({"engine_version": "not installed"}, {}, ""),
+        ({"engine_version": "0.0.9"}, {}, "measured with version 0.0.9 of the engine (here: 7)"),
+    ],
+)
+def test_a_run_says_what_restricts_its_profile(
+    monkeypatch: pytest.MonkeyPatch, identity: dict[str, str], conditions: dict, note: str
+) -> None:
+    """That steps were not measured, or with another version: in the result and in the record."""
+    monkeypatch.setattr(profile_remarks, "workbench_version", lambda: "7")
+    own = {"model": "tiny-test", "engine_version": "7"} | identity
+    profile = profile_for("Llama-3.1-8B", "mine")
+    measured = msgspec.structs.asdict(profile.samples).items()
+    few = type(profile.samples)(**{name: column[:50] for name, column in measured})
+    named = msgspec.structs.replace(profile.identity, **own)
+    profile = msgspec.structs.replace(profile, identity=named, samples=few, conditions=conditions)
+    Path("mine.json").write_bytes(encode_profile(profile))
+    result = invoke(*SMALL, "--set", "hardware.profile=mine.json")
+    assert result.exit_code == 0, result.output
+    told = result.stdout.partition("\nStep times: mine")[2].splitlines()[1:]
+    assert bool(told) == bool(note)
+    assert note in "".join(told)
+    assert RunReader(Path("runs/quickstart-1")).header.cost_model_notes == tuple(told)
+    explained = invoke("explain", "runs/quickstart-1").stdout
+    assert all(f"note: step times: {line}" in explained for line in told)
 
 
 def test_only_what_ships_is_found(folder: Path, content: bytes) -> None:

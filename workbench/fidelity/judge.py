@@ -38,6 +38,7 @@ from workbench.fidelity.step_errors import (
 from workbench.fidelity.suite import Suite
 from workbench.record.atomic_file import write_atomic
 from workbench.record.provenance import input_file, source_commit
+from workbench.running.profile_remarks import remarks
 from workbench.scenario.serving import ANALYTIC
 
 SCHEMA: Final = "fidelity-judgement/v4"
@@ -148,6 +149,7 @@ def judge(
         "schema": SCHEMA,
         "profile": profile.name,
         "profile_sha256": input_file(profile_path).sha256,
+        "profile_notes": list(remarks(profile)),
         "commit": source_commit(),
         "engine": suite.engine,
         "other_sources": {

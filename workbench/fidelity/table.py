@@ -18,7 +18,8 @@ _STEP_NUMBERS: Final = ("median", "p90", "p99", "bias")
 def table_lines(judgement: Judgement) -> list[str]:
     """All of a judgement that has a place in a table; a `*` is a goal that is missed."""
     loads = judgement["loads"]
-    lines = [f"profile {judgement['profile']}, {_machine(judgement)}", *_sources(judgement)]
+    lines = [f"profile {judgement['profile']}, {_machine(judgement)}"]
+    lines += [*judgement["profile_notes"], *_sources(judgement)]
     if loads:
         lines += ["", *_metrics(loads), "", *_steps(loads), "", *_counts(loads)]
         lines += _host_times(loads)

@@ -27,6 +27,7 @@ from workbench.running.profile_match import (
     holds_pages_of,
     nearest_shipped,
 )
+from workbench.running.profile_remarks import remarks
 from workbench.running.step_times import Measured, find_kernels, measured_cost_model, read_measured
 from workbench.scenario.errors import ScenarioError, ScenarioErrors
 from workbench.scenario.schema import Pool, Scenario
@@ -59,6 +60,7 @@ class Deployment:
     Attributes:
         profile: the file that says how long steps take, a profile or kernel tables; None: the
             analytic cost model does.
+        cost_model_notes: what restricts what that file says.
     """
 
     model: ModelSpec
@@ -66,6 +68,7 @@ class Deployment:
     replicas: tuple[Replica, ...]
     router: RouterConfig
     profile: Path | None
+    cost_model_notes: tuple[str, ...] = ()
 
     @property
     def capacity(self) -> Capacity:
@@ -119,7 +122,8 @@ def resolve_deployment(loaded: LoadedScenario) -> Deployment:
             errors.append(loaded.error(("hardware", "profile"), "S211", str(error), error.help))
     if errors:
         raise ScenarioErrors(errors)
-    return Deployment(model, gpu, tuple(replicas), router_config(scenario), profile_path)
+    notes = () if profile is None else remarks(profile)
+    return Deployment(model, gpu, tuple(replicas), router_config(scenario), profile_path, notes)
 
 
 def router_config(scenario: Scenario) -> RouterConfig:
