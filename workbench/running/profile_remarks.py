@@ -48,5 +48,5 @@ def _other_version(measured: Measured) -> list[str]:
     own, here = measured.identity.engine_version, workbench_version()
     if own in (NOT_INSTALLED, here):
         return []
-    again = "`workbench calibrate` measures anew"
+    again = f"`workbench calibrate {_options(measured)}` measures anew"
     return [f"measured with version {own} of the engine (here: {here}); {again}"]
