@@ -232,6 +232,8 @@ def test_the_command_tells_what_composing_is_worth(tables: KernelFile):
         (["--kernels", "--dtype", "bf16"], "--kernels measures in the engine's own number format"),
         (["--kernels", "--refit", "x.json"], "--refit measures nothing"),
         (["--kernels", "--cpu", "--model", "Qwen3-8B"], "--cpu calibrates a tiny model"),
+        (["--kernels", "--all-reduce", "--missing"], "nothing else: give no --missing"),
+        (["--kernels", "--all-reduce", "--minutes", "3"], "nothing else: give no --missing"),
     ],
 )
 def test_options_that_contradict_each_other(arguments: list[str], complaint: str):
