@@ -243,6 +243,16 @@ def test_a_shipped_file_that_is_no_profile_is_an_error(folder: Path) -> None:
     assert error.help == "`hardware.profile: analytic` does without"
 
 
+def test_a_profile_without_prompts_is_refused_before_any_step() -> None:
+    """It may be read, as a calibration that was cut short may leave it, but no scenario has it."""
+    profile = profile_for("Llama-3.1-8B", "mine")
+    fit = msgspec.structs.replace(profile.fit, mixed=None)
+    Path("mine.json").write_bytes(encode_profile(msgspec.structs.replace(profile, fit=fit)))
+    result = invoke(*SMALL, "--set", "hardware.profile=mine.json")
+    assert result.exit_code == 2
+    assert "error[S211]: mine.json is of decode steps alone" in result.stderr
+
+
 def test_a_file_called_analytic() -> None:
     """`./analytic` is a path, from `--set` and in a file; near misses of the word are told."""
     Path("analytic").write_text("{}")

@@ -163,11 +163,26 @@ def _profile(
         else:
             help_ = WHO_WRITES_PROFILES
             path = hardware.profile_path
-        return (path, read_measured(path)) if path else (None, None)
+        return (path, _measured(path)) if path else (None, None)
     except ProfileError as error:
         known = "`workbench calibrate" in str(error)  # of another version; it says what to do
         wrong = loaded.error(("hardware", "profile"), "S211", str(error), "" if known else help_)
         raise ScenarioErrors([wrong]) from None
+
+
+def _measured(path: Path) -> Measured:
+    """What is in a file, if it knows all kinds of steps that a scenario has.
+
+    Raises:
+        ProfileError: it does not, or as `read_measured`.
+    """
+    measured = read_measured(path)
+    if isinstance(measured, Profile) and measured.fit.mixed is None:
+        raise ProfileError(
+            f"{path} is of decode steps alone, without any with prompts, which every scenario has: "
+            "the same `workbench calibrate` again measures them, too"
+        )
+    return measured
 
 
 def _shipped(scenario: Scenario, model: ModelSpec, gpu: HardwareSpec) -> Path | None:
