@@ -31,6 +31,18 @@ _NO_FIT: Final = Fit(
     limits={},
     residuals=(),
 )
+# Kind of schema -> what it is, and what to give instead.
+_NO_PROFILES: Final = {
+    "kernels": (
+        "holds kernel tables, of no model in particular, and is no profile: give one of a model, "
+        "which `workbench calibrate --model` writes"
+    ),
+    "exchange": (
+        "holds what GPUs exchange, and nothing of a model's steps: give a profile, or the kernel "
+        "tables beside it, which take it up when `workbench calibrate --kernels` writes them or "
+        "--refit does"
+    ),
+}
 _SLOWEST: Final = 9.0  # no GPU lowers its clocks to less than a tenth
 
 
@@ -67,9 +79,7 @@ def _decode(data: bytes, name: str, *, to_refit: bool = False) -> Profile:
     try:
         schema = msgspec.json.decode(data, type=_Header).schema
         if schema != SCHEMA and not (to_refit and schema in OLDER):
-            raise ProfileError(
-                f"{name} is {schema!r}, this version reads {SCHEMA!r}: {_way_out(schema, name)}"
-            )
+            raise ProfileError(f"{name} {_other_schema(schema, name)}")
         if to_refit:
             content = msgspec.json.decode(data, type=dict[str, Any])
             profile = msgspec.convert({**content, "fit": msgspec.to_builtins(_NO_FIT)}, Profile)
@@ -90,8 +100,16 @@ def _decode(data: bytes, name: str, *, to_refit: bool = False) -> Profile:
     return profile
 
 
+def _other_schema(schema: str, name: str) -> str:
+    """What a file of another schema is instead of a profile, and what to do."""
+    kind = schema.rpartition("/v")[0]
+    if kind in _NO_PROFILES:
+        return _NO_PROFILES[kind]
+    return f"is {schema!r}, this version reads {SCHEMA!r}: {_way_out(schema, name)}"
+
+
 def _way_out(schema: str, name: str) -> str:
-    """What to do with a profile of another schema."""
+    """What to do with a profile of another version."""
     if schema in OLDER:
         return f"`workbench calibrate --refit {name}` fits it anew"
     kind, _, number = schema.rpartition("/v")

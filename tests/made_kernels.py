@@ -105,7 +105,9 @@ def made_kernels(cards=CARDS, gpu: str = "NVIDIA H200", noise: float = 0.0) -> K
     bare = KernelFile(
         schema=SCHEMA,
         name="kernels-made",
-        identity=KernelIdentity(gpu=gpu, dtype="bf16", page_size=16, engine_version="0"),
+        identity=KernelIdentity(
+            gpu=gpu, dtype="bf16", page_size=16, engine_version="not installed"
+        ),
         series=series_of(done),
         composition=Composition(attention=()),
     )
@@ -189,5 +191,5 @@ def identity_of(spec: ModelSpec, gpu: str) -> Identity:
     """Of the engine that ran a model whole."""
     return Identity(
         gpu=gpu, model=spec.name, model_digest=model_digest(spec), dtype="bf16", kv_dtype="bf16",
-        page_size=16, engine_version="0",
+        page_size=16, engine_version="not installed",
     )  # fmt: skip

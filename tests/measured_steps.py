@@ -210,7 +210,7 @@ def profile_of(samples: Samples, engine: EngineFacts = GPU_ENGINE) -> Profile:
             dtype="bfloat16",
             kv_dtype="bfloat16",
             page_size=16,
-            engine_version="0.1.0",
+            engine_version="not installed",
         ),
         engine=engine,
         samples=samples,

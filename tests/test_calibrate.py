@@ -255,6 +255,11 @@ def test_a_profile_has_its_models_name(model: str, name: str) -> None:
         (("--cpu", "--model", "Llama-3.1-8B"), "--cpu calibrates a tiny model"),
         (("--refit", "p.json", "--cpu"), "--refit measures nothing"),
         (("--model", "Llama-3.1-8B", "--tp", "2"), "the engine runs on one GPU, --tp is 2"),
+        (("--cpu", "--dtype", "fp16"), "--cpu calibrates in fp32, --dtype is fp16: leave it out"),
+        (("--cpu", "--minutes", "nan"), "Invalid value for '--minutes'"),
+        (("--cpu", "--minutes", "inf"), "less than or equal to 600"),
+        (("--kernels", "--minutes", "1e12"), "less than or equal to 600"),
+        (("--cpu", "--minutes", "0.02"), "greater than or equal to 0.1"),
     ],
 )
 def test_wrong_use_is_refused(arguments: tuple[str, ...], text: str) -> None:
@@ -347,6 +352,35 @@ def test_a_damaged_partial_file_is_named(tmp_path: Path) -> None:
     with partial.path.open("a", encoding="utf-8") as file:
         file.write("garbage\n")
     with pytest.raises(ProfileError, match=rf"{name} is damaged .*delete it"):
+        calibrated(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "times"),
+    [
+        (12, "[NaN]"),
+        (12, '["long"]'),
+        (12, "[0]"),
+        (12, "[7, -7]"),
+        (12, "[7.5]"),
+        (12, "[]"),
+        (12, "7"),
+        (11, "[7]"),
+        (13, "[7]"),
+    ],
+)
+def test_no_step_that_no_profile_could_hold_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: int, times: str
+) -> None:
+    """It is found before anything is measured, with its line."""
+    engine = MadeUpEngine(CONFIG)
+    name = "nvidia-h200-llama-3.1-8b-bf16-tp1.partial.jsonl"
+    partial = calibration.Partial(tmp_path / name, identity_of(engine.facts(), engine.spec))
+    partial.append((1,) * 12, [5])
+    with partial.path.open("a", encoding="utf-8") as file:
+        file.write(f"[{[1] * shape}, {times}]\n")
+    monkeypatch.setattr(MadeUpEngine, "launch", None)
+    with pytest.raises(ProfileError, match=rf"{name} is damaged \(line 3: .*\): delete it"):
         calibrated(tmp_path)
 
 

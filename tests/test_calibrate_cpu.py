@@ -167,10 +167,10 @@ def test_a_demo_model_is_calibrated_on_a_cpu(
     arguments = ("--device", "cpu", "--output-dir", str(tmp_path), "-q")
     assert invoke("calibrate", "--model", "demo-dense", *arguments).exit_code == 0
     assert invoke("calibrate", "--cpu", "--output-dir", str(tmp_path), "-q").exit_code == 0
-    demo, tiny = configs
-    pool = load_scenario("demo_model").scenario.deployment.pools[0]
-    for config in (demo, tiny):
+    for config, scenario in zip(configs, ("demo_model", "engine_on_cpu"), strict=True):
+        (pool,) = load_scenario(scenario).scenario.deployment.pools
         assert config.device == "cpu"
+        assert config.num_pages == pool.num_pages
         assert config.cuda_graph_batch_sizes == ()
         assert config.max_num_batched_tokens == pool.max_num_batched_tokens
         assert config.max_running_requests == pool.max_running_requests

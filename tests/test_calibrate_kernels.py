@@ -123,9 +123,23 @@ def test_times_of_another_device_are_not_taken_over():
     with pytest.raises(ProfileError, match="another device or version: delete it"):
         measure(other)
     file = Path("profiles/kernels-nvidia-h200.partial.jsonl")
-    file.write_text(file.read_text() + '["norm", 3]\n')
-    with pytest.raises(ProfileError, match=r"is damaged .*: delete it, and measuring begins anew"):
-        measure(MadeMeter())
+    content = file.read_text()
+    line = content.count("\n") + 1
+    for damaged in (
+        '["norm", 3]',
+        '["norm", [64], [3], null, [NaN]]',
+        '["norm", [64], [3], null, [1e999]]',
+        '["norm", [64], [3], null, [0]]',
+        '["norm", [64], [3], null, ["long"]]',
+        '["norm", [64], [3], null, []]',
+        '["norm", [64], [3, 3], null, [7.5]]',
+        '["noise", [64], [3], null, [7.5]]',
+        '["norm", [64], [3], "all", [7.5]]',
+    ):
+        file.write_text(f"{content}{damaged}\n")
+        anew = rf"is damaged \(line {line}: .*\): delete it, and measuring begins anew"
+        with pytest.raises(ProfileError, match=anew):
+            measure(MadeMeter())
 
 
 def test_what_tables_lack_is_added_to_them(folder: Path):
@@ -232,6 +246,8 @@ def test_the_command_tells_what_composing_is_worth(tables: KernelFile):
         (["--kernels", "--dtype", "bf16"], "--kernels measures in the engine's own number format"),
         (["--kernels", "--refit", "x.json"], "--refit measures nothing"),
         (["--kernels", "--cpu", "--model", "Qwen3-8B"], "--cpu calibrates a tiny model"),
+        (["--kernels", "--all-reduce", "--missing"], "nothing else: give no --missing"),
+        (["--kernels", "--all-reduce", "--minutes", "3"], "nothing else: give no --missing"),
     ],
 )
 def test_options_that_contradict_each_other(arguments: list[str], complaint: str):

@@ -29,6 +29,7 @@ from workbench.analysis.compare import compare_runs, render
 from workbench.analysis.samples import samples_of
 from workbench.metrics import latency
 from workbench.metrics.percentiles import WeightedSamples
+from workbench.record.header import InputFacts
 from workbench.record.run_record import RunReader, RunWriter
 
 
@@ -88,6 +89,7 @@ def test_a_changed_setting_is_fair_and_named_once(wide, narrow):
     [
         ({"seed": 8}, "seed"),
         ({"cost_model": "profile h200-1"}, "cost_model"),
+        ({"cost_model_notes": ("calibration not complete",)}, "cost_model_notes"),
         ({"scenario": {"workload": {"kind": "synthetic", "num_requests": 3}}}, "workload.kind"),
     ],
 )
@@ -100,6 +102,20 @@ def test_other_questions_and_other_clocks_are_unfair(wide, changes, key):
     assert found[key]
     assert not found["gpu"]
     assert differences[0].unfair
+
+
+def test_an_edited_profile_is_another_clock(wide):
+    """One file, one name, other content: durations come from elsewhere; its path is no matter."""
+    runs = []
+    for path, content in (("/a/p.json", "1"), ("/a/p.json", "2"), ("/b/p.json", "1")):
+        run = copy.copy(wide)
+        inputs = {"hardware.profile": InputFacts(path=path, sha256=content)}
+        run.header = msgspec.structs.replace(wide.header, inputs=inputs)
+        runs.append(run)
+    (edited,), (moved,) = (compare_runs(runs[0], other).header for other in runs[1:])
+    assert edited.key == "inputs.hardware.profile.sha256"
+    assert (edited.unfair, edited.why) == (True, "durations come from different sources")
+    assert (moved.key, moved.unfair) == ("inputs.hardware.profile.path", False)
 
 
 def test_what_only_an_engine_has_is_no_difference_to_a_simulation(wide):

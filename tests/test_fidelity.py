@@ -48,10 +48,11 @@ MIXED = PREFILL._replace(decode_requests=4, decode_tokens=4, decode_context=4000
     ("predicted", "engine", "expected"),
     [
         (11.0, (9.0, 11.0), Score(10.0, 11.0, 10.0, 10.0, 10.0, True)),  # within the spread
-        (9.0, (10.0,), Score(10.0, 9.0, -10.0, 0.0, 3.0, False)),
-        (10.2, (10.0, None), Score(10.0, 10.2, pytest.approx(2), 0.0, 3.0, True)),
+        (9.0, (10.0,), Score(10.0, 9.0, -10.0, None, 3.0, False)),  # one run has no spread
+        (9.0, (10.0, 10.0), Score(10.0, 9.0, -10.0, 0.0, 3.0, False)),
+        (10.2, (10.0, None), Score(10.0, 10.2, pytest.approx(2), None, 3.0, True)),
         (0.0, (0.0, 0.0), Score(0.0, 0.0, 0.0, 0.0, 3.0, True)),
-        (3.0, (0.0,), Score(0.0, 3.0, None, 0.0, 3.0, False)),
+        (3.0, (0.0,), Score(0.0, 3.0, None, None, 3.0, False)),
         (None, (5.0,), Score(5.0, None, None, None)),
         (5.0, (None,), Score(None, 5.0, None, None)),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,71 @@ def test_steps_without_what_is_asked_are_damaged(place: Place, name: str) -> Non
     np.savez(path, **kept)
     with pytest.raises(FidelityError, match=f"cannot be read .*no {name} of run 1"):
         place.judge(OFFLINE)
+
+
+DAMAGED_TEXTS = [
+    (lambda text: text["runs"][0]["summary"].update(mean_tpot_ms=float("nan")), "NaN"),
+    (lambda text: text["runs"][0]["summary"].update(mean_tpot_ms="long"), "mean_tpot_ms 'long'"),
+    (lambda text: text["runs"][0].update(wall_s=[]), "has wall_s [], which is no number"),
+    (lambda text: text["runs"][0]["summary"].pop("completed"), "completed"),
+    (lambda text: text["runs"][0]["summary"].update(steps=10**6), "a summary of 1,000,000"),
+    (lambda text: text["runs"][0]["summary"].update(mean_step_ms=7.0), "other steps than its"),
+    (lambda text: text.update(about=[]), "AttributeError"),
+    (lambda text: text["about"].update(commit=7), "its commit is no text"),
+]
+
+
+def test_a_damaged_cell_is_missing_where_nothing_can_be_measured(place: Place) -> None:
+    """The others are judged. Where the engine may run, it is up to whoever measured."""
+    place.run(OFFLINE, HALF, repeats=1)
+    path = place.folder / "offline.json"
+    content = path.read_text()
+    for change, told in DAMAGED_TEXTS:
+        text = json.loads(content)
+        change(text)
+        path.write_text(json.dumps(text), encoding="utf-8")
+        judgement = place.judge(OFFLINE, HALF)
+        assert [load["load"] for load in judgement["loads"]] == ["poisson 50 %"]
+        assert list(judgement["missing"]) == ["offline"]
+        why = judgement["missing"]["offline"]
+        assert told in why
+        assert re.search(r"offline.json .*: delete .* without --judge-only .* again$", why)
+        with pytest.raises(FidelityError, match=r"offline.json .*delete"):
+            place.run(OFFLINE, HALF)
+
+
+def test_steps_that_are_not_the_cells_are_not_judged(place: Place) -> None:
+    """Neither broken ones nor those of another load, whose errors would be taken for this one's."""
+    place.run(OFFLINE, HALF, repeats=1)
+    path = place.folder / "offline.steps.npz"
+    content = path.read_bytes()
+    with np.load(path) as arrays:
+        kept = {name: arrays[name] for name in arrays.files}
+    other = (place.folder / "poisson_50_percent.steps.npz").read_bytes()
+    flipped = bytes(255 - each for each in content[300:340])
+    for damaged in (content[:1000], content[:300] + flipped + content[340:], other):
+        path.write_bytes(damaged)
+        assert (
+            "offline.steps.npz cannot be read" in place.judge(OFFLINE, HALF)["missing"]["offline"]
+        )
+    for change, told in (
+        ({"run0.gpu_ns": 1.0 * kept["run0.gpu_ns"]}, "gpu_ns of run 1 holds no integers"),
+        ({"run0.plan_ns": kept["run0.plan_ns"][1:]}, "run 1 has columns of different lengths"),
+    ):
+        np.savez(path, **kept | change)
+        assert told in place.judge(OFFLINE, HALF)["missing"]["offline"]
+    path.write_bytes(content)
+    assert place.judge(OFFLINE, HALF)["missing"] == {}
+
+
+def test_steps_after_the_last_answer_are_no_damage(place: Place) -> None:
+    """A summary ends with the last request; the engine may have begun one step more."""
+    place.run(OFFLINE, repeats=1)
+    path = place.folder / "offline.steps.npz"
+    with np.load(path) as arrays:
+        kept = {name: np.append(arrays[name], arrays[name][-1]) for name in arrays.files}
+    np.savez(path, **kept)
+    assert place.judge(OFFLINE)["missing"] == {}
 
 
 def test_a_trace_is_a_load_once_it_is_given(place: Place, tmp_path: Path) -> None:

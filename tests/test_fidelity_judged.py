@@ -135,6 +135,34 @@ def test_what_else_differs_is_never_judged(
     assert list(judgement["other_sources"]) == ["poisson 50 %"]
 
 
+def test_a_profile_that_is_not_complete_is_called_so_first(place: Place, tmp_path: Path) -> None:
+    """Its errors are of what was measured by then."""
+    conditions = place.profile.conditions | {"complete": False, "designed_steps": 9_999}
+    place.replace(conditions=conditions)
+    judgement = place.run(OFFLINE, repeats=1)
+    told = f"calibration not complete: {len(place.profile.samples)} of 9,999 steps measured"
+    assert table_lines(judgement)[1].startswith(told)
+    draw(judgement, tmp_path / "part.svg")
+    assert told in (tmp_path / "part.svg").read_text()
+
+
+def test_one_run_tells_no_spread(place: Place, tmp_path: Path) -> None:
+    """Neither 0 as if it had been measured, in the table, nor a bar in the picture."""
+    once, twice = place.run(OFFLINE, repeats=1), place.run(OFFLINE, repeats=2)
+    for judgement, known in ((once, False), (twice, True)):
+        (load,) = judgement["loads"]
+        spreads = [each["spread"] for each in load["metrics"]["calibrated"].values()]
+        assert [spread is not None for spread in spreads] == [known] * len(spreads)
+        row = next(line for line in table_lines(judgement) if line.startswith("offline"))
+        assert ("± -" in row) != known
+        assert ("± 0.0" in row) <= known
+        draw(judgement, tmp_path / f"{known}.svg")
+    bars = [
+        (tmp_path / f"{known}.svg").read_text().count("LineCollection") for known in (False, True)
+    ]
+    assert bars[0] < bars[1]
+
+
 def test_a_judgement_of_some_loads_does_not_replace_that_of_all(place: Place) -> None:
     """Nor does judging change how often loads are to be measured."""
     place.run(OFFLINE, HALF, repeats=1)

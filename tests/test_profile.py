@@ -97,6 +97,23 @@ def test_an_older_schema_asks_to_calibrate_again(tmp_path):
     assert "newer version" in broken(tmp_path, lambda profile: profile.update(schema="profile/v99"))
 
 
+def test_other_measurements_are_called_what_they_are(tmp_path):
+    """To measure anew would help nobody: another file is meant."""
+    for schema, told in (
+        (
+            "kernels/v1",
+            " holds kernel tables, of no model in particular, and is no profile: give one",
+        ),
+        (
+            "exchange/v1",
+            " holds what GPUs exchange, and nothing of a model's steps: give a profile, or",
+        ),
+    ):
+        complaint = broken(tmp_path, lambda profile, schema=schema: profile.update(schema=schema))
+        assert complaint.startswith(told)
+        assert "measures anew" not in complaint
+
+
 def test_an_older_profile_can_be_fitted_anew(tmp_path):
     """Its samples are as good as ever; its fit means something else, so it is not used."""
     path = tmp_path / "older.json"

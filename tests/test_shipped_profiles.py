@@ -22,6 +22,7 @@ from workbench.analysis.header_diff import header_differences
 from workbench.analysis.rebuilt_models import rebuild_cost_models
 from workbench.record.header import decode_header, encode_header
 from workbench.record.run_record import HEADER, RunReader
+from workbench.running import profile_remarks
 from workbench.running.deployment import resolve_deployment
 from workbench.running.profile_match import is_gpu, model_digest
 from workbench.scenario.errors import ScenarioErrors
@@ -173,8 +174,51 @@ def test_the_pages_that_were_counted_may_be_asked_for() -> None:
         load_scenario("quickstart", ["deployment.pools.0.num_pages=60000"])
     ).replicas
     assert replica.facts.num_pages == 60_000 > replica.memory.num_pages
-    with pytest.raises(ScenarioErrors, match="60,001 pages do not fit, 60,000 do"):
+    with pytest.raises(ScenarioErrors, match="60,001 pages do not fit, 60,000 do") as caught:
         resolve_deployment(load_scenario("quickstart", ["deployment.pools.0.num_pages=60001"]))
+    (error,) = caught.value.errors
+    assert error.help is not None
+    assert f"profile {NAME} is of an engine that had 60,000 pages" in error.help
+    assert "--set deployment.pools.0.num_pages=60000" in error.help
+    assert "GiB" not in error.help, "the sums of a whole GPU say something else"
+
+
+PARTS = {"complete": False, "designed_steps": 125}
+
+
+@pytest.mark.parametrize(
+    ("identity", "conditions", "note"),
+    [
+        ({}, {"complete": True, "designed_steps": 125}, ""),
+        ({}, PARTS, ": 50 of 125 steps measured; the same `workbench calibrate --model tiny-test`"),
+        ({"gpu": "cpu"}, PARTS, "`workbench calibrate --model tiny-test --device cpu`"),
+        ({"gpu": "cpu", "model": "tiny_model"}, PARTS, "`workbench calibrate --cpu`"),
+        ({}, PARTS | {"designed_steps": 50}, "50 of 50 steps measured, not all of them three"),
+        ({}, {"complete": False}, "calibration not complete; the same `workbench calibrate"),
+        ({"engine_version": "not installed"}, {}, ""),
+        ({"engine_version": "0.0.9"}, {}, "measured with version 0.0.9 of the engine (here: 7)"),
+    ],
+)
+def test_a_run_says_what_restricts_its_profile(
+    monkeypatch: pytest.MonkeyPatch, identity: dict[str, str], conditions: dict, note: str
+) -> None:
+    """That steps were not measured, or with another version: in the result and in the record."""
+    monkeypatch.setattr(profile_remarks, "workbench_version", lambda: "7")
+    own = {"model": "tiny-test", "engine_version": "7"} | identity
+    profile = profile_for("Llama-3.1-8B", "mine")
+    measured = msgspec.structs.asdict(profile.samples).items()
+    few = type(profile.samples)(**{name: column[:50] for name, column in measured})
+    named = msgspec.structs.replace(profile.identity, **own)
+    profile = msgspec.structs.replace(profile, identity=named, samples=few, conditions=conditions)
+    Path("mine.json").write_bytes(encode_profile(profile))
+    result = invoke(*SMALL, "--set", "hardware.profile=mine.json")
+    assert result.exit_code == 0, result.output
+    told = result.stdout.partition("\nStep times: mine")[2].splitlines()[1:]
+    assert bool(told) == bool(note)
+    assert note in "".join(told)
+    assert RunReader(Path("runs/quickstart-1")).header.cost_model_notes == tuple(told)
+    explained = invoke("explain", "runs/quickstart-1").stdout
+    assert all(f"note: step times: {line}" in explained for line in told)
 
 
 def test_only_what_ships_is_found(folder: Path, content: bytes) -> None:
@@ -197,6 +241,16 @@ def test_a_shipped_file_that_is_no_profile_is_an_error(folder: Path) -> None:
     assert error.code == "S211"
     assert f"{NAME}.json is not a profile" in error.message
     assert error.help == "`hardware.profile: analytic` does without"
+
+
+def test_a_profile_without_prompts_is_refused_before_any_step() -> None:
+    """It may be read, as a calibration that was cut short may leave it, but no scenario has it."""
+    profile = profile_for("Llama-3.1-8B", "mine")
+    fit = msgspec.structs.replace(profile.fit, mixed=None)
+    Path("mine.json").write_bytes(encode_profile(msgspec.structs.replace(profile, fit=fit)))
+    result = invoke(*SMALL, "--set", "hardware.profile=mine.json")
+    assert result.exit_code == 2
+    assert "error[S211]: mine.json is of decode steps alone" in result.stderr
 
 
 def test_a_file_called_analytic() -> None:

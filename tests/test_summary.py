@@ -152,6 +152,17 @@ def test_the_beyond_range_share_is_told(summary: Summary) -> None:
     assert "Step times: by hand (12.5 % of steps outside its measured range)\n" in text
 
 
+@pytest.mark.parametrize("style", ["table", "md"])
+def test_what_restricts_step_times_stands_below_them(summary: Summary, style: str) -> None:
+    """In the last line; a summary of an older version knows of nothing."""
+    note = "calibration not complete: 24 of 125 steps measured"
+    assert summary["cost_model_notes"] is None
+    told = render(summary | {"cost_model_notes": note}, style)
+    assert told.rstrip().splitlines()[-1] == note
+    older = {key: value for key, value in summary.items() if key != "cost_model_notes"}
+    assert render(older, style) == render(summary, style)
+
+
 def test_every_reason_to_wait_has_a_label() -> None:
     """A new AdmissionBlock cannot be forgotten in the table."""
     assert set(_WAIT_LABELS) == set(WAIT_REASONS)

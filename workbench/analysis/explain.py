@@ -224,7 +224,7 @@ def _worst_requests(attribution: Attribution, counted: Bool, most: int) -> tuple
 
 
 def _notes(run: RunTables, counted: Bool, completed: Bool) -> tuple[str, ...]:
-    notes = []
+    notes = [f"step times: {note}" for note in run.header.cost_model_notes]
     if run.header.status != "complete":
         notes.append(f"{run.header.how_it_ended()}; requests without an end are left out")
     left_out = int(counted.sum() - completed.sum())

@@ -21,9 +21,12 @@ _NO_FACTS: Final = frozenset(
 # Another question was asked, or asked of other requests: latencies answer different things.
 _QUESTION: Final = ("workload", "load", "seed", "measure", "slo", "aborts", "too_long", "status")
 # Durations come from elsewhere: differences are not those of the set-up.
-_CLOCK: Final = ("kind", "cost_model", "inputs.hardware.profile.sha256")
+_PROFILE_CONTENT: Final = "inputs.hardware.profile.sha256"
+_CLOCK: Final = ("kind", "cost_model", "cost_model_notes")
 # Facts of an engine; sources of simulated durations.
-_OF_ONE_KIND: Final = ("engine.", "hardware.profile", "inputs.hardware.profile.")
+_OF_ONE_KIND: Final = (
+    "engine.", "hardware.profile", "inputs.hardware.profile.", "cost_model_notes"
+)  # fmt: skip
 _SAID_ELSEWHERE: Final = frozenset(
     {"schema", "name", "description", "seed", "report", "slo", "load.warmup_requests"}
 )
@@ -80,7 +83,7 @@ def _difference(key: str, a: str, b: str, other_executor: bool) -> FactDifferenc
     why = ""
     if top in _QUESTION:
         why = "the runs were asked different things"
-    elif top in _CLOCK:
+    elif top in _CLOCK or key == _PROFILE_CONTENT:
         why = "durations come from different sources"
     elif other_executor and top not in ("commit", "version", "detail"):
         why = "a simulation and an engine should be set up alike"

@@ -22,6 +22,7 @@ from engine.profiling.coarse_order import coarse_first
 from engine.profiling.gpu_state import GpuState
 from engine.profiling.made_plans import PlanMaker
 from engine.profiling.measuring import (
+    FEATURES,
     Features,
     Measurements,
     measure_steps,
@@ -46,7 +47,15 @@ from simulator.profile import (
     ProfileError,
 )
 from simulator.profile_file import encode_profile, read_profile
-from simulator.samples import HostSamples, HotSamples, PowerSamples, Samples, WakeSamples
+from simulator.samples import (
+    Count,
+    HostSamples,
+    HotSamples,
+    Positive,
+    PowerSamples,
+    Samples,
+    WakeSamples,
+)
 from workbench.calibration.served_times import Service
 from workbench.record.atomic_file import read_whole_lines, write_atomic
 from workbench.record.result_folder import make_folder
@@ -113,13 +122,15 @@ class Partial:
                 f"{self.path} holds measurements of another engine, model or version: delete it, "
                 "or name another --output-dir"
             )
-        for line in lines[1:]:
-            entry = json.loads(line)
+        for number, line in enumerate(lines[1:], 2):
+            try:
+                entry = _entry(line)
+            except (ValueError, msgspec.ValidationError) as error:
+                raise ValueError(f"line {number}: {error}") from None
             if isinstance(entry, dict):
                 self.sittings.append(entry)
             else:
-                shape, times = entry
-                found.add(tuple(shape), times)
+                found.add(*entry)
         return found
 
     def append(self, shape: Features, times: list[int]) -> None:
@@ -138,6 +149,23 @@ class Partial:
             if new:
                 file.write(json.dumps(self._head) + "\n")
             file.write(json.dumps(entry) + "\n")
+
+
+def _entry(line: str) -> dict[str, Any] | tuple[Features, list[int]]:
+    """A line of a partial file: the conditions of a sitting, or a shape and its times.
+
+    Raises:
+        ValueError or msgspec.ValidationError: it is neither, or no profile could hold it.
+    """
+    data = json.loads(line)
+    if isinstance(data, dict):
+        return data
+    shape, times = msgspec.convert(data, tuple[tuple[Count, ...], list[Positive]])
+    if len(shape) != len(FEATURES) or not times:
+        raise ValueError(
+            f"{len(shape)} features and {len(times)} times, not {len(FEATURES)} and at least one"
+        )
+    return shape, times
 
 
 def calibrate(
@@ -319,7 +347,8 @@ def _profile(measured: _Measured) -> Profile:
         fit = fit_profile(samples, host, measured.engine, power, measured.wake, hot)
     except ProfileError as error:
         raise ProfileError(
-            f"{error}; the same command goes on where this one stopped ({measured.partial.path})"
+            f"{error}: give more --minutes; the same command goes on where this one stopped "
+            f"({measured.partial.path})"
         ) from None
     return Profile(
         schema=SCHEMA,

@@ -7,6 +7,7 @@ it was.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ import msgspec
 
 from engine.profiling.kernel_cases import Draw, KernelCase
 from engine.profiling.kernel_tables import KernelTimes
-from simulator.composition.kernel_file import SCHEMA, KernelIdentity, Series
+from simulator.composition.kernel_file import OPS, SCHEMA, KernelIdentity, Series, Time
 from simulator.profile import ProfileError
+from simulator.samples import Count
 from workbench.record.atomic_file import read_whole_lines
 from workbench.record.result_folder import make_folder
+
+_Entry = tuple[str, tuple[Count, ...], tuple[Count, ...], Draw | None, tuple[Time, ...]]
 
 
 class PartialKernels:
@@ -56,10 +60,11 @@ class PartialKernels:
                 " another --output-dir"
             )
         found = KernelTimes()
-        for line in lines[1:]:
-            op, sizes, point, draw, times = json.loads(line)
-            given = None if draw is None else Draw(*draw)
-            found.add(KernelCase(op, tuple(sizes), tuple(point), given), times)
+        for number, line in enumerate(lines[1:], 2):
+            try:
+                found.add(*_entry(line))
+            except (ValueError, msgspec.ValidationError) as error:
+                raise ValueError(f"line {number}: {error}") from None
         return found
 
     def append(self, case: tuple[Any, ...], times: list[float]) -> None:
@@ -70,6 +75,20 @@ class PartialKernels:
             if new:
                 file.write(json.dumps(self._head) + "\n")
             file.write(json.dumps([*case, [round(ns, 1) for ns in times]]) + "\n")
+
+
+def _entry(line: str) -> tuple[KernelCase, tuple[float, ...]]:
+    """A line of a partial file.
+
+    Raises:
+        ValueError or msgspec.ValidationError: it is no case with times that tables could hold.
+    """
+    op, sizes, point, draw, times = msgspec.convert(json.loads(line), _Entry)
+    if tuple(map(len, (sizes, point))) != tuple(map(len, OPS.get(op, ()))):
+        raise ValueError(f"{op!r} of {len(sizes)} sizes at {len(point)} numbers is no case")
+    if not times or not all(map(math.isfinite, times)):
+        raise ValueError("its times are no finite numbers")
+    return KernelCase(op, sizes, point, draw), times
 
 
 def series_of(done: KernelTimes) -> tuple[Series, ...]:

@@ -25,6 +25,7 @@ Examples:
   workbench calibrate --refit profiles/nvidia-h200-llama-3.1-8b-bf16-tp1.json"""
 
 _CPU_MINUTES, _GPU_MINUTES, _KERNEL_MINUTES = 0.5, 5.0, 4.0
+_LEAST_MINUTES, _MOST_MINUTES = 0.1, 600.0  # in less, even a CPU has too few steps for a fit
 _FOLDER = Path("profiles")
 _EXCHANGE = "workbench.calibration.exchange"
 
@@ -93,7 +94,8 @@ def run(
     minutes: Annotated[
         float | None,
         typer.Option(
-            min=0.02,
+            min=_LEAST_MINUTES,
+            max=_MOST_MINUTES,
             help="For measuring, once the engine has started. Default: 5, with --kernels 4, on a "
             "CPU half a minute.",
         ),
@@ -141,17 +143,20 @@ def run(
             raise UsageError("--refit measures nothing, and writes where the profile is: no more")
         _refit(refit, expert_skew)
         return
-    if not kernels and (all_reduce or missing or expert_skew is not None):
-        raise UsageError(
-            "--all-reduce, --missing and --expert-skew are of kernel tables: give --kernels, too"
-        )
+    _refuse_contradictions(
+        kernels=kernels,
+        all_reduce=all_reduce,
+        of_tables=missing or expert_skew is not None,
+        of_checkpoint=dtype is not None or load_format != "auto",
+        of_more=model is not None or minutes is not None,
+    )
     if tensor_parallel_size > 1:
         raise UsageError(f"the engine runs on one GPU, --tp is {tensor_parallel_size}")
     if cpu and (model or device):
         raise UsageError("--cpu calibrates a tiny model: give it, or --model and --device")
+    if cpu and dtype not in (None, "fp32"):
+        raise UsageError(f"--cpu calibrates in fp32, --dtype is {dtype}: leave it out")
     if kernels:
-        if dtype is not None or load_format != "auto":
-            raise UsageError("--kernels measures in the engine's own number format, no checkpoint")
         where = "cpu" if cpu else device or "cuda"
         alone = missing or where != "cuda"
         if all_reduce or (not alone and _module(_EXCHANGE).several_gpus()):
@@ -173,6 +178,36 @@ def run(
         taught = _module("workbench.calibration.kernels").teach(done.profile, output_dir)
         if taught is not None:
             _tell_of_kernels(taught)
+
+
+def _refuse_contradictions(
+    *, kernels: bool, all_reduce: bool, of_tables: bool, of_checkpoint: bool, of_more: bool
+) -> None:
+    """Refuse what only goes with --kernels, or does not go with it or with --all-reduce.
+
+    Args:
+        kernels: whether it is given.
+        all_reduce: whether that is.
+        of_tables: --missing or --expert-skew is.
+        of_checkpoint: --dtype or --load-format is.
+        of_more: --model or --minutes is.
+
+    Raises:
+        UsageError: with what to leave out, or to give.
+    """
+    from workbench.cli.failures import UsageError
+
+    if not kernels and (all_reduce or of_tables):
+        raise UsageError(
+            "--all-reduce, --missing and --expert-skew are of kernel tables: give --kernels, too"
+        )
+    if kernels and of_checkpoint:
+        raise UsageError("--kernels measures in the engine's own number format, no checkpoint")
+    if all_reduce and (of_tables or of_more):
+        raise UsageError(
+            "--all-reduce measures all that GPUs exchange, and nothing else: give no --missing, "
+            "--expert-skew, --model or --minutes"
+        )
 
 
 def _refit(path: Path, expert_skew: float | None) -> None:
@@ -253,7 +288,7 @@ def _cpu_config() -> RunnerConfig:
     config = RunnerConfig(
         model=str(_tiny_model()), load_format="dummy", device="cpu", max_model_len=1024
     )
-    return _as_cpus_serve(config)
+    return _as_served(config, "engine_on_cpu")
 
 
 def _config(
@@ -268,17 +303,25 @@ def _config(
     model = checkpoint_of(model, load_format)
     config = RunnerConfig(model=model, load_format=load_format, device=device, dtype=dtype)
     if device == "cpu":
-        return _as_cpus_serve(config)
+        return _as_served(config, "demo_model")
     sizes = default_graph_batch_sizes(config.max_running_requests)
     return replace(config, cuda_graph_batch_sizes=sizes)
 
 
-def _as_cpus_serve(config: RunnerConfig) -> RunnerConfig:
-    """With the limits of the scenarios engine_on_cpu and demo_model.
+def _as_served(config: RunnerConfig, scenario: str) -> RunnerConfig:
+    """With the limits of a shipped scenario for CPUs, which is simulated with the profile.
 
     With those of a GPU the host's time alone would take minutes to measure.
     """
-    return replace(config, num_pages=512, max_num_batched_tokens=512, max_running_requests=16)
+    from workbench.scenario.source import load_scenario
+
+    (pool,) = load_scenario(scenario).scenario.deployment.pools
+    return replace(
+        config,
+        num_pages=pool.num_pages,
+        max_num_batched_tokens=pool.max_num_batched_tokens,
+        max_running_requests=pool.max_running_requests,
+    )
 
 
 def _tell(done: Calibration) -> None:

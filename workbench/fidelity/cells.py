@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zipfile
+import zlib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
@@ -20,13 +22,17 @@ import engine
 from engine.core.events import Columns
 from engine.core.workload import Workload
 from simulator.cost_model import StepFeatures
-from workbench.fidelity.errors import FidelityError
+from workbench.fidelity.errors import DamagedError
 from workbench.fidelity.loads import Load
 from workbench.fidelity.suite import read_json
 from workbench.record.atomic_file import open_atomic, write_atomic
 from workbench.record.columns import narrow
 
 SCHEMA: Final = "fidelity-cell/v2"
+_UNREADABLE: Final = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, EOFError,
+    NotImplementedError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 OTHER_SOURCES: Final = "other sources of the engine"
 _SUFFIXES: Final = (".py", ".cu")
 # Columns of steps without which a cell cannot be judged.
@@ -124,7 +130,7 @@ def read_cell(folder: Path, load: Load) -> Cell | None:
     """The cell of a load, of whatever engine it is; None if there is none.
 
     Raises:
-        FidelityError: it is damaged.
+        DamagedError: it cannot be read, or its two files are not of the same runs.
     """
     path, steps_path = cell_files(folder, load)
     if not path.exists():
@@ -134,10 +140,10 @@ def read_cell(folder: Path, load: Load) -> Cell | None:
         return None
     try:
         return _cell(text, steps_path)
-    except (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise FidelityError(
+    except _UNREADABLE as error:
+        raise DamagedError(
             f"{path} and {steps_path} cannot be read ({type(error).__name__}: {error}): "
-            "delete them, and the load is measured again"
+            "delete them, and without --judge-only the load is measured again"
         ) from None
 
 
@@ -145,13 +151,34 @@ def _cell(text: dict[str, Any], steps_path: Path) -> Cell:
     """A cell from its text and the file of its steps."""
     facts = {each.name: text[each.name] for each in fields(Key)}
     key = Key(**facts | {"settings": tuple(facts["settings"])})
-    with np.load(steps_path, allow_pickle=False) as arrays:
+    with steps_path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         steps = [_columns(arrays, number) for number in range(len(text["runs"]))]
-    runs = tuple(
-        MeasuredRun(run["summary"], run["wall_s"], columns)
-        for run, columns in zip(text["runs"], steps, strict=True)
-    )
-    return Cell(text["load"], key, runs, text["parity"], text["about"])
+    runs = []
+    for number, (run, columns) in enumerate(zip(text["runs"], steps, strict=True), 1):
+        if problem := _problem(run["summary"], run["wall_s"], columns):
+            raise ValueError(f"run {number} {problem}")
+        runs.append(MeasuredRun(run["summary"], run["wall_s"], columns))
+    if not isinstance(text["about"].get("commit"), str | None):
+        raise ValueError("its commit is no text")
+    return Cell(text["load"], key, tuple(runs), text["parity"], text["about"])
+
+
+def _problem(summary: dict[str, Any], wall_s: Any, steps: Columns) -> str | None:
+    """What keeps a run from being judged, if anything does.
+
+    A summary leaves out steps that began after the last request had ended.
+    """
+    for name, value in (*summary.items(), ("wall_s", wall_s)):
+        if not isinstance(value, int | float | None) or not math.isfinite(value or 0):
+            return f"has {name} {value!r}, which is no number"
+    if len({column.shape for column in steps.values()}) > 1 or steps["gpu_ns"].ndim != 1:
+        return "has columns of different lengths"
+    count, mean_ms = summary["steps"] or 0, summary["mean_step_ms"] or 0.0
+    if summary["completed"] is None or not 0 <= count <= len(steps["gpu_ns"]):
+        return f"has {len(steps['gpu_ns']):,} steps, and a summary of {count:,}"
+    if not math.isclose(int(steps["gpu_ns"][:count].sum()) / 1e6, count * mean_ms):
+        return f"has other steps than its summary, whose {count:,} took {mean_ms:.3f} ms on average"
+    return None
 
 
 def write_cell(folder: Path, load: Load, cell: Cell) -> None:
@@ -196,8 +223,12 @@ def what_differs(cell: Cell, key: Key) -> str:
 
 def _columns(arrays: Any, number: int) -> Columns:
     prefix = f"run{number}."
-    found = {name.removeprefix(prefix): arrays[name].astype(np.int64)
-             for name in arrays.files if name.startswith(prefix)}  # fmt: skip
+    kept = {name.removeprefix(prefix): arrays[name]
+            for name in arrays.files if name.startswith(prefix)}  # fmt: skip
+    odd = [name for name, column in kept.items() if column.dtype.kind != "i"]
+    if odd:
+        raise TypeError(f"{odd[0]} of run {number + 1} holds no integers")
+    found = {name: column.astype(np.int64) for name, column in kept.items()}
     lacking = [name for name in _ASKED if name not in found]
     if lacking:
         raise KeyError(f"no {lacking[0]} of run {number + 1}")

@@ -3,3 +3,7 @@
 
 class FidelityError(Exception):
     """Measurements that cannot be used or made; names the file or load, and what to do."""
+
+
+class DamagedError(FidelityError):
+    """A file of measurements that cannot be read, though it could be measured or made again."""

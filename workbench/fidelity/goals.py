@@ -26,7 +26,7 @@ class Score:
         engine: mean of the engine's runs.
         predicted: by the simulator.
         error: signed, percent of the engine's mean; None where there is nothing to divide by.
-        spread: half the range of the engine's runs, percent of their mean.
+        spread: half the range of the engine's runs, percent of their mean; None: one tells none.
         goal: percent that are allowed, the spread included; None: it is not judged.
         reached: whether the error is within; None: it is not judged.
     """
@@ -54,11 +54,14 @@ def score(
     mean = sum(known) / len(known) if known else None
     if mean is None or predicted is None:
         return Score(mean, predicted, None, None)
+    spread = 0.0 if len(known) > 1 else None
     if mean == 0:
         nothing = predicted == 0
-        return Score(mean, predicted, 0.0 if nothing else None, 0.0, GOALS[metric], nothing)
-    error, spread = 100 * (predicted - mean) / mean, 50 * (max(known) - min(known)) / mean
+        return Score(mean, predicted, 0.0 if nothing else None, spread, GOALS[metric], nothing)
+    error = 100 * (predicted - mean) / mean
+    if spread is not None:
+        spread = 50 * (max(known) - min(known)) / mean
     if metric.startswith("p99") and requests < P99_REQUESTS:
         return Score(mean, predicted, error, spread)
-    goal = max(GOALS[metric], spread)
+    goal = max(GOALS[metric], spread or 0.0)
     return Score(mean, predicted, error, spread, goal, abs(error) <= goal)

@@ -22,6 +22,7 @@ from workbench.fidelity.cells import (
     requests_digest,
     what_differs,
 )
+from workbench.fidelity.errors import DamagedError
 from workbench.fidelity.goals import GOALS, JUDGED_STEPS, STEP_GOALS, score
 from workbench.fidelity.loads import Load
 from workbench.fidelity.predict import Predictor
@@ -38,6 +39,7 @@ from workbench.fidelity.step_errors import (
 from workbench.fidelity.suite import Suite
 from workbench.record.atomic_file import write_atomic
 from workbench.record.provenance import input_file, source_commit
+from workbench.running.profile_remarks import remarks
 from workbench.scenario.serving import ANALYTIC
 
 SCHEMA: Final = "fidelity-judgement/v4"
@@ -84,17 +86,23 @@ def find_cell(
         load: to look for.
         profile_path: that prepares its requests.
         digest: of the sources that are here, if it is known already.
-        any_sources: a cell of other sources, and equal in all else, is found, too, and marked.
+        any_sources: nothing can be measured: a cell of other sources, and equal in all else, is
+            found, too, and marked; one that is damaged is missing.
 
     Raises:
-        FidelityError: it is damaged.
+        DamagedError: it cannot be read, and could be measured.
     """
     workload = Predictor(suite, str(profile_path)).ready(load).workload
     key = Key(
         suite.basis.scenario, suite.settings(load), requests_digest(workload), suite.engine,
         digest or engine_digest(),
     )  # fmt: skip
-    cell = read_cell(suite.folder, load)
+    try:
+        cell = read_cell(suite.folder, load)
+    except DamagedError as error:
+        if not any_sources:
+            raise
+        return Found(load, key, None, str(error))
     if cell is None:
         older = cell_files(suite.folder, load)[0].exists()
         return Found(load, key, None, _OTHER_FORM if older else "not measured")
@@ -148,6 +156,7 @@ def judge(
         "schema": SCHEMA,
         "profile": profile.name,
         "profile_sha256": input_file(profile_path).sha256,
+        "profile_notes": list(remarks(profile)),
         "commit": source_commit(),
         "engine": suite.engine,
         "other_sources": {

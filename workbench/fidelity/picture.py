@@ -82,6 +82,7 @@ def _title(figure: Figure, judgement: Judgement) -> None:
         text += f"; without {', '.join(absent)}"
     if told := sources_told(judgement):
         text = f"{told}; {text}"
+    text = "; ".join([*judgement["profile_notes"], text])
     top = 0.975 - 0.26 / float(figure.get_size_inches()[1])
     figure.text(0.008, top, text, fontsize=9, color=GREY, va="top", wrap=True)
 

@@ -47,7 +47,8 @@ def run_suite(
         say: told what is going on.
 
     Raises:
-        FidelityError: nothing is measured and nothing may be, or a cell is damaged.
+        FidelityError: nothing is measured and nothing may be, or a cell is damaged that could be
+            measured again.
 
     More as `Bench.measure` and `judge`.
     """

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from engine.core.bounded_file import FileTooLargeError, read_bounded
+from engine.core.bounded_file import read_bounded
 from simulator.profile import Identity, Profile
-from workbench.fidelity.errors import FidelityError
+from workbench.fidelity.errors import DamagedError, FidelityError
 from workbench.fidelity.loads import AT_ONCE, TRACE, Load
 from workbench.fidelity.trace_window import TraceWindow, find_window
 from workbench.record.atomic_file import write_atomic
@@ -141,23 +141,32 @@ def read_json(path: Path) -> dict[str, Any]:
     """A file of the folder.
 
     Raises:
-        FidelityError: it is damaged.
+        DamagedError: it is no JSON object, or cannot be read.
     """
     try:
-        data = json.loads(read_bounded(path))
-    except (FileTooLargeError, ValueError) as error:
-        raise FidelityError(
-            f"{path} is damaged ({error}): delete it, and it is made again"
-        ) from None
+        data = json.loads(read_bounded(path), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, str(error)) from None
     if not isinstance(data, dict):
-        raise FidelityError(f"{path} is damaged (no JSON object): delete it, and it is made again")
+        raise _damaged(path, "no JSON object")
     return data
+
+
+def _refuse_constant(name: str) -> None:
+    """NaN and infinities, which Python reads, are no JSON."""
+    raise ValueError(f"{name} is no number")
+
+
+def _damaged(path: Path, why: str) -> DamagedError:
+    return DamagedError(
+        f"{path} is damaged ({why}): delete it, and without --judge-only it is made again"
+    )
 
 
 def _refuse_other(path: Path, kept: dict[str, Any], about: dict[str, Any]) -> None:
     engine = kept.get("engine")
     if not isinstance(engine, dict) or not isinstance(kept.get("repeats"), int):
-        raise FidelityError(f"{path} is damaged (it lacks facts): delete it, and it is made again")
+        raise _damaged(path, "it lacks facts")
     other = [
         f"{key} {kept.get(key)}, not {value}" for key, value in about.items()
         if kept.get(key) != value and key != "engine"

@@ -18,7 +18,8 @@ _STEP_NUMBERS: Final = ("median", "p90", "p99", "bias")
 def table_lines(judgement: Judgement) -> list[str]:
     """All of a judgement that has a place in a table; a `*` is a goal that is missed."""
     loads = judgement["loads"]
-    lines = [f"profile {judgement['profile']}, {_machine(judgement)}", *_sources(judgement)]
+    lines = [f"profile {judgement['profile']}, {_machine(judgement)}"]
+    lines += [*judgement["profile_notes"], *_sources(judgement)]
     if loads:
         lines += ["", *_metrics(loads), "", *_steps(loads), "", *_counts(loads)]
         lines += _host_times(loads)
@@ -76,8 +77,10 @@ def _score(score: dict[str, Any], marked: bool) -> str:
     error, spread = score["error"], score["spread"]
     mark = "*" if marked and score["reached"] is False else " "
     if error is None:
-        return f"{'-' if spread is None else 'inf'}{mark}"
-    return f"{error:+.1f} ± {spread:.1f}{mark}"
+        unknown = score["engine"] is None or score["predicted"] is None
+        return f"{'-' if unknown else 'inf'}{mark}"
+    told = "-" if spread is None else f"{spread:.1f}"
+    return f"{error:+.1f} ± {told}{mark}"
 
 
 def _steps(loads: Sequence[dict[str, Any]]) -> list[str]:
@@ -168,8 +171,9 @@ def _explanation(judgement: Judgement) -> list[str]:
         f"{judgement['reached']} of {judgement['goals']} goals reached; * is one that is missed.",
         f"Goals: mean TPOT, ITL and throughput within {mean:g} %, mean TTFT and E2E {other:g} %,",
         f"p99 within {p99:g} % (from {P99_REQUESTS:,} requests on),",
-        f"or within the engine's own spread (±, half the range of its runs); of steps {steps},",
-        "or what their mean over the engine's runs misses them by: again, if they occur in all.",
+        "or within the engine's own spread (±, half the range of its runs, of which one has none);",
+        f"of steps {steps}, or what their mean over the engine's runs",
+        "misses them by: again, if they occur in all.",
     ]
 
 

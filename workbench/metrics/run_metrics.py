@@ -96,6 +96,7 @@ def _identity(header: RunHeader, stopped_early: str | None) -> Summary:
         "gpu": header.gpu,
         "num_gpus": header.num_gpus(),
         "cost_model": header.cost_model,
+        "cost_model_notes": "; ".join(header.cost_model_notes) or None,
         "seed": header.seed,
         "commit": header.commit,
         "scenario_sha256": header.scenario_sha256,

@@ -201,14 +201,18 @@ def _waits(summary: Summary) -> list[_Line]:
 
 
 def _footer(summary: Summary) -> list[str]:
-    """What ran where, and who said how long steps take and how far that was stretched."""
+    """What ran where, who said how long steps take, how far that was stretched, what restricts it.
+
+    Summaries of before `cost_model_notes` say nothing of that.
+    """
     gpus = f"{summary['num_gpus']} x {summary['gpu']}"
     what = f"{summary['name']}: {summary['model']} on {gpus}, seed {summary['seed']}"
     line = f"Step times: {summary['cost_model']}"
     beyond = summary["extrapolated_steps_percent"]
     if beyond:
         line += f" ({beyond:.1f} % of steps outside its measured range)"
-    return [what, line]
+    notes = summary.get("cost_model_notes")
+    return [what, line, notes] if notes else [what, line]
 
 
 def _pick(summary: Summary, labels: Sequence[tuple[str, str]]) -> list[_Line]:

@@ -129,6 +129,7 @@ class RunHeader(msgspec.Struct, frozen=True, kw_only=True):
         inputs: dotted key of the scenario -> the file that it names, or that was chosen for it.
         forks: the changes on the way from the first run to this one, oldest first; () is no fork.
         notes: remarks about the workload, for people.
+        cost_model_notes: what restricts what `cost_model` says, for people.
         engine: of an engine's run: what the runner that carried it out consists of.
         format: version of the record format.
         status: "running" until the record is finished.
@@ -157,6 +158,7 @@ class RunHeader(msgspec.Struct, frozen=True, kw_only=True):
     inputs: dict[str, InputFacts] = {}
     forks: tuple[ForkFacts, ...] = ()
     notes: tuple[str, ...] = ()
+    cost_model_notes: tuple[str, ...] = ()
     engine: dict[str, Any] = {}
     format: int = FORMAT_VERSION
     status: Status = "running"

@@ -10,15 +10,16 @@ from simulator import shipped_profiles
 from workbench.record.header import InputFacts
 from workbench.scenario.schema import Scenario, TraceWorkload
 
+NOT_INSTALLED = "not installed"
 _DISTRIBUTION = "llm-serving-workbench"
 
 
 def workbench_version() -> str:
-    """Version of the workbench, "not installed" when it runs from a bare source tree."""
+    """Version of the workbench, `NOT_INSTALLED` when it runs from a bare source tree."""
     try:
         return metadata.version(_DISTRIBUTION)
     except metadata.PackageNotFoundError:
-        return "not installed"
+        return NOT_INSTALLED
 
 
 def input_files(scenario: Scenario) -> dict[str, InputFacts]:

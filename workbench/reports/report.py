@@ -66,7 +66,7 @@ def _titles(run: RunReader) -> tuple[str, str]:
     gpus = f"{header.num_gpus()} × {header.gpu}"
     title = f"{header.name}: {header.model} on {gpus} ({header.cost_model})"
     if run.status in ("complete", "interrupted"):
-        lines = headlines(run.summary)
+        lines = [*headlines(run.summary), *header.cost_model_notes]
         return title, textwrap.shorten(lines[0], 175, placeholder=" …") if lines else ""
     return title, header.how_it_ended()
 

@@ -27,6 +27,7 @@ from workbench.running.profile_match import (
     holds_pages_of,
     nearest_shipped,
 )
+from workbench.running.profile_remarks import remarks
 from workbench.running.step_times import Measured, find_kernels, measured_cost_model, read_measured
 from workbench.scenario.errors import ScenarioError, ScenarioErrors
 from workbench.scenario.schema import Pool, Scenario
@@ -59,6 +60,7 @@ class Deployment:
     Attributes:
         profile: the file that says how long steps take, a profile or kernel tables; None: the
             analytic cost model does.
+        cost_model_notes: what restricts what that file says.
     """
 
     model: ModelSpec
@@ -66,6 +68,7 @@ class Deployment:
     replicas: tuple[Replica, ...]
     router: RouterConfig
     profile: Path | None
+    cost_model_notes: tuple[str, ...] = ()
 
     @property
     def capacity(self) -> Capacity:
@@ -106,7 +109,8 @@ def resolve_deployment(loaded: LoadedScenario) -> Deployment:
         try:
             replicas += [_replica(scenario, model, gpu, pool, profile)] * pool.replicas
         except _NoRoomError as error:
-            errors.append(loaded.error((*path, "num_pages"), "S201", str(error), error.arithmetic))
+            help_ = error.help(index)
+            errors.append(loaded.error((*path, "num_pages"), "S201", str(error), help_))
         except MemoryPlanError as error:
             summary, _, arithmetic = str(error).partition("\n")
             errors.append(loaded.error(("hardware", "gpu"), "S201", summary, arithmetic))
@@ -118,7 +122,8 @@ def resolve_deployment(loaded: LoadedScenario) -> Deployment:
             errors.append(loaded.error(("hardware", "profile"), "S211", str(error), error.help))
     if errors:
         raise ScenarioErrors(errors)
-    return Deployment(model, gpu, tuple(replicas), router_config(scenario), profile_path)
+    notes = () if profile is None else remarks(profile)
+    return Deployment(model, gpu, tuple(replicas), router_config(scenario), profile_path, notes)
 
 
 def router_config(scenario: Scenario) -> RouterConfig:
@@ -128,11 +133,22 @@ def router_config(scenario: Scenario) -> RouterConfig:
 
 
 class _NoRoomError(Exception):
-    """More pages are asked for than the memory holds."""
+    """More pages are asked for than the memory holds, or than the engine of a profile had."""
 
-    def __init__(self, num_pages: int, most: int, memory: MemoryPlan) -> None:
+    def __init__(
+        self, num_pages: int, most: int, memory: MemoryPlan, counted: Profile | None
+    ) -> None:
         super().__init__(f"{num_pages:,} pages do not fit, {most:,} do")
-        self.arithmetic = "\n".join(memory.lines())
+        self._most, self._memory, self._counted = most, memory, counted
+
+    def help(self, pool: int) -> str:
+        """Where the limit comes from, and what to set for the pool of this number."""
+        if self._counted is None:
+            return "\n".join(self._memory.lines())
+        return (
+            f"profile {self._counted.name} is of an engine that had {self._most:,} pages:\n"
+            f"`--set deployment.pools.{pool}.num_pages={self._most}` simulates as many"
+        )
 
 
 def _profile(
@@ -147,11 +163,26 @@ def _profile(
         else:
             help_ = WHO_WRITES_PROFILES
             path = hardware.profile_path
-        return (path, read_measured(path)) if path else (None, None)
+        return (path, _measured(path)) if path else (None, None)
     except ProfileError as error:
         known = "`workbench calibrate" in str(error)  # of another version; it says what to do
         wrong = loaded.error(("hardware", "profile"), "S211", str(error), "" if known else help_)
         raise ScenarioErrors([wrong]) from None
+
+
+def _measured(path: Path) -> Measured:
+    """What is in a file, if it knows all kinds of steps that a scenario has.
+
+    Raises:
+        ProfileError: it does not, or as `read_measured`.
+    """
+    measured = read_measured(path)
+    if isinstance(measured, Profile) and measured.fit.mixed is None:
+        raise ProfileError(
+            f"{path} is of decode steps alone, without any with prompts, which every scenario has: "
+            "the same `workbench calibrate` again measures them, too"
+        )
+    return measured
 
 
 def _shipped(scenario: Scenario, model: ModelSpec, gpu: HardwareSpec) -> Path | None:
@@ -199,12 +230,13 @@ def _replica(
 ) -> Replica:
     memory = memory_of(scenario, model, gpu, pool)
     costs = _costs(scenario, model, gpu, pool, profile)
-    most, share = memory.num_pages, scenario.hardware.memory_fraction
+    counted, share = None, scenario.hardware.memory_fraction
     if isinstance(profile, Profile) and holds_pages_of(profile, pool, share):
-        most = profile.engine.num_pages  # the engine has counted them, we only estimate
+        counted = profile  # its engine has counted them, we only estimate
+    most = memory.num_pages if counted is None else counted.engine.num_pages
     num_pages = pool.num_pages or most
     if num_pages > most:
-        raise _NoRoomError(num_pages, most, memory)
+        raise _NoRoomError(num_pages, most, memory, counted)
     facts = replica_facts(pool, num_pages, model.max_model_len)
     on_cpu = profile is not None and profile.identity.gpu == CPU
     scheduler = scheduler_config(

@@ -152,6 +152,7 @@ def scenario_header(
     cost_model: str,
     replicas: tuple[ReplicaFacts, ...],
     notes: tuple[str, ...],
+    cost_model_notes: tuple[str, ...] = (),
     engine: dict[str, Any] | None = None,
 ) -> RunHeader:
     """The header of a scenario's run; the arguments are those of `RunHeader`."""
@@ -176,6 +177,7 @@ def scenario_header(
         numpy_version=np.__version__,
         inputs=input_files(scenario),
         notes=notes,
+        cost_model_notes=cost_model_notes,
         engine=engine or {},
     )
 

@@ -121,4 +121,5 @@ def _header(
         cost_model=deployment.cost_model_name,
         replicas=tuple(replica.facts for replica in deployment.replicas),
         notes=notes,
+        cost_model_notes=deployment.cost_model_notes,
     )

@@ -200,7 +200,7 @@ def _assessment(draft: Draft, loaded: LoadedScenario, simulation: Simulation) ->
         deployment=simulation.deployment,
         preview=preview(simulation.workload),
         estimate=estimate(loaded.scenario, simulation.deployment, simulation.workload),
-        notes=simulation.header.notes,
+        notes=(*simulation.header.notes, *simulation.header.cost_model_notes),
     )
 
 
