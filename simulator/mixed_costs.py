@@ -87,8 +87,9 @@ class MixedCosts:
         prefill, prefills, context, pairs, longest, decodes, decode, _, _, _, sampled, _, _ = shape
         tokens = prefill + decode
         least = self._whole_launch_ns[launch_kind(shape, self._graph_tokens)]
-        if prefill and tokens > self._own_tokens:
-            tokens = graph_tokens_for(self._graph_tokens, tokens, prefills) or tokens
+        if prefill:
+            size = graph_tokens_for(self._graph_tokens, tokens, prefills)
+            tokens = size if size > self._own_tokens else tokens
         pair_ns, context_ns, max_context_ns = self._prefill_ns
         prefill_request_ns, decode_request_ns = self._request_ns
         ns = self._tokens.whole_ns(tokens)
@@ -102,18 +103,19 @@ class MixedCosts:
 
 
 def counted_tokens(features: StepFeatures, graph_tokens: Sequence[int], own_tokens: int) -> Int64:
-    """Tokens at which the table of tokens is read: `padded_tokens` but for `MixedFit.own_tokens`.
+    """Tokens at which the table of tokens is read: those of the graph, if it is a larger one.
 
     Args:
         features: n steps.
         graph_tokens: ascending.
-        own_tokens: as of the fit.
+        own_tokens: graphs of no more than that are read at the tokens of the step itself.
 
     Returns:
         int64[n].
     """
+    padded = padded_tokens(features, graph_tokens)
     tokens = features.prefill_tokens + features.decode_tokens
-    return np.where(tokens <= own_tokens, tokens, padded_tokens(features, graph_tokens))
+    return np.where(padded > own_tokens, padded, tokens)
 
 
 def padded_tokens(features: StepFeatures, graph_tokens: Sequence[int]) -> Int64:

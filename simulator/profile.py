@@ -126,8 +126,8 @@ class MixedFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     Attributes:
         tokens: ascending counts of tokens of a step, those included that only fill its graph.
-        own_tokens: up to so many its own count instead, whatever its graph: where tokens choose
-            experts, those that fill one are alike, and visit hardly any.
+        own_tokens: in a graph of up to so many its own count instead: where tokens choose experts,
+            those that fill one are alike, and visit hardly any.
         ns: what they cost, not descending; read as a decode table is.
         pair_ns: of a (query, key) pair of a prompt.
         context_ns: of a token cached before a chunk.

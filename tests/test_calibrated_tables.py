@@ -243,9 +243,10 @@ def test_steps_with_prefill_pay_for_their_padding():
     both = mixed(prefill(60), decode(5, 10))
     paid = both._replace(prefill_tokens=128 - 5)
     assert gpu_ns(model, both) == gpu_ns(plain, paid)
-    own = model_of(mixed=msgspec.structs.replace(free, own_tokens=70), graph_tokens=(64, 128))
-    small = [StepShape(prefill_tokens=tokens, prefill_requests=1) for tokens in (3, 70, 71, 90)]
-    for step, paid in zip(small, (3, 70, 128, 128), strict=True):
+    own = model_of(mixed=msgspec.structs.replace(free, own_tokens=64), graph_tokens=(64, 128, 512))
+    sizes = (3, 1), (64, 1), (65, 1), (90, 1), (60, 6)  # six chunks take a graph of 128
+    small = [StepShape(prefill_tokens=tokens, prefill_requests=many) for tokens, many in sizes]
+    for step, paid in zip(small, (3, 64, 128, 128, 128), strict=True):
         assert gpu_ns(own, step) == gpu_ns(plain, step._replace(prefill_tokens=paid))
     costs = own.step_costs(columns_of(*small))
     assert costs.gpu_ns.tolist() == [gpu_ns(own, step) for step in small]

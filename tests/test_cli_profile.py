@@ -345,6 +345,16 @@ def _with_ceilings(ceilings: str) -> str:
     return f'{{"traceEvents": [], "workbench": {{"ceilings": {ceilings}}}}}'
 
 
+def _said(name: str, value: str) -> str:
+    """A trace of nothing that says one thing of itself."""
+    return f'{{"traceEvents": [], "workbench": {{"{name}": {value}}}}}'
+
+
+def _event(times: str) -> str:
+    """A trace of one kernel."""
+    return f'{{"traceEvents": [{{"ph": "X", "cat": "kernel", "name": "a", {times}}}]}}'
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -379,6 +389,14 @@ def test_what_are_no_gaps_is_told_in_words(elsewhere: Path, text: str, said: str
         ('{"traceEvents": [1]}', "of another kind"),
         ('{"traceEvents": [{"ph": "X", "cat": []}]}', "of another kind"),
         ('{"traceEvents": [], "workbench": [1]}', "`workbench` is no object"),
+        (_said("features", '"abc"'), "damaged `features`: it is no list of 13 numbers"),
+        (_said("features", "[1, 2]"), "it is no list of 13 numbers"),
+        (_said("features", "[-1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, -1]"), "`prefill_tokens` is -1"),
+        (_said("features", "[0.5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]"), "has to be whole"),
+        (_said("dtype", '"weird"'), "damaged `dtype`: 'weird' is none of bfloat16"),
+        (_event('"ts": 1, "dur": -5'), "`dur` is -5"),
+        (_event('"ts": Infinity, "dur": 1'), "`ts` is inf"),
+        (_event('"ts": "1", "dur": 1'), "`ts` is '1'"),
         (_with_ceilings("[1]"), "damaged `ceilings`: a value in it is of another kind"),
         (_with_ceilings('{"copy_tb_s": 4}'), "damaged `ceilings`: `product_tflop_s` is missing"),
         (_with_ceilings('{"copy_tb_s": "x", "product_tflop_s": 1}'), "`copy_tb_s` is 'x'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,12 @@ from typer.testing import CliRunner, Result
 
 pytest.importorskip("triton")
 
+from engine.core.model_spec import load_model_spec
 from engine.core.token_ids import TokenBuffer
 from engine.demo import DEMO_MODELS, demo_model_folder, recorded_behaviour
 from workbench.cli import app
 from workbench.cli.demo_load import CPU_REQUESTS, overrides_for_demo
+from workbench.record.recorded_model import ChangedModelError, recorded_model
 from workbench.record.run_record import RunReader
 from workbench.running.engine_prompts import RealPrompts, TextPrompts
 from workbench.running.engine_setup import EngineOptions, is_demo, runner_config
@@ -58,6 +61,23 @@ def test_a_demo_model_is_served_by_name(name: str) -> None:
     assert json.loads(result.stdout)["completed"] == 3
     assert not result.stderr
     assert RunReader(Path("runs/quickstart-2")).header.model == name
+
+
+def test_the_model_of_a_run_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it was, whatever the current folder is and holds; one that was changed is refused."""
+    shipped = demo_model_folder("demo-draft")
+    assert shipped is not None
+    shutil.copytree(shipped, "demo-draft")
+    flags = ["--num-prompts", "1", "--set", "load={kind: all_at_once}", "--device", "cpu", *SHORT]
+    result = invoke("run", "quickstart", "--model", "./demo-draft", "--quiet", *flags)
+    assert result.exit_code == 0, result.stderr
+    header = RunReader(Path("runs/quickstart-1")).header
+    monkeypatch.chdir("/")
+    assert recorded_model(header).num_layers == load_model_spec(str(shipped)).num_layers
+    with (tmp_path / "demo-draft" / "config.json").open("a") as file:
+        file.write("\n")
+    with pytest.raises(ChangedModelError, match=r"config\.json has changed since the run"):
+        recorded_model(header)
 
 
 def test_a_folder_of_that_name_comes_first() -> None:

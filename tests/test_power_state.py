@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from pathlib import Path
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from measured_steps import decode
 
 import simulator
+from engine.core.graph_sizes import default_graph_batch_sizes
+from simulator.calibrated import CalibratedCostModel
 from simulator.interpolation import interpolated
 from simulator.power_state import (
     DECODING,
@@ -154,6 +158,22 @@ def test_one_request_more_changes_little() -> None:
     assert taken[4] > taken[7]
     for more, fewer in itertools.pairwise(taken):
         assert abs(1 - fewer / more) < 0.03
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.parent.glob("nvidia-*.json")), ids=lambda p: p.stem)
+def test_no_shipped_fit_has_a_step_at_few_requests(path: Path) -> None:
+    """Right after prompts, with any context: the next request changes a step by 4 % at most."""
+    model, sizes = CalibratedCostModel(read_profile(path)), default_graph_batch_sizes(256)
+    for context in (1024, 16_384, 65_536):
+        taken = []
+        for decodes in range(1, 10):
+            state = PowerState(model.power)
+            _, now = run(state, (12_000_000, 512), 20)
+            graph = sizes[bisect.bisect_left(sizes, decodes)]
+            cool, _, _ = model.step_cost(decode(decodes, context, graph))
+            taken.append(state.lengthen(cool, decodes, now, decodes) / cool)
+        for fewer, more in itertools.pairwise(taken):
+            assert abs(more / fewer - 1) < 0.04
 
 
 def test_rows_that_fill_a_graph_compute_but_hardly_heat() -> None:

@@ -84,7 +84,7 @@ def best_mixed_fit(steps: Steps, graph_tokens: Sequence[int]) -> MixedFit:
     by_graph, loss = _best_fit(steps, graph_tokens, 0)
     tokens = steps.features.prefill_tokens + steps.features.decode_tokens
     padded = padded_tokens(steps.features, graph_tokens)
-    if not np.any((tokens < padded) & (tokens <= _OWN_TOKENS)):
+    if not np.any((tokens < padded) & (padded <= _OWN_TOKENS)):
         return by_graph
     by_own, own_loss = _best_fit(steps, graph_tokens, _OWN_TOKENS)
     return by_own if own_loss < _FAR_BETTER * loss else by_graph

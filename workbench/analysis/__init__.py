@@ -1,1 +1,1 @@
-"""Arithmetic behind `explain` and `compare`: numpy over the tables of a run, no files."""
+"""Behind `explain` and `compare`: arithmetic over tables of runs, and their cost models again."""

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from engine.core.bounded_file import read_bounded
 from engine.profiling.op_classes import RANGE
+from simulator.cost_model import UNKNOWN, StepShape
 from workbench.profile.ceilings import measured_ceilings
-from workbench.profile.wrong_file import WRONG, in_words
+from workbench.profile.traced_model import TORCH_DTYPES
+from workbench.profile.wrong_file import WRONG, checked, in_words
 
 _DEVICE: Final = {"kernel": "kernel", "gpu_memcpy": "copy", "gpu_memset": "copy"}
 _HOST: Final = frozenset({"cpu_op", "user_annotation", "cuda_runtime", "cuda_driver"})
 _MOST_BYTES: Final = 1 << 31
 _GZIP: Final = b"\x1f\x8b"
+_FEWEST_FEATURES: Final = 12  # of a step; older traces have no more
 
 
 class TraceFileError(ValueError):
@@ -140,17 +143,43 @@ def read_trace(path: Path) -> Trace:
 
 
 def _about(whole: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """What whoever recorded a trace said of it; of that, ceilings are calculated with."""
+    """What whoever recorded a trace said of it; what is calculated with has to be what it is."""
     about = whole.get("workbench")
     if about is None:
         return {}
     if not isinstance(about, dict):
         raise TraceFileError(f"{path} is no trace: `workbench` is no object")
-    try:
-        measured_ceilings(about.get("ceilings"))
-    except WRONG as error:
-        raise TraceFileError(f"{path} has damaged `ceilings`: {in_words(error)}") from None
+    for name, check in _CHECKS.items():
+        try:
+            check(about.get(name))
+        except WRONG as error:
+            raise TraceFileError(f"{path} has damaged `{name}`: {in_words(error)}") from None
     return about
+
+
+def _check_features(features: Any) -> None:
+    """A step as `StepShape` has it; that of an older trace may lack the last ones."""
+    if features is None:
+        return
+    names = StepShape._fields
+    if not isinstance(features, list) or not _FEWEST_FEATURES <= len(features) <= len(names):
+        raise ValueError(f"it is no list of {len(names)} numbers, those of a step")
+    for name, value in zip(names, features, strict=False):
+        unknown = name == "active_experts" and value == UNKNOWN
+        if not unknown and checked(name, value) != int(value):
+            raise ValueError(f"`{name}` is {value!r}, and has to be whole")
+
+
+def _check_dtype(dtype: Any) -> None:
+    if dtype not in (None, *TORCH_DTYPES, *TORCH_DTYPES.values()):
+        raise ValueError(f"{dtype!r} is none of {', '.join(TORCH_DTYPES)}")
+
+
+_CHECKS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "ceilings": measured_ceilings,
+    "features": _check_features,
+    "dtype": _check_dtype,
+}
 
 
 def parse_events(
@@ -171,25 +200,31 @@ def parse_events(
     return Trace(tuple(device), tuple(host), about or {})
 
 
+def _span(event: Mapping[str, Any]) -> tuple[float, float]:
+    """When an event began and ended, in us."""
+    start = checked("ts", event["ts"])
+    return start, start + checked("dur", event["dur"])
+
+
 def _device_work(event: Mapping[str, Any], kind: str) -> DeviceWork:
-    arguments, start = event.get("args", {}), float(event["ts"])
+    arguments, (start, end) = event.get("args", {}), _span(event)
     return DeviceWork(
         kernel_name(str(event["name"])),
         kind,
         start,
-        start + float(event["dur"]),
+        end,
         int(arguments.get("stream", 0)),
         int(arguments.get("correlation", -1)),
     )
 
 
 def _host_work(event: Mapping[str, Any], kind: str) -> HostWork:
-    arguments, start = event.get("args", {}), float(event["ts"])
+    arguments, (start, end) = event.get("args", {}), _span(event)
     return HostWork(
         str(event["name"]),
         kind,
         start,
-        start + float(event["dur"]),
+        end,
         f"{event.get('pid')}/{event.get('tid')}",
         int(arguments.get("correlation", -1)) if kind.startswith("cuda") else -1,
     )

@@ -15,7 +15,8 @@ from simulator.cost_model import StepShape
 
 TINY: Final = "tiny_model.json"
 """The file, in the scenarios, of the model that runs where none is named."""
-_SHORT: Final = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+TORCH_DTYPES: Final = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+"""What torch calls a dtype -> what it is called here."""
 
 
 class LayersError(ValueError):
@@ -32,7 +33,7 @@ def spec_of(about: Mapping[str, Any]) -> ModelSpec | None:
     try:
         spec = load_model_spec(str(known or model))
         if isinstance(dtype, str):
-            spec = served_in(spec, _SHORT.get(dtype, dtype))
+            spec = served_in(spec, TORCH_DTYPES.get(dtype, dtype))
         return spec if layers is None else shortened(spec, int(layers))
     except (ValueError, TypeError, OSError):
         return None

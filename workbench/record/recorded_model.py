@@ -8,8 +8,8 @@ from typing import Any
 
 from engine.core.model_spec import ModelSpec, load_model_spec
 from engine.demo import demo_model_folder
-from workbench.record.header import RunHeader
-from workbench.record.provenance import input_file, place_now
+from workbench.record.header import InputFacts, RunHeader
+from workbench.record.provenance import input_file
 
 
 class ChangedModelError(ValueError):
@@ -27,13 +27,23 @@ def recorded_model(header: RunHeader) -> ModelSpec:
     section = header.scenario.get("model")
     facts: Mapping[str, Any] = section if isinstance(section, dict) else {}
     asked = header.engine.get("model") or facts.get("name") or facts.get("path") or header.model
-    file = header.inputs.get("model.path")
-    if file is not None and asked == facts.get("path"):
-        return load_model_spec(str(_unchanged(place_now(file), file.sha256)))
-    return load_model_spec(str(demo_model_folder(str(asked)) or asked))
+    file = _file(header, asked == facts.get("path"))
+    demo = demo_model_folder(str(asked))
+    if file is not None and (demo is None or Path(file.path).is_file()):
+        return load_model_spec(str(_unchanged(file)))
+    return load_model_spec(str(demo or asked))
 
 
-def _unchanged(path: Path, sha256: str) -> Path:
-    if path.is_file() and input_file(path).sha256 != sha256:
+def _file(header: RunHeader, of_scenario: bool) -> InputFacts | None:
+    """The file that said the model's shape; None: a model card did, or nobody noted it."""
+    config = header.engine.get("config")
+    if config is not None:
+        return InputFacts(**config)
+    return header.inputs.get("model.path") if of_scenario else None
+
+
+def _unchanged(file: InputFacts) -> Path:
+    path = Path(file.path)
+    if path.is_file() and input_file(path).sha256 != file.sha256:
         raise ChangedModelError(f"{path} has changed since the run")
     return path

@@ -25,6 +25,7 @@ from workbench.running.engine_prompts import RealPrompts, ShownText, TextPrompts
 from workbench.running.engine_setup import (
     EngineOptions,
     asked_model,
+    config_file,
     is_demo,
     model_spec,
     runner_config,
@@ -271,6 +272,7 @@ def _header(
     facts: dict[str, Any] = json.loads(json.dumps(runner.facts()))
     config, model = runner.config, asked_model(loaded.scenario, options)
     is_named = options.model is not None or is_demo(loaded.scenario, options)
+    file = config_file(config)
     return scenario_header(
         loaded,
         detail,
@@ -283,6 +285,7 @@ def _header(
         notes=(*built.notes, *substitutions(loaded.scenario, options, facts)),
         engine={
             "model": model,
+            "config": None if file is None else {"path": file.path, "sha256": file.sha256},
             "load_format": config.load_format,
             "vocab_size": runner.spec.vocab_size,
             **facts,

@@ -10,6 +10,8 @@ from engine.core.model_spec import ModelSpec, load_model_spec
 from engine.demo import demo_model_folder
 from engine.models.model_folder import find_model, here_or_shipped
 from engine.runtime.runner_config import LoadFormat, RunnerConfig
+from workbench.record.header import InputFacts
+from workbench.record.provenance import input_file
 from workbench.running.profile_match import is_gpu
 from workbench.scenario.errors import ScenarioError, ScenarioErrors
 from workbench.scenario.schema import Model, Scenario
@@ -93,6 +95,14 @@ def model_spec(config: RunnerConfig) -> ModelSpec:
         ModelConfigError, ModelNotFoundError: it is not there, or not supported.
     """
     return load_model_spec(find_model(config.model, config.load_format).shape)
+
+
+def config_file(config: RunnerConfig) -> InputFacts | None:
+    """The file that says the shape of a runner's model; None: a model card does."""
+    path = Path(find_model(config.model, config.load_format).shape)
+    if path.is_dir():
+        path /= "config.json"
+    return input_file(path) if path.is_file() else None
 
 
 def substitutions(scenario: Scenario, options: EngineOptions, facts: dict[str, Any]) -> list[str]:
