@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command_line import invoke
 
-from engine.native import build
+from engine.native import build, prefix_cache
 from engine.native.build import PREFIX_CACHE, Extension, NativeUnavailableError
 from engine.native.cache_speed import measure_cache_speed
 from engine.native.gil import GilMeasurement
@@ -117,6 +117,18 @@ def test_a_library_that_cannot_be_replaced_is_named(
 def test_a_library_that_was_cut_off_is_not_loaded(broken: Path) -> None:
     """It would end the process; a scheduler keeps Python's cache."""
     with pytest.raises(ImportError, match="is not whole"):
+        native_cache(16)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: None])
+def test_a_library_that_cannot_be_read_does_not_load(
+    make: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error is the one that callers know, with what mends it."""
+    library = tmp_path / "library.so"
+    make(library)
+    monkeypatch.setattr(prefix_cache, "build", lambda _: library)
+    with pytest.raises(ImportError, match=rf"{library} does not load .*`workbench native` builds"):
         native_cache(16)
 
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import platform
 import shlex
 import shutil
-import struct
 import subprocess
 import sys
 import sysconfig
@@ -30,7 +28,6 @@ from engine.native.scratch import scratch_folder
 FOLDER = Path(__file__).parent
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # 2.11
 HINT = "pip install 'llm-serving-workbench[native]', and g++ (CUDA: nvcc)"
-_ELF, _ELF_64 = b"\x7fELF", b"\x7fELF\x02\x01"
 
 
 class NativeUnavailableError(RuntimeError):
@@ -138,20 +135,6 @@ def _built(extension: Extension, *, again: bool) -> Path:
         target.parent.mkdir(exist_ok=True)
         library.replace(target)
     return target
-
-
-def is_whole(library: Path) -> bool:
-    """Whether a library is there to its end; to load one that was cut off can end the process."""
-    with library.open("rb") as file:
-        head = file.read(64)
-        size = os.fstat(file.fileno()).st_size
-    if not sys.platform.startswith("linux"):
-        return size > 0
-    if len(head) < 64 or not head.startswith(_ELF_64):
-        return head.startswith(_ELF) and len(head) == 64
-    (table,) = struct.unpack_from("<Q", head, 40)  # of sections, which is the last of a file
-    entry_bytes, entries = struct.unpack_from("<HH", head, 58)
-    return bool(table + entry_bytes * entries <= size)
 
 
 @contextmanager

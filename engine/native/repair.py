@@ -17,8 +17,8 @@ from engine.native.build import (
     NativeUnavailableError,
     build_again,
     existing,
-    is_whole,
 )
+from engine.native.whole import is_whole
 
 _PYTHON = """
 import sys
