@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from engine import compiled
-from engine.native.scratch import SCRATCH_PREFIX, scratch_folder
+from engine.native.build import PREFIX_CACHE
+from engine.native.scratch import SCRATCH_PREFIX, alone, lock_of, scratch_folder
 from workbench import native_build
 
 ROOT = Path(__file__).parent.parent
@@ -120,3 +121,24 @@ def test_remove_deletes_all_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "a").mkdir()
     assert native_build.remove() == 1
     assert not any(tmp_path.iterdir())
+
+
+def test_remove_says_what_it_leaves_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And why; the locks are those that a build holds."""
+    monkeypatch.setenv("WORKBENCH_NATIVE_DIR", str(tmp_path))
+    core, cache = tmp_path / "0123", tmp_path / f"{PREFIX_CACHE.name}-4567"
+    other = tmp_path / "workbench_ops_cpu-89ab"
+    young = tmp_path / f"{SCRATCH_PREFIX}young"
+    for folder in (core, cache, other, young):
+        folder.mkdir()
+    said: list[str] = []
+    with alone(lock_of(core)), alone(lock_of(cache)), scratch_folder(tmp_path) as held:
+        assert native_build.remove(said.append) == 1
+    assert not other.exists()
+    assert sorted(said) == sorted([
+        f"{core} is left alone: a process builds or removes it",
+        f"{cache} is left alone: a process builds or removes it",
+        f"{held} is left alone: a process builds in it",
+        f"{young} is left alone: a process may build in it until it is 10 minutes old",
+    ])  # fmt: skip
+    assert native_build.remove() == 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from engine.native.cache_speed import measure_cache_speed
 from engine.native.gil import GilMeasurement
 from engine.native.prefix_cache import native_cache
 from engine.native.repair import repair, why_not
+from engine.native.scratch import SCRATCH_PREFIX
+from workbench import native_build
 
 pytestmark = pytest.mark.usefixtures("prefix_cache_builds")
 
@@ -130,6 +134,50 @@ def test_a_library_that_cannot_be_read_does_not_load(
     monkeypatch.setattr(prefix_cache, "build", lambda _: library)
     with pytest.raises(ImportError, match=rf"{library} does not load .*`workbench native` builds"):
         native_cache(16)
+
+
+def test_building_and_removing_at_once_is_safe(
+    broken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that is being built is lost, and neither fails over what the other has removed."""
+    done, failures = threading.Event(), list[BaseException]()
+
+    def compile_into(extension: Extension, folder: Path) -> Path:
+        library = folder / extension.file_name
+        library.touch()
+        return library
+
+    def remove_all() -> None:
+        try:
+            while not done.is_set():
+                native_build.remove()
+        except OSError as error:
+            failures.append(error)
+
+    monkeypatch.setattr(build, "compile_into", compile_into)
+    removers = [threading.Thread(target=remove_all) for _ in range(2)]
+    for thread in removers:
+        thread.start()
+    try:
+        for _ in range(200):
+            assert build.build(PREFIX_CACHE) == broken
+    finally:
+        done.set()
+        for thread in removers:
+            thread.join()
+    assert failures == []
+
+
+def test_a_build_sweeps_what_was_left_behind(broken: Path, tmp_path: Path) -> None:
+    """A process that was ended amid a compilation leaves its folder."""
+    left, young = (tmp_path / f"{SCRATCH_PREFIX}{name}" for name in ("left", "young"))
+    for folder in (left, young):
+        folder.mkdir()
+    os.utime(left, (0, 0))
+    broken.unlink()
+    build.build(PREFIX_CACHE)
+    assert young.is_dir()
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("command", [("kernels", "gil"), ("native", "--extensions-only")])

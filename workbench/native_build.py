@@ -8,11 +8,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from engine import compiled
-from engine.native.scratch import SCRATCH_PREFIX, is_left_behind, scratch_folder
+from engine.native.scratch import SCRATCH_PREFIX, alone, lock_of, scratch_folder, sweep
 
 INSTALL_HINT = "`pip install mypy setuptools` and a C compiler (gcc, clang or Xcode's tools)"
 
@@ -41,18 +42,30 @@ def build() -> Path:
     return target
 
 
-def remove() -> int:
+def remove(say: Callable[[str], object] = lambda _: None) -> int:
     """Delete all builds, and what was left of unfinished ones; returns how many builds there were.
 
-    What another process is building is left to it.
+    Args:
+        say: told of what is left alone, and why: another process is building it.
     """
     root = compiled.builds_dir()
     folders = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
     builds = [path for path in folders if not path.name.startswith(SCRATCH_PREFIX)]
-    left = [path for path in folders if path not in builds and is_left_behind(path)]
-    for path in [*builds, *left]:
+    removed = sum(_remove(path, say) for path in builds)
+    for line in sweep(root):
+        say(line)
+    return removed
+
+
+def _remove(path: Path, say: Callable[[str], object]) -> bool:
+    with alone(lock_of(path), wait=False) as unused:
+        if not path.is_dir():
+            return False
+        if not unused:
+            say(f"{path} is left alone: a process builds or removes it")
+            return False
         shutil.rmtree(path)
-    return len(builds)
+    return True
 
 
 def _copy_sources(work: Path) -> None:
@@ -87,6 +100,7 @@ def _store(work: Path, target: Path) -> None:
     """Put the extension modules into place, named by module, all at once."""
     suffix = EXTENSION_SUFFIXES[0]
     target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent)
     with scratch_folder(target.parent) as fresh:
         complete = fresh / "build"
         complete.mkdir()

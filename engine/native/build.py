@@ -7,7 +7,6 @@ ABI serves every torch. A wheel may bring builds along (`bundled`).
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import platform
 import shlex
@@ -15,15 +14,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import find_spec
 from pathlib import Path
 
 from engine.compiled import builds_dir
-from engine.native.scratch import scratch_folder
+from engine.native.scratch import alone, lock_of, scratch_folder, sweep
 
 FOLDER = Path(__file__).parent
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # 2.11
@@ -128,21 +125,24 @@ def _built(extension: Extension, *, again: bool) -> Path:
     target = _target(extension)
     root = target.parent.parent
     root.mkdir(parents=True, exist_ok=True)
-    with _alone(root / f".{extension.name}.lock"), scratch_folder(root) as scratch:
+    with alone(lock_of(target.parent)):
+        sweep(root)
         if target.is_file() and not again:  # another process has built it meanwhile
             return target
-        library = compile_into(extension, scratch)
-        target.parent.mkdir(exist_ok=True)
-        library.replace(target)
+        with scratch_folder(root) as scratch:
+            _put(compile_into(extension, scratch), target)
     return target
 
 
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """One process at a time: a compilation takes all of a core."""
-    with lock.open("w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _put(library: Path, target: Path) -> None:
+    """Put a library into place, with its folder if that is missing."""
+    if target.parent.is_dir():
+        library.replace(target)
+        return
+    complete = library.parent / "complete"
+    complete.mkdir()
+    library.rename(complete / target.name)
+    complete.rename(target.parent)
 
 
 def compile_into(extension: Extension, folder: Path) -> Path:

@@ -32,7 +32,8 @@ def run(
     from workbench.native_extensions import build_extensions
 
     if remove:
-        typer.echo(f"removed {native_build.remove()} builds")
+        removed = native_build.remove(lambda line: typer.echo(line, err=True))
+        typer.echo(f"removed {removed} builds")
         return
     if not extensions_only:
         typer.echo("compiling, about a minute ...", err=True)
