@@ -124,6 +124,30 @@ def test_a_library_that_was_cut_off_is_not_loaded(broken: Path) -> None:
         native_cache(16)
 
 
+@pytest.mark.parametrize("brought", [False, True])
+def test_what_another_process_has_built_again_is_not_built_twice(
+    broken: Path, good: Path, brought: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it was broken when it was looked at; so where a wheel brought it."""
+    found = tmp_path / "wheel" / broken.name if brought else broken
+    if brought:
+        found.parent.mkdir()
+        broken.rename(found)
+        monkeypatch.setattr(build, "bundled", lambda _: found)
+
+    def why_not_then_mended(extension: Extension, library: Path) -> str:
+        why = why_not(extension, library)
+        if why:
+            found.unlink()
+            shutil.copy(good, broken)
+        return why
+
+    monkeypatch.setattr("engine.native.repair.why_not", why_not_then_mended)
+    monkeypatch.setattr(build, "compile_into", lambda *_: pytest.fail("compiled twice"))
+    assert len(list(repair(PREFIX_CACHE))) == 1
+    assert build.existing(PREFIX_CACHE) == broken
+
+
 @pytest.mark.parametrize("make", [Path.mkdir, lambda path: None])
 def test_a_library_that_cannot_be_read_does_not_load(
     make: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

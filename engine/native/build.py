@@ -113,24 +113,54 @@ def build(extension: Extension) -> Path:
             and ends with the compiler's last lines.
     """
     found = existing(extension)
-    return _built(extension, again=False) if found is None else found
+    return _built(extension, None) if found is None else found
 
 
-def build_again(extension: Extension) -> Path:
-    """The library, compiled now in place of what there is; raises as `build`."""
-    return _built(extension, again=True)
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A library as it was found, which tells whether it has been replaced since.
+
+    Attributes:
+        library: where.
+        state: inode, time of the last change and size; None: it is not there.
+    """
+
+    library: Path
+    state: tuple[int, int, int] | None
+
+    @classmethod
+    def of(cls, library: Path) -> Sighting:
+        """How it is found now."""
+        try:
+            found = library.stat()
+        except FileNotFoundError:
+            return cls(library, None)
+        return cls(library, (found.st_ino, found.st_mtime_ns, found.st_size))
 
 
-def _built(extension: Extension, *, again: bool) -> Path:
+def build_again(extension: Extension, broken: Sighting) -> Path:
+    """The library, compiled now in place of a broken one, unless another process has done so.
+
+    Raises:
+        NativeUnavailableError: as `build`.
+        OSError: the broken one cannot be replaced.
+    """
+    return _built(extension, broken)
+
+
+def _built(extension: Extension, broken: Sighting | None) -> Path:
     target = _target(extension)
     root = target.parent.parent
     root.mkdir(parents=True, exist_ok=True)
     with alone(lock_of(target.parent)):
         sweep(root)
-        if target.is_file() and not again:  # another process has built it meanwhile
+        mended = broken is None or broken != Sighting.of(broken.library)
+        if target.is_file() and mended:  # another process has built it meanwhile
             return target
         with scratch_folder(root) as scratch:
             _put(compile_into(extension, scratch), target)
+        if broken is not None and broken.library != target:  # a wheel brought it
+            broken.library.unlink(missing_ok=True)
     return target
 
 
