@@ -14,6 +14,7 @@ from pathlib import Path
 
 from engine import compiled
 from engine.native.scratch import SCRATCH_PREFIX, alone, lock_of, scratch_folder, sweep
+from engine.native.whole import damage_of, leave_out, take_back
 
 INSTALL_HINT = "`pip install mypy setuptools` and a C compiler (gcc, clang or Xcode's tools)"
 
@@ -22,15 +23,31 @@ class NativeBuildError(RuntimeError):
     """The build failed; the message says what to do, with the compiler's last lines."""
 
 
-def build() -> Path:
+def build(say: Callable[[str], object] = lambda _: None) -> Path:
     """Compile the present sources; returns the folder of the build, at once if it is there.
+
+    Args:
+        say: told of a build that does not load, which is made again.
 
     Raises:
         NativeBuildError: mypyc or a C compiler is missing, or the compilation failed.
     """
     target = compiled.builds_dir() / compiled.build_key()
-    if target.is_dir():
-        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with alone(lock_of(target)):
+        if target.is_dir():
+            why = _why_not(target)
+            if not why:
+                return target
+            say(f"{target} does not load ({why}): building it again")
+            leave_out(target)
+            shutil.rmtree(target)
+        _make(target)
+    take_back(target)
+    return target
+
+
+def _make(target: Path) -> None:
     if importlib.util.find_spec("mypyc") is None:
         raise NativeBuildError(f"mypyc is not installed; it takes {INSTALL_HINT}")
     with tempfile.TemporaryDirectory(prefix="workbench-native-") as scratch:
@@ -39,7 +56,6 @@ def build() -> Path:
         _compile(work)
         _store(work, target)
     _check(target)
-    return target
 
 
 def remove(say: Callable[[str], object] = lambda _: None) -> int:
@@ -99,7 +115,6 @@ def _environment() -> dict[str, str]:
 def _store(work: Path, target: Path) -> None:
     """Put the extension modules into place, named by module, all at once."""
     suffix = EXTENSION_SUFFIXES[0]
-    target.parent.mkdir(parents=True, exist_ok=True)
     sweep(target.parent)
     with scratch_folder(target.parent) as fresh:
         complete = fresh / "build"
@@ -118,6 +133,15 @@ def _store(work: Path, target: Path) -> None:
 
 def _check(target: Path) -> None:
     """The build must load in a fresh interpreter; one that does not is deleted."""
+    if why := _why_not(target):
+        shutil.rmtree(target, ignore_errors=True)
+        raise NativeBuildError(f"the build does not load:\n{why}")
+
+
+def _why_not(target: Path) -> str:
+    """Why a build does not load in a fresh interpreter; "" if it does."""
+    if damage := damage_of(target):
+        return damage
     code = "import engine.core.scheduler as s, simulator.world; print(s.__file__)"
     result = subprocess.run(  # noqa: S603
         [sys.executable, "-c", code],
@@ -127,6 +151,7 @@ def _check(target: Path) -> None:
         env={**os.environ, "WORKBENCH_NATIVE": "1"},
         check=False,
     )
-    if result.returncode != 0 or str(target) not in result.stdout:
-        shutil.rmtree(target, ignore_errors=True)
-        raise NativeBuildError(f"the build does not load:\n{result.stdout}{result.stderr}")
+    if result.returncode == 0:
+        return "" if str(target) in result.stdout else "an interpreter does not find it"
+    said = result.stderr.strip().splitlines()
+    return said[-1] if said else f"the interpreter ended with {result.returncode}"
