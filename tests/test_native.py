@@ -6,13 +6,18 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
+from command_line import WORKBENCH
 
 from engine import compiled
-from engine.native.scratch import SCRATCH_PREFIX, scratch_folder
+from engine.native.build import PREFIX_CACHE
+from engine.native.scratch import SCRATCH_PREFIX, alone, lock_of, scratch_folder
+from engine.native.whole import damage_of
 from workbench import native_build
+from workbench.cli.damaged_build import leave_out_damaged_build
 
 ROOT = Path(__file__).parent.parent
 
@@ -120,3 +125,104 @@ def test_remove_deletes_all_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "a").mkdir()
     assert native_build.remove() == 1
     assert not any(tmp_path.iterdir())
+
+
+def test_remove_says_what_it_leaves_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And why; the locks are those that a build holds."""
+    monkeypatch.setenv("WORKBENCH_NATIVE_DIR", str(tmp_path))
+    core, cache = tmp_path / "0123", tmp_path / f"{PREFIX_CACHE.name}-4567"
+    other = tmp_path / "workbench_ops_cpu-89ab"
+    young = tmp_path / f"{SCRATCH_PREFIX}young"
+    for folder in (core, cache, other, young):
+        folder.mkdir()
+    said: list[str] = []
+    with alone(lock_of(core)), alone(lock_of(cache)), scratch_folder(tmp_path) as held:
+        assert native_build.remove(said.append) == 1
+    assert not other.exists()
+    assert sorted(said) == sorted([
+        f"{core} is left alone: a process builds or removes it",
+        f"{cache} is left alone: a process builds or removes it",
+        f"{held} is left alone: a process builds in it",
+        f"{young} is left alone: a process may build in it until it is 10 minutes old",
+    ])  # fmt: skip
+    assert native_build.remove() == 2
+
+
+# ---- builds that are damaged ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A build of the present sources whose libraries are all empty."""
+    monkeypatch.setenv("WORKBENCH_NATIVE", "1")
+    monkeypatch.setenv("WORKBENCH_NATIVE_DIR", str(tmp_path))
+    folder = tmp_path / compiled.build_key()
+    folder.mkdir()
+    for module in (*compiled.MODULES, "0123__mypyc"):
+        (folder / f"{module}{EXTENSION_SUFFIXES[0]}").touch()
+    return folder
+
+
+def _workbench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*WORKBENCH, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("command", ["version", "--version"])
+def test_commands_run_as_python_beside_a_damaged_build(damaged: Path, command: str) -> None:
+    """They say so once, with what mends it."""
+    result = _workbench(command)
+    assert result.returncode == 0, result.stderr
+    assert "core      Python" in result.stdout
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"warning: {damaged} is damaged (")
+    assert line.endswith("`workbench native` builds it again")
+
+
+def test_a_damaged_build_can_be_removed(damaged: Path) -> None:
+    """By the command that removes all."""
+    assert _workbench("native", "--remove").stdout == "removed 1 builds\n"
+    assert not damaged.exists()
+
+
+def test_what_a_command_starts_leaves_a_damaged_build_out_too(
+    damaged: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a word; until it is mended."""
+    monkeypatch.setattr(sys, "meta_path", [compiled.NativeFinder(damaged), *sys.meta_path])
+    monkeypatch.setattr(native_build, "_make", Path.mkdir)
+    leave_out_damaged_build()
+    assert compiled.active_build() is None
+    leave_out_damaged_build()
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert _run()[0].endswith("engine/core/scheduler.py")
+    native_build.build()
+    assert os.environ.get("WORKBENCH_NATIVE") != "0"
+
+
+@pytest.mark.parametrize("lacking", ["0123__mypyc", "engine.core.scheduler"])
+def test_a_build_that_lacks_a_library_is_damaged(
+    damaged: Path, lacking: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a module, or the one with the code of all."""
+    monkeypatch.setattr("engine.native.whole.is_whole", lambda _: True)
+    assert damage_of(damaged) == ""
+    (damaged / f"{lacking}{EXTENSION_SUFFIXES[0]}").unlink()
+    assert damage_of(damaged).endswith("is missing")
+
+
+@pytest.mark.parametrize(("looks_whole", "why"), [(False, "is not whole"), (True, "ImportError: ")])
+def test_a_build_that_does_not_load_is_made_again(
+    damaged: Path, looks_whole: bool, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it is said which and why."""
+    if looks_whole:
+        monkeypatch.setattr(native_build, "damage_of", lambda _: "")
+    monkeypatch.setattr(native_build, "_make", Path.mkdir)
+    said: list[str] = []
+    assert native_build.build(said.append) == damaged
+    (line,) = said
+    assert line.startswith(f"{damaged} does not load (")
+    assert why in line
+    assert not any(damaged.iterdir())

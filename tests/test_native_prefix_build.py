@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from command_line import invoke
 
-from engine.native import build
+from engine.native import build, prefix_cache
 from engine.native.build import PREFIX_CACHE, Extension, NativeUnavailableError
 from engine.native.cache_speed import measure_cache_speed
 from engine.native.gil import GilMeasurement
 from engine.native.prefix_cache import native_cache
 from engine.native.repair import repair, why_not
+from engine.native.scratch import SCRATCH_PREFIX
+from workbench import native_build
 
 pytestmark = pytest.mark.usefixtures("prefix_cache_builds")
 
@@ -118,6 +122,86 @@ def test_a_library_that_was_cut_off_is_not_loaded(broken: Path) -> None:
     """It would end the process; a scheduler keeps Python's cache."""
     with pytest.raises(ImportError, match="is not whole"):
         native_cache(16)
+
+
+@pytest.mark.parametrize("brought", [False, True])
+def test_what_another_process_has_built_again_is_not_built_twice(
+    broken: Path, good: Path, brought: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it was broken when it was looked at; so where a wheel brought it."""
+    found = tmp_path / "wheel" / broken.name if brought else broken
+    if brought:
+        found.parent.mkdir()
+        broken.rename(found)
+        monkeypatch.setattr(build, "bundled", lambda _: found)
+
+    def why_not_then_mended(extension: Extension, library: Path) -> str:
+        why = why_not(extension, library)
+        if why:
+            found.unlink()
+            shutil.copy(good, broken)
+        return why
+
+    monkeypatch.setattr("engine.native.repair.why_not", why_not_then_mended)
+    monkeypatch.setattr(build, "compile_into", lambda *_: pytest.fail("compiled twice"))
+    assert len(list(repair(PREFIX_CACHE))) == 1
+    assert build.existing(PREFIX_CACHE) == broken
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: None])
+def test_a_library_that_cannot_be_read_does_not_load(
+    make: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error is the one that callers know, with what mends it."""
+    library = tmp_path / "library.so"
+    make(library)
+    monkeypatch.setattr(prefix_cache, "build", lambda _: library)
+    with pytest.raises(ImportError, match=rf"{library} does not load .*`workbench native` builds"):
+        native_cache(16)
+
+
+def test_building_and_removing_at_once_is_safe(
+    broken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that is being built is lost, and neither fails over what the other has removed."""
+    done, failures = threading.Event(), list[BaseException]()
+
+    def compile_into(extension: Extension, folder: Path) -> Path:
+        library = folder / extension.file_name
+        library.touch()
+        return library
+
+    def remove_all() -> None:
+        try:
+            while not done.is_set():
+                native_build.remove()
+        except OSError as error:
+            failures.append(error)
+
+    monkeypatch.setattr(build, "compile_into", compile_into)
+    removers = [threading.Thread(target=remove_all) for _ in range(2)]
+    for thread in removers:
+        thread.start()
+    try:
+        for _ in range(200):
+            assert build.build(PREFIX_CACHE) == broken
+    finally:
+        done.set()
+        for thread in removers:
+            thread.join()
+    assert failures == []
+
+
+def test_a_build_sweeps_what_was_left_behind(broken: Path, tmp_path: Path) -> None:
+    """A process that was ended amid a compilation leaves its folder."""
+    left, young = (tmp_path / f"{SCRATCH_PREFIX}{name}" for name in ("left", "young"))
+    for folder in (left, young):
+        folder.mkdir()
+    os.utime(left, (0, 0))
+    broken.unlink()
+    build.build(PREFIX_CACHE)
+    assert young.is_dir()
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("command", [("kernels", "gil"), ("native", "--extensions-only")])

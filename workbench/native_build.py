@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from engine import compiled
-from engine.native.scratch import SCRATCH_PREFIX, is_left_behind, scratch_folder
+from engine.native.scratch import SCRATCH_PREFIX, alone, lock_of, scratch_folder, sweep
+from engine.native.whole import damage_of, leave_out, take_back
 
 INSTALL_HINT = "`pip install mypy setuptools` and a C compiler (gcc, clang or Xcode's tools)"
 
@@ -21,15 +23,31 @@ class NativeBuildError(RuntimeError):
     """The build failed; the message says what to do, with the compiler's last lines."""
 
 
-def build() -> Path:
+def build(say: Callable[[str], object] = lambda _: None) -> Path:
     """Compile the present sources; returns the folder of the build, at once if it is there.
+
+    Args:
+        say: told of a build that does not load, which is made again.
 
     Raises:
         NativeBuildError: mypyc or a C compiler is missing, or the compilation failed.
     """
     target = compiled.builds_dir() / compiled.build_key()
-    if target.is_dir():
-        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with alone(lock_of(target)):
+        if target.is_dir():
+            why = _why_not(target)
+            if not why:
+                return target
+            say(f"{target} does not load ({why}): building it again")
+            leave_out(target)
+            shutil.rmtree(target)
+        _make(target)
+    take_back(target)
+    return target
+
+
+def _make(target: Path) -> None:
     if importlib.util.find_spec("mypyc") is None:
         raise NativeBuildError(f"mypyc is not installed; it takes {INSTALL_HINT}")
     with tempfile.TemporaryDirectory(prefix="workbench-native-") as scratch:
@@ -38,21 +56,32 @@ def build() -> Path:
         _compile(work)
         _store(work, target)
     _check(target)
-    return target
 
 
-def remove() -> int:
+def remove(say: Callable[[str], object] = lambda _: None) -> int:
     """Delete all builds, and what was left of unfinished ones; returns how many builds there were.
 
-    What another process is building is left to it.
+    Args:
+        say: told of what is left alone, and why: another process is building it.
     """
     root = compiled.builds_dir()
     folders = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
     builds = [path for path in folders if not path.name.startswith(SCRATCH_PREFIX)]
-    left = [path for path in folders if path not in builds and is_left_behind(path)]
-    for path in [*builds, *left]:
+    removed = sum(_remove(path, say) for path in builds)
+    for line in sweep(root):
+        say(line)
+    return removed
+
+
+def _remove(path: Path, say: Callable[[str], object]) -> bool:
+    with alone(lock_of(path), wait=False) as unused:
+        if not path.is_dir():
+            return False
+        if not unused:
+            say(f"{path} is left alone: a process builds or removes it")
+            return False
         shutil.rmtree(path)
-    return len(builds)
+    return True
 
 
 def _copy_sources(work: Path) -> None:
@@ -86,7 +115,7 @@ def _environment() -> dict[str, str]:
 def _store(work: Path, target: Path) -> None:
     """Put the extension modules into place, named by module, all at once."""
     suffix = EXTENSION_SUFFIXES[0]
-    target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent)
     with scratch_folder(target.parent) as fresh:
         complete = fresh / "build"
         complete.mkdir()
@@ -104,6 +133,15 @@ def _store(work: Path, target: Path) -> None:
 
 def _check(target: Path) -> None:
     """The build must load in a fresh interpreter; one that does not is deleted."""
+    if why := _why_not(target):
+        shutil.rmtree(target, ignore_errors=True)
+        raise NativeBuildError(f"the build does not load:\n{why}")
+
+
+def _why_not(target: Path) -> str:
+    """Why a build does not load in a fresh interpreter; "" if it does."""
+    if damage := damage_of(target):
+        return damage
     code = "import engine.core.scheduler as s, simulator.world; print(s.__file__)"
     result = subprocess.run(  # noqa: S603
         [sys.executable, "-c", code],
@@ -113,6 +151,7 @@ def _check(target: Path) -> None:
         env={**os.environ, "WORKBENCH_NATIVE": "1"},
         check=False,
     )
-    if result.returncode != 0 or str(target) not in result.stdout:
-        shutil.rmtree(target, ignore_errors=True)
-        raise NativeBuildError(f"the build does not load:\n{result.stdout}{result.stderr}")
+    if result.returncode == 0:
+        return "" if str(target) in result.stdout else "an interpreter does not find it"
+    said = result.stderr.strip().splitlines()
+    return said[-1] if said else f"the interpreter ended with {result.returncode}"

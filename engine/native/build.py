@@ -7,30 +7,24 @@ ABI serves every torch. A wheel may bring builds along (`bundled`).
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import platform
 import shlex
 import shutil
-import struct
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import find_spec
 from pathlib import Path
 
 from engine.compiled import builds_dir
-from engine.native.scratch import scratch_folder
+from engine.native.scratch import alone, lock_of, scratch_folder, sweep
 
 FOLDER = Path(__file__).parent
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # 2.11
 HINT = "pip install 'llm-serving-workbench[native]', and g++ (CUDA: nvcc)"
-_ELF, _ELF_64 = b"\x7fELF", b"\x7fELF\x02\x01"
 
 
 class NativeUnavailableError(RuntimeError):
@@ -119,47 +113,66 @@ def build(extension: Extension) -> Path:
             and ends with the compiler's last lines.
     """
     found = existing(extension)
-    return _built(extension, again=False) if found is None else found
+    return _built(extension, None) if found is None else found
 
 
-def build_again(extension: Extension) -> Path:
-    """The library, compiled now in place of what there is; raises as `build`."""
-    return _built(extension, again=True)
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A library as it was found, which tells whether it has been replaced since.
+
+    Attributes:
+        library: where.
+        state: inode, time of the last change and size; None: it is not there.
+    """
+
+    library: Path
+    state: tuple[int, int, int] | None
+
+    @classmethod
+    def of(cls, library: Path) -> Sighting:
+        """How it is found now."""
+        try:
+            found = library.stat()
+        except FileNotFoundError:
+            return cls(library, None)
+        return cls(library, (found.st_ino, found.st_mtime_ns, found.st_size))
 
 
-def _built(extension: Extension, *, again: bool) -> Path:
+def build_again(extension: Extension, broken: Sighting) -> Path:
+    """The library, compiled now in place of a broken one, unless another process has done so.
+
+    Raises:
+        NativeUnavailableError: as `build`.
+        OSError: the broken one cannot be replaced.
+    """
+    return _built(extension, broken)
+
+
+def _built(extension: Extension, broken: Sighting | None) -> Path:
     target = _target(extension)
     root = target.parent.parent
     root.mkdir(parents=True, exist_ok=True)
-    with _alone(root / f".{extension.name}.lock"), scratch_folder(root) as scratch:
-        if target.is_file() and not again:  # another process has built it meanwhile
+    with alone(lock_of(target.parent)):
+        sweep(root)
+        mended = broken is None or broken != Sighting.of(broken.library)
+        if target.is_file() and mended:  # another process has built it meanwhile
             return target
-        library = compile_into(extension, scratch)
-        target.parent.mkdir(exist_ok=True)
-        library.replace(target)
+        with scratch_folder(root) as scratch:
+            _put(compile_into(extension, scratch), target)
+        if broken is not None and broken.library != target:  # a wheel brought it
+            broken.library.unlink(missing_ok=True)
     return target
 
 
-def is_whole(library: Path) -> bool:
-    """Whether a library is there to its end; to load one that was cut off can end the process."""
-    with library.open("rb") as file:
-        head = file.read(64)
-        size = os.fstat(file.fileno()).st_size
-    if not sys.platform.startswith("linux"):
-        return size > 0
-    if len(head) < 64 or not head.startswith(_ELF_64):
-        return head.startswith(_ELF) and len(head) == 64
-    (table,) = struct.unpack_from("<Q", head, 40)  # of sections, which is the last of a file
-    entry_bytes, entries = struct.unpack_from("<HH", head, 58)
-    return bool(table + entry_bytes * entries <= size)
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """One process at a time: a compilation takes all of a core."""
-    with lock.open("w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _put(library: Path, target: Path) -> None:
+    """Put a library into place, with its folder if that is missing."""
+    if target.parent.is_dir():
+        library.replace(target)
+        return
+    complete = library.parent / "complete"
+    complete.mkdir()
+    library.rename(complete / target.name)
+    complete.rename(target.parent)
 
 
 def compile_into(extension: Extension, folder: Path) -> Path:

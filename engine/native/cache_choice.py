@@ -20,6 +20,7 @@ from engine.compiled import ROOT, active_build, builds_dir
 from engine.core.scheduler import Scheduler
 from engine.native.build import PREFIX_CACHE, existing, key_of
 from engine.native.prefix_cache import native_cache
+from engine.native.whole import MENDS, is_whole
 
 # Texts of real ids beside a device; or made-up ones, where the cache is a small part of the work.
 Use = Literal["engine", "simulation"]
@@ -59,6 +60,22 @@ class CacheTimes:
 
 def choose(use: Use) -> CacheChoice:
     """The prefix cache of this process for a use; reads a few small files."""
+    choice = _measured_choice(use)
+    library = existing(PREFIX_CACHE)
+    if choice.native and library is not None and not _is_sound(library):
+        return CacheChoice(False, f"Python's: {library} is not whole; {MENDS}")
+    return choice
+
+
+def _is_sound(library: Path) -> bool:
+    try:
+        return is_whole(library)
+    except OSError:
+        return False
+
+
+def _measured_choice(use: Use) -> CacheChoice:
+    """As if what is built were whole."""
     times = measured_times(use)
     if active_build() is not None:
         return CacheChoice(False, f"the compiled core's own, which takes no other{_pair(times)}")
@@ -104,7 +121,7 @@ def inject(scheduler: Scheduler, use: Use) -> bool:
 
 def injector(use: Use) -> Callable[[Scheduler], bool]:
     """`inject` by one decision, for a driver of many schedulers."""
-    if active_build() is None and choose(use).native:
+    if active_build() is None and _measured_choice(use).native:  # `put_native` warns
         return put_native
     return lambda _: False
 
@@ -129,8 +146,7 @@ def put_native(scheduler: Scheduler) -> bool:
     try:
         scheduler.kv.cache = native_cache(config.page_size, config.eviction, listener)
     except ImportError as error:
-        how = "`workbench native --remove`, then `workbench native`, builds it anew"
-        warnings.warn(f"the prefix cache in C++ is left out: {error}; {how}", stacklevel=2)
+        warnings.warn(f"the prefix cache in C++ is left out: {error}", stacklevel=2)
         return False
     return True
 

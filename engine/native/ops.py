@@ -21,8 +21,8 @@ from engine.native.build import (
     Extension,
     NativeUnavailableError,
     build,
-    is_whole,
 )
+from engine.native.whole import MENDS, is_whole
 
 NAMESPACE = "workbench"
 SCHEMAS = (
@@ -149,7 +149,7 @@ def _load_once() -> Kind:
 def _load_library(extension: Extension) -> None:
     library = build(extension)
     if not is_whole(library):
-        raise OSError(f"{library} is not whole; `workbench native` builds it again")
+        raise OSError(f"{library} is not whole; {MENDS}")
     torch.ops.load_library(str(library))
 
 

@@ -20,7 +20,8 @@ from engine.core.radix_cache import RadixCache
 from engine.core.radix_node import RadixListener
 from engine.core.radix_tree import Eviction
 from engine.core.token_ids import Int32
-from engine.native.build import PREFIX_CACHE, build, is_whole
+from engine.native.build import PREFIX_CACHE, build
+from engine.native.whole import MENDS, is_whole
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -36,8 +37,15 @@ _MULTIPLIER, _MASK = 0xFF51AFD7ED558CCD, (1 << 64) - 1
 
 @cache
 def _load(path: Path) -> ModuleType:
-    if not is_whole(path):
-        raise ImportError(f"{path} is not whole")
+    try:
+        if not is_whole(path):
+            raise ImportError("it is not whole")
+        return _module(path)
+    except (ImportError, OSError) as error:
+        raise ImportError(f"{path} does not load ({error}); {MENDS}") from error
+
+
+def _module(path: Path) -> ModuleType:
     loader = ExtensionFileLoader(PREFIX_CACHE.name, str(path))
     spec = spec_from_file_location(PREFIX_CACHE.name, path, loader=loader)
     if spec is None:
@@ -74,6 +82,7 @@ def native_cache(
 
     Raises:
         NativeUnavailableError: it cannot be built here; says why.
+        ImportError: what was built does not load.
     """
     cache_type = native_module().PrefixCache
     made = cache_type(page_size, eviction == "lfu", listener, list(_OPS), release_tokens)

@@ -15,10 +15,11 @@ from engine.native.build import (
     OPS_CUDA,
     Extension,
     NativeUnavailableError,
+    Sighting,
     build_again,
     existing,
-    is_whole,
 )
+from engine.native.whole import is_whole
 
 _PYTHON = """
 import sys
@@ -38,14 +39,14 @@ def repair(extension: Extension) -> Iterator[str]:
         NativeUnavailableError: it cannot be built; names the file to delete.
     """
     found = existing(extension)
-    why = "" if found is None else why_not(extension, found)
-    if found is None or not why:
+    if found is None:
+        return
+    seen = Sighting.of(found)
+    if not (why := why_not(extension, found)):
         return
     yield f"{found} does not load ({why}): building it again"
     try:
-        again = build_again(extension)
-        if again != found:  # a wheel brought it
-            found.unlink()
+        again = build_again(extension, seen)
     except (NativeUnavailableError, OSError) as error:
         raise NativeUnavailableError(
             f"{found} does not load and is not replaced; delete it. {error}"

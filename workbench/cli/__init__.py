@@ -32,6 +32,7 @@ from workbench.cli import (
     tui,
     version,
 )
+from workbench.cli.damaged_build import leave_out_damaged_build
 from workbench.cli.failures import FailureReportingGroup, flush_stdout, report_failure
 
 app = typer.Typer(
@@ -55,6 +56,7 @@ def _show_help(ctx: typer.Context, wanted: bool) -> None:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        leave_out_damaged_build()
         version.run()
         raise typer.Exit
 
@@ -79,6 +81,7 @@ def workbench(
     ] = False,
 ) -> None:
     """What will an LLM-serving setup do under a given load, and why?"""
+    leave_out_damaged_build()
 
 
 for _command in (

@@ -29,13 +29,17 @@ def run(
     cache is faster than Python's: there it is used, and `workbench version` says so.
     """
     from workbench import native_build
-    from workbench.native_extensions import build_extensions
+
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
 
     if remove:
-        typer.echo(f"removed {native_build.remove()} builds")
+        typer.echo(f"removed {native_build.remove(say)} builds")
         return
     if not extensions_only:
-        typer.echo("compiling, about a minute ...", err=True)
-        typer.echo(f"built {native_build.build()}")
+        say("compiling, about a minute ...")
+        typer.echo(f"built {native_build.build(say)}")
+    from workbench.native_extensions import build_extensions  # loads the core
+
     for line in build_extensions(required=extensions_only):
         typer.echo(line)
