@@ -247,6 +247,7 @@ def test_long_runs_in_python_recommend_the_compiler(
     """One line names `workbench native` after a long run, without a build and unless --quiet."""
     monkeypatch.setattr("workbench.cli.simulation.LONG_RUN_S", long_s)
     monkeypatch.setattr("engine.compiled.active_build", lambda: build)
+    monkeypatch.setattr("engine.native.whole.damage_of", lambda core: "")
     assert ("`workbench native`" in invoke(*SMALL, *flags).stderr) == hinted
 
 
