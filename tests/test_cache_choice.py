@@ -152,37 +152,35 @@ def test_nothing_is_put_where_there_is_no_cache_or_one_in_use() -> None:
         put_native(served)
 
 
-@pytest.mark.usefixtures("figures")
-def test_a_library_that_does_not_load_is_left_out_with_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The run goes on with Python's cache, and is told how to get the other one back."""
+@pytest.fixture
+def damaged(figures: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A library that was measured to be faster, and is none."""
+    del figures
     monkeypatch.setenv("WORKBENCH_NATIVE_DIR", str(tmp_path))
     write({"engine": FASTER})
     extension = build.PREFIX_CACHE
     library = tmp_path / f"{extension.name}-{build.key_of(extension)}" / extension.file_name
     library.parent.mkdir()
     library.write_bytes(b"no library")
+    return library
+
+
+@pytest.mark.usefixtures("damaged")
+def test_a_library_that_does_not_load_is_left_out_with_a_warning() -> None:
+    """The run goes on with Python's cache, and is told how to get the other one back."""
     left_out = "C\\+\\+ is left out: .*; `workbench native` builds it again"
     with pytest.warns(UserWarning, match=left_out):
         assert not inject(scheduler(), "engine")
 
 
-@pytest.mark.usefixtures("figures")
 def test_a_damaged_library_is_not_told_as_chosen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    damaged: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run would refuse it, however fast it was."""
-    monkeypatch.setenv("WORKBENCH_NATIVE_DIR", str(tmp_path))
-    write({"engine": FASTER})
-    extension = build.PREFIX_CACHE
-    library = tmp_path / f"{extension.name}-{build.key_of(extension)}" / extension.file_name
-    library.parent.mkdir()
-    library.write_bytes(b"no library")
     choice = choose("engine")
     assert not choice.native
     assert choice.reason == (
-        f"Python's: {library} is not whole; `workbench native` builds it again"
+        f"Python's: {damaged} is not whole; `workbench native` builds it again"
     )
     monkeypatch.setattr(cache_choice, "is_whole", lambda _: True)
     assert choose("engine").native

@@ -121,11 +121,11 @@ class Sighting:
     """A library as it was found, which tells whether it has been replaced since.
 
     Attributes:
-        library: where.
+        path: where.
         state: inode, time of the last change and size; None: it is not there.
     """
 
-    library: Path
+    path: Path
     state: tuple[int, int, int] | None
 
     @classmethod
@@ -154,13 +154,13 @@ def _built(extension: Extension, broken: Sighting | None) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     with alone(lock_of(target.parent)):
         sweep(root)
-        mended = broken is None or broken != Sighting.of(broken.library)
+        mended = broken is None or broken != Sighting.of(broken.path)
         if target.is_file() and mended:  # another process has built it meanwhile
             return target
         with scratch_folder(root) as scratch:
             _put(compile_into(extension, scratch), target)
-        if broken is not None and broken.library != target:  # a wheel brought it
-            broken.library.unlink(missing_ok=True)
+        if broken is not None and broken.path != target:  # a wheel brought it
+            broken.path.unlink(missing_ok=True)
     return target
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from simulator.cost_model import Int64, StepFeatures
+from simulator.profile import Residual
 
 Float64 = NDArray[np.float64]
 
@@ -66,3 +67,21 @@ def nonnegative_costs(columns: Float64, ns: Float64, weights: Float64) -> Float6
     # Amounts differ by ten orders of magnitude: columns of one length solve well.
     costs, _ = nnls(weighted / scale, ns * weights, maxiter=100 * columns.shape[1])
     return np.asarray(costs / scale, np.float64)
+
+
+def residual_of(region: str, percent: Float64) -> Residual:
+    """By how much steps of a region were missed.
+
+    Args:
+        region: its name.
+        percent: float64[n], signed errors; not empty.
+    """
+    median, p90, p99 = np.percentile(np.abs(percent), (50, 90, 99)).tolist()
+    return Residual(
+        region=region,
+        count=len(percent),
+        median_percent=median,
+        p90_percent=p90,
+        p99_percent=p99,
+        bias_percent=float(np.median(percent)),
+    )

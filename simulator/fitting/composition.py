@@ -44,7 +44,7 @@ from simulator.composition.kernel_file import (
 from simulator.composition.kernel_parts import KernelParts
 from simulator.composition.kernel_tables import KernelTables
 from simulator.cost_model import CostModel, StepFeatures
-from simulator.fitting.base import Float64, nonnegative_costs
+from simulator.fitting.base import Float64, nonnegative_costs, residual_of
 from simulator.fitting.decode import idle_rows
 from simulator.fitting.profile_fit import (
     DECODE,
@@ -56,7 +56,7 @@ from simulator.fitting.profile_fit import (
     SHARED,
 )
 from simulator.mixed_costs import launch_kinds, padded_tokens
-from simulator.profile import LaunchFit, Profile, Residual
+from simulator.profile import LaunchFit, Profile
 from simulator.roofline import RooflineCostModel
 
 _ERROR: Final = 0.02  # of a step: what corrections are weighed against
@@ -337,8 +337,8 @@ def _errors(
         if rows.any():
             yield ComposedError(
                 model=left_out.profile.identity.model,
-                composed=_residual(region, composed[rows]),
-                analytic=_residual(region, analytic[rows]),
+                composed=residual_of(region, composed[rows]),
+                analytic=residual_of(region, analytic[rows]),
             )
 
 
@@ -355,15 +355,3 @@ def regions_of(f: StepFeatures) -> NDArray[np.str_]:
 def _percent(model: CostModel, f: StepFeatures, ns: Sequence[int]) -> Float64:
     errors: Float64 = 100.0 * (model.step_costs(f).gpu_ns / np.array(ns, np.float64) - 1.0)
     return errors
-
-
-def _residual(region: str, percent: Float64) -> Residual:
-    median, p90, p99 = np.percentile(np.abs(percent), (50, 90, 99)).tolist()
-    return Residual(
-        region=region,
-        count=len(percent),
-        median_percent=median,
-        p90_percent=p90,
-        p99_percent=p99,
-        bias_percent=float(np.median(percent)),
-    )

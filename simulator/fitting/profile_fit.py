@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from simulator.calibrated import HostCosts
 from simulator.cost_model import StepFeatures, StepShape, sum_of_terms
-from simulator.fitting.base import Float64, Steps
+from simulator.fitting.base import Float64, Steps, residual_of
 from simulator.fitting.decode import GraphKnots, decode_tables, knots_by_graph
 from simulator.fitting.host import fit_host, fit_result_ns
 from simulator.fitting.hot import unseen_hot_errors
@@ -148,15 +148,7 @@ def _residuals(
     errors |= more
     for region, percent in errors.items():
         if len(percent):
-            median, p90, p99 = np.percentile(np.abs(percent), (50, 90, 99)).tolist()
-            yield Residual(
-                region=region,
-                count=len(percent),
-                median_percent=median,
-                p90_percent=p90,
-                p99_percent=p99,
-                bias_percent=float(np.median(percent)),
-            )
+            yield residual_of(region, percent)
 
 
 def _decode_errors(graphs: Sequence[GraphKnots]) -> Float64:

@@ -56,8 +56,9 @@ from simulator.samples import (
     Samples,
     WakeSamples,
 )
+from workbench.calibration.partial_file import PartialFile
 from workbench.calibration.served_times import Service
-from workbench.record.atomic_file import read_whole_lines, write_atomic
+from workbench.record.atomic_file import write_atomic
 from workbench.record.result_folder import make_folder
 from workbench.running.engine_driver import HostClock
 from workbench.running.engine_run import Build, Runner, Say, build_runner
@@ -95,60 +96,33 @@ class Partial:
     """
 
     def __init__(self, path: Path, identity: Identity) -> None:
+        others = "measurements of another engine, model or version"
+        self._file = PartialFile(path, SCHEMA, identity, others)
         self.path = path
         self.sittings: list[dict[str, Any]] = []
-        self._head = {"schema": SCHEMA, "identity": msgspec.to_builtins(identity)}
 
     def read(self) -> Measurements:
-        """What is there of this engine; a last line that was cut short is taken away.
-
-        Raises:
-            ProfileError: it is of another engine, or damaged.
-        """
-        try:
-            lines = read_whole_lines(self.path)
-            return self._measurements(lines) if lines else Measurements()
-        except (ValueError, TypeError) as error:
-            if isinstance(error, ProfileError):
-                raise
-            raise ProfileError(
-                f"{self.path} is damaged ({error}): delete it, and measuring begins anew"
-            ) from None
-
-    def _measurements(self, lines: list[str]) -> Measurements:
+        """What is there of this engine. Raises ProfileError as `PartialFile.read`."""
         found = Measurements()
-        if json.loads(lines[0]) != self._head:
-            raise ProfileError(
-                f"{self.path} holds measurements of another engine, model or version: delete it, "
-                "or name another --output-dir"
-            )
-        for number, line in enumerate(lines[1:], 2):
-            try:
-                entry = _entry(line)
-            except (ValueError, msgspec.ValidationError) as error:
-                raise ValueError(f"line {number}: {error}") from None
+
+        def take(line: str) -> None:
+            entry = _entry(line)
             if isinstance(entry, dict):
                 self.sittings.append(entry)
             else:
                 found.add(*entry)
+
+        self._file.read(take)
         return found
 
     def append(self, shape: Features, times: list[int]) -> None:
         """Keep one pass over a step."""
-        self._write([shape, times])
+        self._file.append([shape, times])
 
     def end_sitting(self, conditions: dict[str, Any]) -> None:
         """Keep when and under which conditions the last steps were measured."""
         self.sittings.append(conditions)
-        self._write(conditions)
-
-    def _write(self, entry: list[Any] | dict[str, Any]) -> None:
-        make_folder(self.path.parent)
-        new = not self.path.exists()
-        with self.path.open("a", encoding="utf-8") as file:
-            if new:
-                file.write(json.dumps(self._head) + "\n")
-            file.write(json.dumps(entry) + "\n")
+        self._file.append(conditions)
 
 
 def _entry(line: str) -> dict[str, Any] | tuple[Features, list[int]]:

@@ -1,8 +1,4 @@
-"""The file of kernel times while they are measured, and what becomes of it: tables.
-
-Every case is appended as soon as it is measured, so that an interrupted measurement goes on where
-it was.
-"""
+"""The file of kernel times while they are measured, and what becomes of it: tables."""
 
 from __future__ import annotations
 
@@ -17,10 +13,8 @@ import msgspec
 from engine.profiling.kernel_cases import Draw, KernelCase
 from engine.profiling.kernel_tables import KernelTimes
 from simulator.composition.kernel_file import OPS, SCHEMA, KernelIdentity, Series, Time
-from simulator.profile import ProfileError
 from simulator.samples import Count
-from workbench.record.atomic_file import read_whole_lines
-from workbench.record.result_folder import make_folder
+from workbench.calibration.partial_file import PartialFile
 
 _Entry = tuple[str, tuple[Count, ...], tuple[Count, ...], Draw | None, tuple[Time, ...]]
 
@@ -34,47 +28,19 @@ class PartialKernels:
     """
 
     def __init__(self, path: Path, identity: KernelIdentity) -> None:
+        others = "kernel times of another device or version"
+        self._file = PartialFile(path, SCHEMA, identity, others)
         self.path = path
-        self._head = {"schema": SCHEMA, "identity": msgspec.to_builtins(identity)}
 
     def read(self) -> KernelTimes:
-        """What is there; a last line that was cut short is taken away.
-
-        Raises:
-            ProfileError: it is of another device or version, or damaged.
-        """
-        try:
-            lines = read_whole_lines(self.path)
-            return self._times(lines) if lines else KernelTimes()
-        except (ValueError, TypeError) as error:
-            if isinstance(error, ProfileError):
-                raise
-            raise ProfileError(
-                f"{self.path} is damaged ({error}): delete it, and measuring begins anew"
-            ) from None
-
-    def _times(self, lines: list[str]) -> KernelTimes:
-        if json.loads(lines[0]) != self._head:
-            raise ProfileError(
-                f"{self.path} holds kernel times of another device or version: delete it, or name"
-                " another --output-dir"
-            )
+        """What is there. Raises ProfileError as `PartialFile.read`."""
         found = KernelTimes()
-        for number, line in enumerate(lines[1:], 2):
-            try:
-                found.add(*_entry(line))
-            except (ValueError, msgspec.ValidationError) as error:
-                raise ValueError(f"line {number}: {error}") from None
+        self._file.read(lambda line: found.add(*_entry(line)))
         return found
 
     def append(self, case: tuple[Any, ...], times: list[float]) -> None:
         """Keep one pass over a case."""
-        make_folder(self.path.parent)
-        new = not self.path.exists()
-        with self.path.open("a", encoding="utf-8") as file:
-            if new:
-                file.write(json.dumps(self._head) + "\n")
-            file.write(json.dumps([*case, [round(ns, 1) for ns in times]]) + "\n")
+        self._file.append([*case, [round(ns, 1) for ns in times]])
 
 
 def _entry(line: str) -> tuple[KernelCase, tuple[float, ...]]:
