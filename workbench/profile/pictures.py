@@ -50,6 +50,8 @@ def draw_roofline(found: Roofline, path: Path) -> None:
         _dots(axes, found.points)
         figure.text(0.012, 0.965, found.title, fontsize=12, fontweight="bold", va="top")
         about = f"{found.step_us:,.0f} us a step; ceilings {found.ceilings.source}"
+        if (plain := found.ceilings.plain) is not None:
+            about += f"; dashed: {plain.tflop_s:,.0f} TFLOP/s of what is not quantized"
         figure.text(0.012, 0.915, about, fontsize=9, color=GREY, va="top")
         _table(figure, found)
 
@@ -79,8 +81,6 @@ def _roof(axes: Axes, found: Roofline) -> None:
     if plain is not None:
         axes.loglog(x, np.minimum(plain.tflop_s, plain.tb_s * x), color="#222222", linewidth=1.0,
                     linestyle="--")  # fmt: skip
-        axes.text(high / 1.1, plain.tflop_s * 0.78, f"{plain.tflop_s:,.0f} TFLOP/s not quantized",
-                  fontsize=8, color=GREY, ha="right")  # fmt: skip
     axes.axvline(top.ridge, color="#9A9A9A", linewidth=0.8, linestyle=":")
     axes.text(top.ridge * 1.06, 0.02, f"ridge {top.ridge:,.0f} FLOP/byte", fontsize=8,
               color=GREY, transform=axes.get_xaxis_transform())  # fmt: skip
